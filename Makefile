@@ -1,0 +1,46 @@
+# Two commands need nothing but Python 3.11 or newer:  make demo   make test
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STORE  ?= folder
+
+# One thread a process unless the engine says otherwise: several processes with many threads each crawl.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test check format lock picture clean
+
+demo: $(VENV)/installed  ## the main job on real photographs, end to end; STORE=s3 runs it on a real S3 server
+ifeq ($(STORE),s3)
+	$(BIN)/python -m infra.local_s3 build/demo/s3 $(BIN)/python -m jobs.demo --store s3://demo/results
+else
+	$(BIN)/python -m jobs.demo
+endif
+
+test: check  ## every test, and every check before them
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+picture: $(VENV)/installed  ## docs/picture.png, from photographs free of rights
+	$(BIN)/python -m jobs.docs_picture
+
+# The lock pins what pip resolved, but for CUDA's packages: which of those there are is the torch wheel's business.
+lock: $(VENV)/installed
+	$(BIN)/pip freeze --exclude-editable | grep -viE '^(cuda|nvidia|triton)' > requirements.lock
+
+$(VENV)/installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,145 @@
+"""The command line: one program, `gnp` or `python -m jobs`.
+
+Imports of torch and Ray are left to the commands that need them, so that `--help` answers at once.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import GnpError
+from pipeline.ledger import KINDS, Ledger
+from pipeline.storage import Storage
+
+app = typer.Typer(
+    name="gnp",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Transferable adversarial examples at scale: generate them, score how they transfer, read the results.",
+)
+# Off a terminal there is no width to fit into; tables of ten targets need the room.
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+Store = Annotated[str, typer.Argument(help="Where results lie: a folder, or s3://bucket/prefix.", show_default=False)]
+
+
+@app.command()
+def generate(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe; see jobs/recipes/.", show_default=False)],
+    store: Annotated[str, typer.Option(help="Where results go: a folder, or s3://bucket/prefix.", show_default=False)],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images, for a trial.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster (`auto` for the one this machine belongs to); default: a local one."),
+    ] = None,
+) -> None:
+    r"""Attacks the images of a recipe and scores how the result transfers.
+
+    What the store already holds is not done again: a run that was cut off goes on where it stood, a new target,
+    attack or source computes only what is new, and a second run of the same recipe does nothing.
+
+    Exit code 0: everything is committed. 1: some items failed; they are listed. 2: the run could not start.
+
+    \b
+        gnp generate jobs/recipes/imagenet.toml --store s3://bucket/prefix --limit 100
+    """
+    from jobs.generate import run
+
+    raise typer.Exit(run(recipe, store, console=console, limit=limit, address=address))
+
+
+@app.command()
+def report(
+    store: Store,
+    as_json: Annotated[bool, typer.Option("--json", help="Every rate under every denominator, for programs.")] = False,
+    denominator: Annotated[
+        Literal["all", "target", "joint"],
+        typer.Option(
+            help="Success among all images; among those that the target classifies correctly when clean; or among "
+            "those that every target does (the paper's lineage)."
+        ),
+    ] = "target",
+) -> None:
+    """Prints success rates, source × target × attack, with denominators and 95% intervals."""
+    from jobs import tables
+    from pipeline.report import summarise, to_json
+
+    summary = summarise(Ledger(Storage(store)))
+    if as_json:
+        sys.stdout.write(json.dumps(to_json(summary), indent=1) + "\n")
+    else:
+        tables.show(summary, denominator=denominator, console=console)
+
+
+@app.command()
+def verify(store: Store) -> None:
+    """Audits what is stored: re-reads every object and checks hashes, counts, ε on the stored pixels, completeness.
+
+    Exit code 0 if everything is sound, 1 if anything is wrong.
+    """
+    from pipeline.verify import audit
+
+    found = audit(Ledger(Storage(store)))
+    for problem in found.problems:
+        sys.stdout.write(f"{problem.where}: {problem.what}\n")
+    verdict = f"{len(found.problems)} problems" if found.problems else "all sound"
+    sys.stdout.write(f"{found.objects} objects re-read, {found.images} adversarial images measured: {verdict}\n")
+    raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command()
+def ls(
+    store: Store,
+    kind: Annotated[
+        Literal["original", "adversarial", "clean", "transfer"] | None,
+        typer.Option(help="Only originals, adversarial shards, clean predictions, or transfer results."),
+    ] = None,
+) -> None:
+    r"""Lists the committed shards (.tar) and results (.parquet), one address a line; orphans are not listed.
+
+    \b
+        gnp ls STORE --kind transfer    # what to hand to DuckDB or Polars
+    """
+    ledger = Ledger(Storage(store))
+    for each in KINDS if kind is None else (kind,):
+        for marker in ledger.markers(sorted(ledger.units(each))):
+            sys.stdout.write(ledger.storage.at(marker.object) + "\n")
+
+
+@app.command()
+def shards(
+    folder: Annotated[Path, typer.Argument(help="An ImageFolder, or images with a labels.csv.", show_default=False)],
+    out: Annotated[
+        str, typer.Argument(help="Where the shards go: a folder, or s3://bucket/prefix.", show_default=False)
+    ],
+    name: Annotated[str, typer.Option(help="Prefix of the shards' names.")] = "images",
+    per_shard: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 1000,
+) -> None:
+    """Packs an ImageFolder, or a folder with labels.csv, into WebDataset shards.
+
+    An ImageFolder has one sub-folder per class, numbered in the order of the sorted names: for ImageNet's n01440764…
+    these are the usual indices. A labels.csv has the columns filename and label, the class index from 0. Image files
+    are stored as they are.
+    """
+    from pipeline.shards import from_folder
+
+    names, left_out = from_folder(folder, out, name=name, per_shard=per_shard)
+    for path in left_out:
+        sys.stderr.write(f"left out, no image: {path}\n")
+    sys.stdout.write(f"{len(names)} shards in {out}: {names[0]} … {names[-1]}\n")
+
+
+def main() -> None:
+    """Runs the program; what a user can mend ends in one line and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except GnpError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

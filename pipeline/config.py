@@ -1,0 +1,212 @@
+"""A TOML recipe → validated, frozen models → the components' own terms.
+
+Unknown keys are refused, and every refusal names the field, the value and what would be accepted, before any work
+starts. Data, models, preparation, transforms and pools are the components' own dataclasses: what each accepts is said
+where it lives.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline import models
+from pipeline.attack.recipe import Attack, build
+from pipeline.attack.transforms import GradientNormPenalty
+from pipeline.errors import RecipeError
+from pipeline.models import ModelSpec
+from pipeline.plan import DataSpec, Job
+from pipeline.pools import Pools
+from pipeline.storage import absolute
+
+
+def _tag(value: Any) -> Any:
+    """A model may be its tag alone."""
+    return {"model": value} if isinstance(value, str) else value
+
+
+def _one_pattern(value: Any) -> Any:
+    """Shards may be one pattern alone."""
+    if isinstance(value, dict) and isinstance(value.get("shards"), str):
+        return {**value, "shards": [value["shards"]]}
+    return value
+
+
+def _known(spec: ModelSpec) -> ModelSpec:
+    models.check(spec)
+    return spec if spec.checkpoint is None else replace(spec, checkpoint=absolute(spec.checkpoint))
+
+
+# A TOML float is what its digits say, not the nearest binary fraction: 0.1 is 1/10.
+Number = Annotated[Fraction, BeforeValidator(lambda value: str(value) if isinstance(value, float) else value)]
+Data = Annotated[DataSpec, BeforeValidator(_one_pattern)]
+Model = Annotated[ModelSpec, BeforeValidator(_tag), AfterValidator(_known)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Budget(_Table):
+    """`[budget]`: what every attack is given unless it says otherwise.
+
+    Attributes:
+        epsilon: L∞ budget on [0, 1], as a number or a fraction such as "16/255".
+        steps: Iterations T.
+        seed: Seed of every draw.
+    """
+
+    epsilon: Number = Fraction(16, 255)
+    steps: int = 10
+    seed: int = 0
+
+
+class AttackEntry(_Table):
+    """`[[attacks]]`: a combination by name, such as "gnp+mi", or spelled out.
+
+    Attributes:
+        attack: `noise`, or a base and transforms joined by +; see `pipeline.attack.recipe.build`.
+        name: What results call it; by default `attack`.
+        epsilon: By default the budget's.
+        steps: By default the budget's.
+        step_size: By default epsilon/steps.
+        decay: By default the base's.
+        gnp: Settings of the gradient norm penalty that `attack` names; by default the paper's.
+    """
+
+    attack: str
+    name: str = ""
+    epsilon: Number | None = None
+    steps: int | None = None
+    step_size: Number | None = None
+    decay: float | None = None
+    gnp: GradientNormPenalty | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"attack": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AttackEntry":
+        if self.gnp is not None and "gnp" not in self.attack.split("+"):
+            raise ValueError(f'gnp is set, but attack = {self.attack!r} does not name it; write "gnp+{self.attack}"')
+        self.build(Budget())
+        return self
+
+    def build(self, budget: Budget) -> Attack:
+        """The composed attack."""
+        return build(
+            self.attack,
+            name=self.name,
+            epsilon=budget.epsilon if self.epsilon is None else self.epsilon,
+            steps=budget.steps if self.steps is None else self.steps,
+            step_size=self.step_size,
+            decay=self.decay,
+            transforms=None if self.gnp is None else (self.gnp,),
+            seed=budget.seed,
+        )
+
+
+class Recipe(_Table):
+    """A whole recipe.
+
+    Attributes:
+        data: Which images, and how they are prepared.
+        sources: The models attacked.
+        targets: The models scored.
+        attacks: What is done to each image, from each source.
+        budget: What every attack is given unless it says otherwise.
+        engine: How many workers, and what each is given.
+        batch_size: Images per gradient.
+    """
+
+    data: Data
+    sources: tuple[Model, ...] = Field(min_length=1)
+    targets: tuple[Model, ...] = Field(min_length=1)
+    attacks: tuple[AttackEntry, ...] = Field(min_length=1)
+    budget: Budget = Budget()
+    engine: Pools = Pools()
+    batch_size: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        _require_distinct("sources", (spec.name for spec in self.sources))
+        _require_distinct("targets", (spec.name for spec in self.targets))
+        _require_distinct("attacks", (attack.name for attack in self._attacks()))
+        return self
+
+    def job(self, *, limit: int | None = None) -> Job:
+        """What the engine is given.
+
+        Args:
+            limit: Only the first so many images, whatever the recipe says.
+        """
+        return Job(
+            data=self.data if limit is None else replace(self.data, limit=limit),
+            sources=self.sources,
+            attacks=self._attacks(),
+            targets=self.targets,
+            batch_size=self.batch_size,
+        )
+
+    def _attacks(self) -> tuple[Attack, ...]:
+        return tuple(entry.build(self.budget) for entry in self.attacks)
+
+
+def load(path: Path) -> Recipe:
+    """Reads and validates a recipe.
+
+    Raises:
+        RecipeError: With one line per fault: where, what, and what would be accepted.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{path}: {_fault(fault)}" for fault in error.errors())) from error
+
+
+def _fault(fault: Any) -> str:
+    """One line of what pydantic found."""
+    where = ".".join(str(part) for part in fault["loc"]) or "recipe"
+    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), fault['loc'][:-1])}"
+    if fault["type"] == "missing":
+        return f"{where}: missing; it has no default"
+    if fault["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(key: str, path: Iterable[Any]) -> str:
+    """The known keys nearest to an unknown one, from the recipe's own schema."""
+    schema = Recipe.model_json_schema()
+    node = schema
+    for step in path:
+        node = node.get("items", node) if isinstance(step, int) else node.get("properties", {}).get(step, {})
+        options = [node, *node.get("anyOf", [])]
+        reference = next((option["$ref"] for option in options if "$ref" in option), None)
+        node = schema["$defs"][reference.rsplit("/", 1)[1]] if reference else node
+    known = list(node.get("properties", {}))
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _require_distinct(field: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{field}: two are called {name!r}; give one a name of its own")
+        seen.add(name)

@@ -1,0 +1,220 @@
+"""The ledger: what is committed, and what it is called.
+
+Data is put first, under a name that holds its hash; then its marker, put-if-absent, which is the commit. Readers start
+from markers: an object without one is an orphan and never data. What has been done is read off the markers' *names*
+alone, so planning and progress cost one listing.
+
+    markers/original/DATASET/PART.json                              an original part
+    markers/adversarial/DATASET/SOURCE/ATTACK/PART.json             an adversarial part
+    markers/clean/DATASET/TARGET/PART.json                          clean predictions
+    markers/transfer/DATASET/SOURCE/ATTACK/TARGET/PART.json         adversarial predictions
+    plans/ID.json                                                   what a run set out to make
+
+DATASET, SOURCE, ATTACK and TARGET are `name-fingerprint`, where the fingerprint covers all that determines the pixels
+or predictions; PART is `SHARD/00003-of-00005`. A changed recipe therefore writes elsewhere and never mixes with old
+results.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pipeline.errors import IntegrityError
+from pipeline.sample import Part
+from pipeline.storage import Storage, sha256
+
+Kind = Literal["original", "adversarial", "clean", "transfer"]
+KINDS: tuple[Kind, ...] = ("original", "adversarial", "clean", "transfer")
+
+_PART = re.compile(r"(?P<index>\d{5})-of-(?P<count>\d{5})\.json")
+# Which of source, attack, target stand between a kind's dataset and its part.
+_SCOPE: dict[Kind, tuple[str, ...]] = {
+    "original": (),
+    "adversarial": ("source", "attack"),
+    "clean": ("target",),
+    "transfer": ("source", "attack", "target"),
+}
+_READERS = 32
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """What one marker stands for; empty strings where a kind has no such component.
+
+    Attributes:
+        dataset: Identity of the prepared images.
+        part: Which of them.
+        source: Identity of the model attacked.
+        attack: Identity of the attack.
+        target: Identity of the model scored.
+    """
+
+    dataset: str
+    part: Part
+    source: str = ""
+    attack: str = ""
+    target: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the four kinds of result this is."""
+        if self.target:
+            return "transfer" if self.attack else "clean"
+        return "adversarial" if self.attack else "original"
+
+    @property
+    def scope(self) -> str:
+        """The folder of its kind, dataset and models: `clean/DATASET/TARGET`."""
+        return "/".join([self.kind, self.dataset, *(getattr(self, name) for name in _SCOPE[self.kind])])
+
+    @property
+    def path(self) -> str:
+        """Where it stands below `markers/`, and its data below `shards/` or `results/`."""
+        return f"{self.scope}/{self.part.shard}/{self.part.index:05d}-of-{self.part.count:05d}"
+
+    @property
+    def marker(self) -> str:
+        """The key of its marker."""
+        return f"markers/{self.path}.json"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A commit: which object holds a unit's data, and the facts that were true when it was made.
+
+    Attributes:
+        unit: What it stands for.
+        object: The key of the data.
+        sha256: Of the data.
+        size_bytes: Of the data.
+        facts: Counts, provenance, versions, seconds: JSON values.
+    """
+
+    unit: Unit
+    object: str
+    sha256: str
+    size_bytes: int
+    facts: dict[str, Any]
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """The first 12 hex digits of the sha256 of canonical JSON."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def named(name: str, identity: Mapping[str, Any]) -> str:
+    """An identity as it stands in keys: a readable name, then the fingerprint of it all, name included."""
+    slug = re.sub(r"[^A-Za-z0-9._]+", "-", name)
+    return f"{slug}-{fingerprint({'name': name, **identity})}"
+
+
+class Ledger:
+    """The markers of one store, and the objects that they commit."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def commit(self, unit: Unit, data: bytes, extension: str, facts: Mapping[str, Any]) -> Marker:
+        """Stores a unit's data and then its marker; whoever's marker stands is the result, for everyone.
+
+        Args:
+            unit: What the data is.
+            data: The object, whole.
+            extension: `tar` or `parquet`.
+            facts: What the marker is to remember, as JSON values.
+
+        Returns:
+            The marker that stands: this one, or an earlier writer's.
+        """
+        digest = sha256(data)
+        folder = "shards" if extension == "tar" else "results"
+        marker = Marker(
+            unit=unit,
+            object=f"{folder}/{unit.path}-{digest[:16]}.{extension}",
+            sha256=digest,
+            size_bytes=len(data),
+            facts=dict(facts),
+        )
+        self.storage.put(marker.object, data)
+        if self.storage.put_once(unit.marker, json.dumps(asdict(marker), indent=1, sort_keys=True).encode()):
+            return marker
+        return self.marker(unit)
+
+    def units(self, prefix: str) -> Iterator[Unit]:
+        """Every committed unit below `markers/{prefix}`, from one listing.
+
+        Args:
+            prefix: A kind, or a kind's folder such as `clean/DATASET`.
+        """
+        for stored in self.storage.list(f"markers/{prefix}"):
+            unit = parse(stored.key)
+            if unit is not None:
+                yield unit
+
+    def marker(self, unit: Unit) -> Marker:
+        """A unit's marker.
+
+        Raises:
+            MissingError: The unit is not committed.
+            IntegrityError: The marker cannot be read as one, or is another unit's.
+        """
+        raw = self.storage.get(unit.marker)
+        try:
+            fields = json.loads(raw)
+            own = fields.pop("unit")
+            marker = Marker(unit=Unit(**{**own, "part": Part(**own["part"])}), **fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise IntegrityError(f"{self.storage.at(unit.marker)}: not a marker ({error})") from error
+        if marker.unit != unit:
+            raise IntegrityError(f"{self.storage.at(unit.marker)}: this is the marker of {marker.unit.marker}")
+        return marker
+
+    def markers(self, units: Iterable[Unit]) -> Iterator[Marker]:
+        """The markers of many units, read side by side, in order."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            yield from pool.map(self.marker, units)
+
+    def read(self, marker: Marker) -> bytes:
+        """The committed data, verified against the marker's hash.
+
+        Raises:
+            MissingError: The object is gone.
+            IntegrityError: Its bytes are not those that were committed.
+        """
+        return self.storage.get(marker.object, sha256_hex=marker.sha256)
+
+    def record_plan(self, plan: Mapping[str, Any]) -> str:
+        """Remembers what a run sets out to make, so that `verify` can tell what is missing; returns its id."""
+        identifier = fingerprint(plan)
+        self.storage.put_once(f"plans/{identifier}.json", json.dumps(plan, indent=1, sort_keys=True).encode())
+        return identifier
+
+    def plans(self) -> Iterator[dict[str, Any]]:
+        """Every plan that a run has recorded in this store.
+
+        Raises:
+            IntegrityError: One of them is not JSON.
+        """
+        for stored in sorted(self.storage.list("plans"), key=lambda stored: stored.key):
+            try:
+                yield json.loads(self.storage.get(stored.key))
+            except ValueError as error:
+                raise IntegrityError(f"{self.storage.at(stored.key)}: not a plan ({error})") from error
+
+
+def parse(key: str) -> Unit | None:
+    """The unit that a marker's key stands for; None where the key is no marker's."""
+    folder, kind, *middle = key.split("/")
+    if folder != "markers" or kind not in KINDS or len(middle) != len(_SCOPE[kind]) + 3:
+        return None
+    dataset, *scope, shard, name = middle
+    match = _PART.fullmatch(name)
+    if match is None:
+        return None
+    part = Part(shard, int(match["index"]), int(match["count"]))
+    return Unit(dataset, part, **dict(zip(_SCOPE[kind], scope, strict=True)))

@@ -1,0 +1,270 @@
+"""Models: a timm tag, or an architecture with the user's own checkpoint, as a classifier that takes [0, 1].
+
+Preprocessing lives inside the model, so that attacks and scores see pixels in [0, 1] and nothing else, and every
+target resizes and normalises as its own weights expect, under a policy that stands in every row of the results.
+"""
+
+import difflib
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import timm.data
+import timm.models
+import torch
+import torchvision.models
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import GnpError, RecipeError, WeightsError
+from pipeline.storage import Storage, split
+
+Policy = Literal["direct", "crop"]
+_TORCHVISION = "torchvision/"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that a recipe names.
+
+    Attributes:
+        model: A timm tag such as `resnet50.tv_in1k`; or, with a checkpoint, a timm or torchvision architecture
+            (`tf_efficientnet_lite0`, `torchvision/squeezenet1_1`).
+        name: What results call it; by default `model`.
+        checkpoint: A `.safetensors` or `.pth` file, in a folder or on S3; its keys must be exactly the model's.
+        policy: How an image becomes the model's input. `direct`: resized to the model's input size, every perturbed
+            pixel kept. `crop`: shortest side to 256, centre crop 224, then the input size, as the transfer literature
+            does it; the border is discarded.
+        input_size: Side of the model's square input in pixels; by default the model's own data config.
+        interpolation: Filter of the resize; by default the model's own.
+        mean: Per-channel mean that is subtracted, for pixels in [0, 1]; by default the model's own.
+        std: Per-channel divisor, for pixels in [0, 1]; by default the model's own.
+    """
+
+    model: str
+    name: str = ""
+    checkpoint: str | None = None
+    policy: Policy = "direct"
+    input_size: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.model)
+        if self.input_size is not None and self.input_size < 1:
+            raise ValueError(f"input_size = {self.input_size}: must be at least 1 pixel")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std = {list(self.std)}: must be positive")
+
+
+class Classifier(nn.Module):
+    """A frozen network that resizes and normalises for itself.
+
+    Resizing is done on float pixels with antialiasing and is not clamped: a linear map, differentiable, the same on
+    every device, and what PIL computes on images of mode F.
+
+    Attributes:
+        preprocessing: Input size, interpolation, mean, std and policy, as used: part of the model's identity.
+        digest: sha256 of the network's state dict.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, preprocessing: dict[str, Any]) -> None:
+        super().__init__()
+        # Channels last: a third faster on a CPU, and what tensor cores want.
+        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.preprocessing = preprocessing
+        self.digest = state_digest(network)
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing["std"]).view(shape), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) float32 of images (B, 3, H, W) float32 in [0, 1]."""
+        inputs = resize(
+            images,
+            policy=self.preprocessing["policy"],
+            input_size=self.preprocessing["input_size"],
+            interpolation=self.preprocessing["interpolation"],
+        )
+        normalised = ((inputs - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.network(normalised)
+        return logits
+
+
+def resize(images: Tensor, *, policy: Policy, input_size: int, interpolation: str) -> Tensor:
+    """Images (B, 3, H, W) float32 at a model's input size, (B, 3, input_size, input_size), under a named policy."""
+    if policy == "crop":
+        height, width = images.shape[-2:]
+        scale = 256 / min(height, width)
+        images = _resample(images, round(height * scale), round(width * scale), interpolation)
+        top, left = (images.shape[-2] - 224) // 2, (images.shape[-1] - 224) // 2
+        images = images[..., top : top + 224, left : left + 224]
+    return _resample(images, input_size, input_size, interpolation)
+
+
+def _resample(images: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    if images.shape[-2:] == (height, width):
+        return images
+    return F.interpolate(images, (height, width), mode=interpolation, align_corners=False, antialias=True)
+
+
+def check(spec: ModelSpec) -> None:
+    """Refuses a model that cannot exist, before any work starts.
+
+    Raises:
+        RecipeError: The tag or architecture is unknown; the nearest names are suggested.
+    """
+    if spec.model.startswith(_TORCHVISION):
+        name = spec.model.removeprefix(_TORCHVISION)
+        known = torchvision.models.list_models(module=torchvision.models)
+        if name not in known:
+            raise RecipeError(f"unknown torchvision architecture {name!r}{_nearest(name, known)}")
+        if spec.checkpoint is None:
+            raise RecipeError(f"{spec.model!r} needs a checkpoint: only timm tags bring their weights")
+        if None in (spec.input_size, spec.mean, spec.std):
+            raise RecipeError(
+                f"{spec.model!r} needs input_size, mean and std: torchvision's models carry no data config"
+            )
+    elif spec.model.startswith(("hf-hub:", "hf_hub:")):
+        return  # a repository's name can only be checked by asking the hub
+    elif spec.checkpoint is not None:
+        if not timm.is_model(spec.model):
+            raise RecipeError(f"unknown timm architecture {spec.model!r}{_nearest(spec.model, timm.list_models())}")
+    else:
+        tags = timm.list_pretrained()
+        if spec.model not in tags:
+            if timm.is_model(spec.model):
+                full = [tag for tag in tags if tag.split(".")[0] == spec.model.split(".")[0]]
+                choice = (
+                    f"name its weights: one of {', '.join(full)}" if full else "timm has no weights: give a checkpoint"
+                )
+                raise RecipeError(f"{spec.model!r} names an architecture, not weights, which would move; {choice}")
+            raise RecipeError(f"unknown timm tag {spec.model!r}{_nearest(spec.model, tags)}")
+
+
+def load(spec: ModelSpec, *, classes: int = 1000) -> Classifier:
+    """The model with its weights, frozen, in eval mode, on the CPU; tried once on a grey image.
+
+    Args:
+        spec: Which model.
+        classes: How many classes the labels know; the model must know as many.
+
+    Raises:
+        WeightsError: The weights cannot be had, do not fit the architecture, or know other classes.
+        RecipeError: The model's preprocessing cannot be carried out as it stands.
+    """
+    network = _with_checkpoint(spec, classes) if spec.checkpoint else _pretrained(spec)
+    config = (
+        {} if spec.model.startswith(_TORCHVISION) else timm.data.resolve_model_data_config(network, use_test_size=True)
+    )
+    preprocessing = {
+        "policy": spec.policy,
+        "input_size": spec.input_size or config["input_size"][-1],
+        "interpolation": spec.interpolation or config.get("interpolation", "bilinear"),
+        "mean": list(spec.mean or config["mean"]),
+        "std": list(spec.std or config["std"]),
+    }
+    if preprocessing["interpolation"] not in ("bilinear", "bicubic"):
+        raise RecipeError(
+            f"{spec.name}: its data config resizes by {preprocessing['interpolation']!r}; "
+            'set interpolation = "bilinear" or "bicubic" for it'
+        )
+    classifier = Classifier(network, preprocessing)
+    with torch.inference_mode():
+        width = classifier(torch.full((1, 3, 224, 224), 0.5)).shape[-1]
+    if width != classes:
+        raise WeightsError(
+            f"{spec.name}: it knows {width} classes, the data {classes}; set data.classes or another model"
+        )
+    return classifier
+
+
+def identity(spec: ModelSpec, classifier: Classifier) -> dict[str, Any]:
+    """Everything about a model that determines its output: architecture, weights' digest and preprocessing."""
+    return {"model": spec.model, "digest": classifier.digest, **classifier.preprocessing}
+
+
+def class_name(index: int) -> str:
+    """ImageNet-1k's name of a class index; the number itself where there is none."""
+    names = timm.data.ImageNetInfo()
+    return str(names.index_to_description(index)) if 0 <= index < names.num_classes() else str(index)
+
+
+def state_digest(network: nn.Module) -> str:
+    """sha256 over every tensor of a network's state dict: name, dtype, shape and bytes, in name order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pretrained(spec: ModelSpec) -> nn.Module:
+    try:
+        network: nn.Module = timm.create_model(spec.model, pretrained=True)
+    except Exception as error:  # hubs, proxies and caches fail in ways that no list of exceptions covers
+        raise WeightsError(
+            f"{spec.model}: its pretrained weights cannot be had ({_gist(error)}); connect to the model hub once so "
+            "that they are cached, or give a checkpoint in the recipe"
+        ) from error
+    return network
+
+
+def _with_checkpoint(spec: ModelSpec, classes: int) -> nn.Module:
+    assert spec.checkpoint is not None
+    network: nn.Module
+    if spec.model.startswith(_TORCHVISION):
+        network = torchvision.models.get_model(spec.model.removeprefix(_TORCHVISION), weights=None, num_classes=classes)
+    else:
+        network = timm.create_model(spec.model, pretrained=False, num_classes=classes)
+    state = _read_state(spec.checkpoint)
+    own = network.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise WeightsError(
+            f"{spec.checkpoint}: does not fit {spec.model}: {len(missing)} keys missing ({', '.join(missing[:3])}…), "
+            f"{len(unknown)} unknown ({', '.join(unknown[:3])}…)"
+        )
+    unfit = [key for key in own if own[key].shape != state[key].shape]
+    if unfit:
+        raise WeightsError(
+            f"{spec.checkpoint}: does not fit {spec.model}: {unfit[0]} has shape {tuple(state[unfit[0]].shape)}, "
+            f"{tuple(own[unfit[0]].shape)} is wanted"
+        )
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def _read_state(checkpoint: str) -> dict[str, Tensor]:
+    """A checkpoint's tensors, by timm's own reader (safetensors, or torch with weights_only)."""
+    folder, name = split(checkpoint)
+    if Path(name).suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise WeightsError(f"{checkpoint}: unknown kind of checkpoint; .safetensors or .pth is read")
+    try:
+        data = Storage(folder).get(name)
+        with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file:
+            file.write(data)
+            file.flush()
+            state: dict[str, Tensor] = timm.models.load_state_dict(file.name, use_ema=False, weights_only=True)
+    except GnpError as error:
+        raise WeightsError(f"checkpoint {error}") from error
+    except Exception as error:  # a damaged or hostile file fails anywhere inside pickle, zip or safetensors
+        raise WeightsError(f"{checkpoint}: not a readable checkpoint ({_gist(error)})") from error
+    return state
+
+
+def _gist(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,0 +1,69 @@
+"""The Parquet schemas, written and read in one place.
+
+One row per image × target. Two kinds of file: clean predictions, and transfer results (predictions on adversarial
+images). Names repeat in every row, so that any file can be queried by itself; dictionary encoding makes them cheap.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+
+_IMAGE = [
+    pa.field("dataset", _TEXT, nullable=False, metadata={"meaning": "identity of the prepared images"}),
+    pa.field("shard", _TEXT, nullable=False, metadata={"meaning": "the input shard's name"}),
+    pa.field("part", pa.int32(), nullable=False, metadata={"meaning": "which part of the shard, from 0"}),
+    pa.field("key", pa.string(), nullable=False, metadata={"meaning": "WebDataset key; unique in its shard"}),
+    pa.field("label", pa.int32(), nullable=False, metadata={"meaning": "true class"}),
+]
+_TARGET = [
+    pa.field("target", _TEXT, nullable=False, metadata={"meaning": "name of the model scored"}),
+    pa.field("target_id", _TEXT, nullable=False, metadata={"meaning": "name and fingerprint of the model scored"}),
+    pa.field("policy", _TEXT, nullable=False, metadata={"meaning": "how the image became the model's input"}),
+    pa.field("weights_sha256", _TEXT, nullable=False, metadata={"meaning": "digest of the target's state dict"}),
+    pa.field("pixels_sha256", pa.string(), nullable=False, metadata={"meaning": "digest of the uint8 pixels scored"}),
+    pa.field("prediction", pa.int32(), nullable=False, metadata={"meaning": "the target's argmax"}),
+    pa.field("label_probability", pa.float32(), nullable=False, metadata={"meaning": "softmax at the true class"}),
+]
+_ATTACK = [
+    pa.field("source", _TEXT, nullable=False, metadata={"meaning": "name of the model attacked"}),
+    pa.field("source_id", _TEXT, nullable=False, metadata={"meaning": "name and fingerprint of the model attacked"}),
+    pa.field("attack", _TEXT, nullable=False, metadata={"meaning": "name of the attack"}),
+    pa.field("attack_id", _TEXT, nullable=False, metadata={"meaning": "name and fingerprint of the attack"}),
+    pa.field("epsilon", pa.float64(), nullable=False, metadata={"meaning": "L-infinity budget on [0, 1]"}),
+    pa.field("target_class", pa.int32(), metadata={"meaning": "class a targeted attack wants; null if untargeted"}),
+]
+
+CLEAN = pa.schema(_IMAGE + _TARGET)
+TRANSFER = pa.schema(_IMAGE + _ATTACK + _TARGET)
+
+
+def write(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> bytes:
+    """A Parquet file in memory; the same columns give the same bytes.
+
+    Args:
+        schema: `CLEAN` or `TRANSFER`.
+        columns: One sequence per column, or one value that holds for every row; `key` is always a sequence.
+    """
+    rows = len(columns["key"])
+    arrays = []
+    for field in schema:
+        value = columns[field.name]
+        repeated = [value] * rows if value is None or isinstance(value, (str, int, float)) else value
+        arrays.append(pa.array(repeated, type=field.type))
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read(data: bytes) -> pa.Table:
+    """The table of a Parquet file that `write` made.
+
+    Raises:
+        ValueError: The bytes are no Parquet file.
+    """
+    return pq.read_table(io.BytesIO(data))

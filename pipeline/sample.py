@@ -1,0 +1,46 @@
+"""The nouns that travel between rooms: frozen dataclasses, no logic."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled, still encoded image of a shard.
+
+    Attributes:
+        key: WebDataset's `__key__`.
+        image: The encoded image file, as it lies in the tar.
+        label: The class index.
+    """
+
+    key: str
+    image: bytes
+    label: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One sample that cannot be used, and why: a quarantine row.
+
+    Attributes:
+        key: WebDataset's `__key__`.
+        reason: One line.
+    """
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """Images [size·index, size·(index+1)) of a shard in tar order: the unit of commit.
+
+    Attributes:
+        shard: The shard's name, without folder and `.tar`.
+        index: Which part, from 0.
+        count: How many parts the shard has.
+    """
+
+    shard: str
+    index: int
+    count: int

@@ -1,0 +1,271 @@
+"""One interface over folders and S3-compatible object stores.
+
+`obstore` (Rust's object_store) carries the bytes; `boto3` finds credentials, region and endpoint the way every other
+AWS tool does, so `AWS_PROFILE`, `AWS_ENDPOINT_URL`, instance roles and the rest work unchanged. Folders are written
+by our own few lines, because a marker must not survive a power loss that its data did not: file and folder are
+fsynced before a put returns.
+
+A `Storage` is never pickled: workers open their own from the URL and their own environment, so that no credential
+travels inside a task.
+"""
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import boto3
+import botocore.exceptions
+import obstore
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, S3Store
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
+from pipeline.errors import IntegrityError, MissingError, RecipeError, StorageError
+
+# 8 tries with exponential backoff outlast 30% throttling; obstore's default gives up within seconds of a restart.
+_RETRY: "RetryConfig" = {
+    "max_retries": 8,
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
+    "retry_timeout": timedelta(minutes=3),
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One listed object: its key below the store's root, and its size."""
+
+    key: str
+    size_bytes: int
+
+
+def sha256(data: bytes) -> str:
+    """The hex digest that markers and object names carry."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Storage:
+    """Objects below one root: `s3://bucket/prefix`, `file:///folder` or a plain folder.
+
+    Args:
+        url: The root.
+        create: Make a folder that does not exist yet (a bucket is never made).
+
+    Raises:
+        RecipeError: The URL names no store that this interface knows.
+        MissingError: The folder does not exist and was not to be made.
+        StorageError: No credentials can be found for an S3 URL.
+    """
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        parts = urlsplit(url)
+        self._folder: Path | None = None
+        self._store: LocalStore | S3Store
+        if parts.scheme == "s3":
+            if not parts.netloc:
+                raise RecipeError(f"store {url!r}: no bucket is named; write s3://bucket/prefix")
+            self.url = url.rstrip("/")
+            self._store = _s3_store(parts.netloc, parts.path.strip("/"))
+        elif parts.scheme in ("", "file"):
+            self._folder = Path(unquote(parts.path) if parts.scheme else url).expanduser().resolve()
+            self.url = str(self._folder)
+            if not create and not self._folder.is_dir():
+                raise MissingError(f"{self.url}: no such folder")
+            self._store = LocalStore(self.url, mkdir=create)
+        else:
+            raise RecipeError(f"store {url!r}: unknown scheme; write s3://bucket/prefix, file:///folder or a folder")
+
+    def at(self, key: str) -> str:
+        """The address of an object, for messages and for other readers."""
+        return f"{self.url}/{key}"
+
+    def get(self, key: str, *, sha256_hex: str | None = None) -> bytes:
+        """The whole object.
+
+        Args:
+            key: Its key below the root.
+            sha256_hex: What its bytes must hash to; no client notices a flipped byte by itself.
+
+        Raises:
+            MissingError: There is no such object.
+            IntegrityError: The bytes hash to something else.
+            StorageError: The store failed.
+        """
+        with self._explained(key):
+            data = bytes(obstore.get(self._store, key).bytes())
+        if sha256_hex is not None and sha256(data) != sha256_hex:
+            raise IntegrityError(
+                f"{self.at(key)}: damaged: its {len(data)} bytes hash to {sha256(data)[:12]}, "
+                f"but {sha256_hex[:12]} was committed; restore the object from a copy"
+            )
+        return data
+
+    def size(self, key: str) -> int:
+        """The size of an object in bytes.
+
+        Raises:
+            MissingError: There is no such object.
+            StorageError: The store failed.
+        """
+        with self._explained(key):
+            return int(obstore.head(self._store, key)["size"])
+
+    def put(self, key: str, data: bytes) -> None:
+        """Writes an object whole, replacing one of the same key; durable when it returns.
+
+        Raises:
+            StorageError: The store failed; there is then no part of the object to be seen.
+        """
+        with self._explained(key):
+            if self._folder is not None:
+                _put_durably(self._folder, key, data, replace=True)
+            else:
+                obstore.put(self._store, key, data, use_multipart=False)
+
+    def put_once(self, key: str, data: bytes) -> bool:
+        """Writes an object unless one of its key exists; True if these bytes are the ones that stand.
+
+        An answer can be lost after the store has written, and the retry is then told that the object exists: so
+        whenever the outcome is not a plain success, what stands is read back and compared.
+
+        Raises:
+            StorageError: The store failed, and nothing of that key can be read.
+        """
+        try:
+            if self._folder is not None:
+                _put_durably(self._folder, key, data, replace=False)
+            else:
+                obstore.put(self._store, key, data, mode="create", use_multipart=False)
+        except (FileExistsError, AlreadyExistsError):
+            return self.get(key) == data
+        except (BaseError, OSError) as error:
+            with contextlib.suppress(MissingError):
+                return self.get(key) == data
+            raise StorageError(f"{self.at(key)}: {_first_line(error)}") from error
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[Stored]:
+        """Every object whose key lies below the folder `prefix`, in no promised order.
+
+        Raises:
+            StorageError: The store failed.
+        """
+        with self._explained(prefix):
+            for chunk in obstore.list(self._store, prefix or None, chunk_size=1000):
+                for meta in chunk:
+                    yield Stored(key=meta["path"], size_bytes=int(meta["size"]))
+
+    def probe(self) -> None:
+        """Checks that the store can be written and honours put-if-absent, which everything rests on.
+
+        Raises:
+            MissingError: The bucket does not exist.
+            StorageError: The store cannot be written, or overwrites what it was told to keep.
+        """
+        key = f"probe/{uuid.uuid4().hex}"
+        first = self.put_once(key, b"first")
+        second = self.put_once(key, b"second")
+        with self._explained(key):
+            obstore.delete(self._store, key)
+        if not first or second:
+            raise StorageError(
+                f"{self.url}: this store ignores If-None-Match (put-if-absent), so two runs could overwrite each "
+                "other's results; use a store that honours it (Amazon S3, MinIO, Ceph, SeaweedFS, R2, a folder)"
+            )
+
+    @contextlib.contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        """Turns the client's exceptions into this package's, naming the object."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            missing = "no such bucket" if "NoSuchBucket" in str(error) else "no such object"
+            raise MissingError(f"{self.at(key)}: {missing}") from error
+        except (BaseError, OSError, botocore.exceptions.BotoCoreError) as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"{self.at(key)}: {_first_line(error)}") from error
+
+
+def absolute(url: str) -> str:
+    """A URL that means the same in every worker: plain folders are taken from the current one."""
+    return url if "://" in url else str(Path(url).expanduser().resolve())
+
+
+def split(url: str) -> tuple[str, str]:
+    """An object's URL as (its folder's URL, its name)."""
+    folder, _, name = url.rpartition("/")
+    return folder or ".", name
+
+
+def _s3_store(bucket: str, prefix: str) -> S3Store:
+    try:
+        session = boto3.Session()
+        client = session.client("s3")
+        credentials = Boto3CredentialProvider(session)
+    except (ValueError, botocore.exceptions.BotoCoreError) as error:
+        raise StorageError(
+            f"s3://{bucket}: no usable AWS credentials ({_first_line(error)}); set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where an instance role is given"
+        ) from error
+    endpoint = client.meta.endpoint_url
+    own = None if endpoint.endswith(".amazonaws.com") else endpoint
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        region=client.meta.region_name or "us-east-1",
+        credential_provider=credentials,
+        retry_config=_RETRY,
+        client_options={"allow_http": endpoint.startswith("http://"), "timeout": timedelta(minutes=2)},
+        endpoint=own,
+    )
+
+
+def _put_durably(root: Path, key: str, data: bytes, *, replace: bool) -> None:
+    """Writes `root/key` atomically and fsyncs the file and every folder that the write touched.
+
+    Raises:
+        FileExistsError: `replace` is false and the file exists.
+    """
+    path = root / key
+    made = [folder for folder in path.parents if folder.is_relative_to(root) and not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = root / ".scratch"
+    scratch.mkdir(exist_ok=True)
+    temporary = scratch / uuid.uuid4().hex
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)
+        for folder in {path.parent, *(folder.parent for folder in made)}:
+            _sync_folder(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: BaseException) -> str:
+    """The gist of a client's error: obstore's messages run to a page of Rust structures."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]
