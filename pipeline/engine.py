@@ -32,6 +32,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 import ray
+import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 log = logging.getLogger(__name__)
@@ -144,8 +145,12 @@ def _stream(items: Sequence[Item], plan: Plan, store: str, sizing: Sizing) -> di
             num_gpus=gpus,
             ray_remote_args_fn=lambda: {"max_task_retries": _TASK_RETRIES},
         )
-    receipts = rows.iter_rows()
-    return {_item(row["item"]).name: row["error"] for row in receipts if row["error"]}
+    try:
+        return {_item(row["item"]).name: row["error"] for row in rows.iter_rows() if row["error"]}
+    except ray.exceptions.RayError as error:  # workers that cannot start end the stream, not single items
+        reason = str(error).strip().splitlines()[-1]
+        log.warning("the workers' stream ended early: %s", reason)
+        return dict.fromkeys((item.name for item in items), reason)
 
 
 def _item(text: str) -> Item:

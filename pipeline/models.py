@@ -79,12 +79,13 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module, preprocessing: dict[str, Any]) -> None:
         super().__init__()
         # Channels last: a third faster on a CPU, and what tensor cores want.
-        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.preprocessing = preprocessing
         self.digest = state_digest(network)
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing["std"]).view(shape), persistent=False)
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) float32 of images (B, 3, H, W) float32 in [0, 1]."""
@@ -141,7 +142,7 @@ def check(spec: ModelSpec) -> None:
     else:
         tags = timm.list_pretrained()
         if spec.model not in tags:
-            if timm.is_model(spec.model):
+            if timm.is_model(spec.model) and "." not in spec.model:
                 full = [tag for tag in tags if tag.split(".")[0] == spec.model.split(".")[0]]
                 choice = (
                     f"name its weights: one of {', '.join(full)}" if full else "timm has no weights: give a checkpoint"

@@ -1,6 +1,5 @@
 """How many workers of each kind a cluster holds, and what each is given: arithmetic, without Ray."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -79,22 +78,23 @@ def size(pools: Pools, nodes: Sequence[Node]) -> Sizing:
     generator_gpus = share if pools.gpus_per_generator is None else pools.gpus_per_generator
     scorer_gpus = share if pools.gpus_per_scorer is None else pools.gpus_per_scorer
     # Without devices, eight workers a machine at most: more would hold as many copies of every model in memory.
-    cores = pools.cpus_per_worker or max(1, int(min(node.cpus for node in nodes)) // 8)
-    slots = int(gpus / max(generator_gpus, scorer_gpus)) if generator_gpus else int(cpus // cores)
+    cores = pools.cpus_per_worker or max(1, int(max(node.cpus for node in nodes)) // 8)
+    in_cores = sum(int(node.cpus // cores) for node in nodes)
+    slots = int(gpus / max(generator_gpus, scorer_gpus)) if generator_gpus else in_cores
     scorers = max(1, slots // 4) if pools.scorers == "auto" else pools.scorers
     left = int((gpus - scorers * scorer_gpus) / generator_gpus) if generator_gpus else slots - scorers
     generators = max(1, left) if pools.generators == "auto" else pools.generators
-    fair = cpus / (generators + scorers)
     if generator_gpus and pools.cpus_per_worker is None:
-        cores = max(1, int(fair))
-    for threads in range(cores, 0, -1):
-        # Below a core each, threads share cores rather than leave a pool without any.
-        share_of_core = min(float(threads), math.floor(fair * 100) / 100) if fair < 1 else float(threads)
-        sizing = Sizing(generators, scorers, generator_gpus, scorer_gpus, share_of_core, threads)
+        cores = max(1, int(cpus / (generators + scorers)))
+    shares = [float(cores)]
+    if pools.cpus_per_worker is None:  # down to cores that workers share, rather than a pool without any
+        shares = [*map(float, range(cores, 0, -1)), 0.5, 0.25, 0.125, 0.0625]
+    for share_of_cores in shares:
+        sizing = Sizing(
+            generators, scorers, generator_gpus, scorer_gpus, cpus=share_of_cores, threads=max(1, int(share_of_cores))
+        )
         if _fits(sizing, nodes):
             return sizing
-        if pools.cpus_per_worker is not None:
-            break
     raise CapacityError(
         f"engine: {generators} generators ({generator_gpus:g} GPUs each) and {scorers} scorers ({scorer_gpus:g} GPUs "
         f"each) of {cores} CPUs each do not fit {len(nodes)} nodes with {gpus:g} GPUs and {cpus:g} CPUs; "

@@ -6,6 +6,7 @@ where the last one stood, and a preempted worker loses one part at most.
 
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -299,6 +300,8 @@ def _circumstances(device: torch.device, plan: Plan, started: float) -> dict[str
     """Under what a result was made: with the same, a rerun gives the same bytes."""
     return {
         "batch_size": plan.job.batch_size,
+        "worker": f"{platform.node()}:{os.getpid()}",
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - started, 3),

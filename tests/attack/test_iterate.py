@@ -1,0 +1,90 @@
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import codec
+from pipeline.attack import draws
+from tests.attack.test_transforms import network
+from tests.samples import attack
+
+
+class Linear(torch.nn.Module):
+    """Two logits, w·x and 0: the gradient's sign is known in closed form."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        score = (images * self.weight).flatten(1).sum(dim=1)
+        return torch.stack([score, torch.zeros_like(score)], dim=1)
+
+
+@pytest.mark.parametrize("combination", ["i", "mi", "gnp+mi", "gnp+i"])
+def test_on_a_linear_model_the_attack_walks_to_the_corner(combination: str) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(3, 4, 4)
+    images = torch.full((2, 3, 4, 4), 0.5)
+    found = attack(combination, steps=5)(Linear(weight), images, torch.tensor([0, 1]), ["a", "b"])
+    corner = weight.sign() * 8 / 255
+    torch.testing.assert_close(found, torch.stack([0.5 - corner, 0.5 + corner]))
+
+
+def test_momentum_is_the_papers_recursion() -> None:
+    model, images, labels = network(), torch.rand(2, 3, 8, 8), torch.tensor([1, 3])
+    velocity, expected = torch.zeros_like(images), images
+    for _ in range(3):
+        inputs = expected.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, inputs)
+        velocity = 0.7 * velocity + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
+        expected = (expected + 0.01 * velocity.sign()).clamp(images - 8 / 255, images + 8 / 255).clamp(0, 1)
+    found = attack("mi", steps=3, decay=0.7, step_size=Fraction(1, 100))(model, images, labels, ["a", "b"])
+    torch.testing.assert_close(found, expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["noise", "i", "mi", "gnp+mi"]),
+    st.fractions(Fraction(1, 255), Fraction(1, 4)),
+    st.integers(1, 4),
+    st.integers(0, 2**31),
+)
+def test_as_stored_an_image_lies_within_epsilon_exactly(
+    combination: str, epsilon: Fraction, steps: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    original = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    made = attack(combination, epsilon=epsilon, steps=steps, step_size=epsilon * 3 / 4)
+    found = made(network(), codec.to_float(original), torch.tensor([0, 1]), ["a", "b"])
+    stored = codec.quantise(found, original, epsilon)
+    moved = int((stored.int() - original.int()).abs().max())
+    assert Fraction(moved, 255) <= epsilon
+    assert moved > 0
+
+
+def test_draws_depend_on_seed_key_and_step_alone() -> None:
+    shape = torch.Size([3, 4, 4])
+    both = draws.signs(0, ["a", "b"], 0, shape)
+    assert torch.equal(both[1:], draws.signs(0, ["b"], 0, shape))
+    assert set(both.unique().tolist()) == {-1.0, 1.0}
+    for other in (draws.signs(1, ["a"], 0, shape), draws.signs(0, ["a"], 1, shape), draws.signs(0, ["c"], 0, shape)):
+        assert not torch.equal(both[:1], other)
+
+
+def test_noise_uses_the_whole_budget_whatever_the_batch() -> None:
+    images, labels = torch.full((3, 3, 8, 8), 0.5), torch.zeros(3, dtype=torch.int64)
+    noise = attack("noise")
+    together = noise(network(), images, labels, ["a", "b", "c"])
+    assert torch.equal(together[2:], noise(network(), images[2:], labels[2:], ["c"]))
+    torch.testing.assert_close((together - images).abs(), torch.full_like(images, 8 / 255))
+
+
+def test_a_rerun_is_bit_identical() -> None:
+    images, labels = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    made = attack("gnp+mi", steps=5)
+    first, second = (made(network(), images, labels, ["a", "b", "c"]) for _ in range(2))
+    assert torch.equal(first, second)

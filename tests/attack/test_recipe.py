@@ -1,0 +1,49 @@
+import json
+from fractions import Fraction
+
+import pytest
+
+from pipeline.attack.iterate import Iterative, Noise
+from pipeline.attack.recipe import build, provenance
+from pipeline.attack.transforms import GradientNormPenalty
+
+EPSILON = Fraction(16, 255)
+
+
+def test_names_stand_for_published_defaults() -> None:
+    assert build("i", epsilon=EPSILON, steps=10) == Iterative("i", EPSILON, 10, EPSILON / 10, decay=0.0)
+    assert build("gnp+mi", epsilon=EPSILON, steps=10) == Iterative(
+        "gnp+mi", EPSILON, 10, EPSILON / 10, decay=1.0, transforms=(GradientNormPenalty("literal", "l2", 0.01, 0.8),)
+    )
+    assert build("noise", epsilon=EPSILON, steps=10, seed=3) == Noise("noise", EPSILON, 3)
+
+
+def test_provenance_is_json_and_tells_attacks_apart() -> None:
+    one = provenance(build("gnp+mi", epsilon=EPSILON, steps=10))
+    assert json.loads(json.dumps(one)) == one
+    assert one["epsilon"] == "16/255"
+    assert one["transforms"] == [
+        {"kind": "GradientNormPenalty", "form": "literal", "norm": "l2", "r": 0.01, "beta": 0.8}
+    ]
+    assert one != provenance(build("gnp+mi", epsilon=EPSILON, steps=11))
+
+
+@pytest.mark.parametrize(
+    ("combination", "settings", "message"),
+    [
+        ("gnp", {}, "expected noise, or one of i, mi"),
+        ("gpn+mi", {}, "gpn"),
+        ("mi+i", {}, "expected"),
+        ("mi+mi", {}, "expected"),
+        ("noise+mi", {}, "expected"),
+        ("mi", {"epsilon": Fraction(0)}, "epsilon = 0"),
+        ("mi", {"epsilon": Fraction(16)}, "epsilon = 16"),
+        ("mi", {"epsilon": Fraction(1, 1000)}, "below 1/255"),
+        ("mi", {"steps": 0}, "steps = 0"),
+        ("mi", {"step_size": Fraction(0)}, "step_size = 0"),
+        ("mi", {"decay": -1.0}, "decay = -1"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(combination: str, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(combination, **{"epsilon": EPSILON, "steps": 10, **settings})  # type: ignore[arg-type]

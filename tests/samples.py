@@ -1,0 +1,56 @@
+"""Small shards and jobs for tests."""
+
+import io
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline import plan, shards
+from pipeline.attack.recipe import Attack, build
+from pipeline.codec import Preparation
+from pipeline.models import ModelSpec
+
+CLASSES = 10
+SIDE = 32
+
+
+def jpeg(seed: int, side: int = 40) -> bytes:
+    """A smooth random photograph-like JPEG."""
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    small.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def sample(index: int) -> dict[str, bytes | str]:
+    """A good sample: key, jpg, cls."""
+    return {"__key__": f"image{index:05d}", "jpg": jpeg(index), "cls": str(index % CLASSES).encode()}
+
+
+def write_shard(path: Path, samples: Sequence[Mapping[str, bytes | str]]) -> Path:
+    """A shard on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(shards.write(samples))
+    return path
+
+
+def attack(combination: str = "mi", **settings: object) -> Attack:
+    """A short attack at 8/255."""
+    return build(combination, **{"epsilon": Fraction(8, 255), "steps": 2, **settings})  # type: ignore[arg-type]
+
+
+def tiny_job(folder: Path, checkpoint: Path, *, attacks: Sequence[Attack] = (), part_size: int = 4) -> plan.Job:
+    """A job over every shard in a folder, with the tiny network as source and as target."""
+    network = ModelSpec("test_resnet", name="tiny", checkpoint=str(checkpoint), input_size=SIDE)
+    data = plan.DataSpec(
+        name="tiny",
+        shards=(f"{folder}/*.tar",),
+        preparation=Preparation(resize=SIDE, crop=SIDE),
+        part_size=part_size,
+        classes=CLASSES,
+    )
+    return plan.Job(data, (network,), tuple(attacks or (attack(),)), (network,), batch_size=4)

@@ -1,0 +1,115 @@
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from pipeline.attack.iterate import Iterative, Noise
+from pipeline.attack.transforms import GradientNormPenalty
+from pipeline.errors import RecipeError
+from tests.conftest import ROOT
+
+GOOD = """
+sources = ["resnet50.tv_in1k"]
+targets = ["vgg19_bn.tv_in1k", {model = "inception_v3.tv_in1k", policy = "crop"}]
+attacks = ["mi", {attack = "gnp+mi", name = "strong", steps = 20, gnp = {form = "backward", norm = "mean-abs"}}]
+[data]
+name = "val"
+shards = "s3://bucket/val-{0000..0063}.tar"
+[budget]
+epsilon = "16/255"
+"""
+
+
+def load(tmp_path: Path, text: str) -> config.Recipe:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return config.load(path)
+
+
+def test_a_recipe_becomes_the_components_own_terms(tmp_path: Path) -> None:
+    job = load(tmp_path, GOOD).job()
+    assert job.data.shards == ("s3://bucket/val-{0000..0063}.tar",)
+    assert [(spec.name, spec.policy) for spec in job.targets] == [
+        ("vgg19_bn.tv_in1k", "direct"),
+        ("inception_v3.tv_in1k", "crop"),
+    ]
+    epsilon = Fraction(16, 255)
+    assert job.attacks == (
+        Iterative("mi", epsilon, 10, epsilon / 10, decay=1.0),
+        Iterative("strong", epsilon, 20, epsilon / 20, 1.0, (GradientNormPenalty("backward", "mean-abs"),)),
+    )
+    assert load(tmp_path, GOOD).job(limit=7).data.limit == 7
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [('"16/255"', Fraction(16, 255)), ("0.03", Fraction(3, 100)), ('"0.1"', Fraction(1, 10)), ("1", Fraction(1))],
+)
+def test_epsilon_is_what_its_digits_say(tmp_path: Path, written: str, meant: Fraction) -> None:
+    job = load(tmp_path, GOOD.replace('"16/255"', written)).job()
+    assert job.attacks[0].epsilon == meant
+
+
+@pytest.mark.parametrize("name", ["demo", "imagenet"])
+def test_shipped_recipes_validate(name: str) -> None:
+    job = config.load(ROOT / f"jobs/recipes/{name}.toml").job()
+    assert any(isinstance(attack, Noise) for attack in job.attacks)
+
+
+def test_the_imagenet_recipe_is_the_papers_setting() -> None:
+    job = config.load(ROOT / "jobs/recipes/imagenet.toml").job()
+    assert [spec.model for spec in job.sources] == ["resnet50.tv_in1k"]
+    assert len(job.targets) == 10
+    assert {attack.epsilon for attack in job.attacks} == {Fraction(16, 255)}
+    assert GradientNormPenalty("literal", "l2", 0.01, 0.8) in [
+        transform for attack in job.attacks if isinstance(attack, Iterative) for transform in attack.transforms
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('epsilon = "16/255"', 'epsilon = "0/255"', r"epsilon = 0: must lie in \(0, 1\]"),
+        ('epsilon = "16/255"', "epsilon = 16", "epsilon = 16: must lie"),
+        ('epsilon = "16/255"', 'epsilon = "much"', "budget.epsilon"),
+        ('epsilon = "16/255"', 'epsilon = "16/0"', "budget.epsilon"),
+        ('epsilon = "16/255"', 'epsilom = "16/255"', r"budget\.epsilom: unknown key; did you mean epsilon"),
+        ("steps = 20", "steps = 0", "steps = 0: must be at least 1"),
+        ('targets = ["vgg19_bn.tv_in1k", {model = "inception_v3.tv_in1k", policy = "crop"}]', "", "targets: missing"),
+        ('"vgg19_bn.tv_in1k", {model = "inception_v3.tv_in1k", policy = "crop"}', "", "targets = .*at least 1 item"),
+        ("vgg19_bn.tv_in1k", "vgg19_bn.tv_in2k", r"targets\.0: unknown timm tag.*did you mean vgg19_bn\.tv_in1k"),
+        ('policy = "crop"', 'policy = "squash"', r"targets\.1\.policy = 'squash'"),
+        ('policy = "crop"', 'polisy = "crop"', "polisy: unknown key; did you mean policy"),
+        ("inception_v3.tv_in1k", "vgg19_bn.tv_in1k", "targets: two are called 'vgg19_bn.tv_in1k'"),
+        ('"mi",', '"gnp",', r"attacks\.0: attack = 'gnp': expected noise, or one of"),
+        ('"mi",', '{attack = "mi", gnp = {}},', "gnp is set, but attack = 'mi' does not name it"),
+        ('form = "backward"', 'form = "sideways"', r"gnp\.form = 'sideways'"),
+        ('form = "backward"', "r = -1.0", r"attacks\.1\.gnp: r = -1\.0: must be positive"),
+        ('name = "val"', 'name = "v a l"', r"data: name = 'v a l'"),
+        ('name = "val"', "", r"data\.name: missing"),
+        ('name = "val"', 'name = "val"\npart_size = 0', "part_size = 0: must be at least 1"),
+        ('name = "val"', 'name = "val"\nfraction = 1.5', "fraction = 1.5"),
+        ('name = "val"', 'name = "val"\npreparation = {resize = 10}', "resize = 10: must be at least crop"),
+        ('name = "val"', 'name = "val"\npreparation = {rezise = 300}', "rezise: unknown key; did you mean resize"),
+        ("[data]", "[engine]\ngenerators = 0\n[data]", "generators = 0"),
+        ("[data]", "[data", "not TOML"),
+    ],
+)
+def test_a_fault_is_refused_by_field_value_and_remedy(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(RecipeError, match=message) as refused:
+        load(tmp_path, GOOD.replace(old, new))
+    assert "recipe.toml" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_every_fault_has_a_line_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as refused:
+        load(tmp_path, GOOD.replace('"16/255"', '"x"').replace('name = "val"', "").replace("steps = 20", "stepz = 20"))
+    assert len(str(refused.value).splitlines()) == 3
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.toml: cannot be read"):
+        config.load(tmp_path / "none.toml")

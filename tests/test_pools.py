@@ -1,0 +1,61 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import CapacityError
+from pipeline.pools import Node, Pools, Sizing, size
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([Node(1, 0)], Sizing(1, 1, 0, 0, 0.5, 1)),
+        ([Node(2, 0)], Sizing(1, 1, 0, 0, 1, 1)),
+        ([Node(16, 0)], Sizing(6, 2, 0, 0, 2, 2)),
+        ([Node(8, 1)], Sizing(1, 1, 0.5, 0.5, 4, 4)),
+        ([Node(16, 4)], Sizing(3, 1, 1, 1, 4, 4)),
+        ([Node(32, 8), Node(32, 8)], Sizing(12, 4, 1, 1, 4, 4)),
+    ],
+)
+def test_auto_fills_the_cluster(nodes: list[Node], expected: Sizing) -> None:
+    assert size(Pools(), nodes) == expected
+
+
+def test_fractions_share_a_device() -> None:
+    found = size(Pools(gpus_per_generator=0.25, gpus_per_scorer=1), [Node(16, 4)])
+    assert (found.generators, found.scorers) == (12, 1)
+
+
+def test_scorers_may_stay_off_the_devices() -> None:
+    found = size(Pools(gpus_per_scorer=0), [Node(16, 4)])
+    assert (found.generators, found.scorer_gpus) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    "pools",
+    [
+        Pools(generators=4, scorers=1),
+        Pools(generators=2, scorers=1, gpus_per_generator=2),
+        Pools(cpus_per_worker=16),
+        Pools(generators=1, gpus_per_generator=8),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_would_wait_for_ever(pools: Pools) -> None:
+    with pytest.raises(CapacityError, match="ask for fewer or smaller workers"):
+        size(pools, [Node(16, 4)])
+
+
+@given(st.lists(st.builds(Node, st.integers(1, 64), st.integers(0, 8)), min_size=1, max_size=6))
+def test_both_pools_always_fit_beside_each_other(nodes: list[Node]) -> None:
+    found = size(Pools(), nodes)
+    assert found.generators >= 1
+    assert found.scorers >= 1
+    workers = found.generators + found.scorers
+    assert workers * found.cpus <= sum(node.cpus for node in nodes) + 1e-6
+    assert found.generators * found.generator_gpus + found.scorers * found.scorer_gpus <= sum(n.gpus for n in nodes)
+
+
+@pytest.mark.parametrize("wrong", [{"generators": 0}, {"scorers": -1}, {"gpus_per_scorer": -0.5}])
+def test_impossible_pools_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Pools(**wrong)  # type: ignore[arg-type]
