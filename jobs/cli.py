@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="Transferable adversarial examples at scale: generate them, score how they transfer, read the results.",
 )
 # Off a terminal there is no width to fit into; tables of ten targets need the room.
@@ -39,15 +40,14 @@ def generate(
         typer.Option(help="A Ray cluster (`auto` for the one this machine belongs to); default: a local one."),
     ] = None,
 ) -> None:
-    r"""Attacks the images of a recipe and scores how the result transfers.
+    """Attacks the images of a recipe and scores how the result transfers.
 
     What the store already holds is not done again: a run that was cut off goes on where it stood, a new target,
     attack or source computes only what is new, and a second run of the same recipe does nothing.
 
-    Exit code 0: everything is committed. 1: some items failed; they are listed. 2: the run could not start.
+    Exit code: 0, everything is committed; 1, some items failed and are listed; 2, the run could not start.
 
-    \b
-        gnp generate jobs/recipes/imagenet.toml --store s3://bucket/prefix --limit 100
+    Example: `gnp generate jobs/recipes/imagenet.toml --store s3://bucket/prefix --limit 100`
     """
     from jobs.generate import run
 
@@ -81,7 +81,7 @@ def report(
 def verify(store: Store) -> None:
     """Audits what is stored: re-reads every object and checks hashes, counts, ε on the stored pixels, completeness.
 
-    Exit code 0 if everything is sound, 1 if anything is wrong.
+    Exit code: 0, everything is sound; 1, something is wrong.
     """
     from pipeline.verify import audit
 
@@ -101,10 +101,9 @@ def ls(
         typer.Option(help="Only originals, adversarial shards, clean predictions, or transfer results."),
     ] = None,
 ) -> None:
-    r"""Lists the committed shards (.tar) and results (.parquet), one address a line; orphans are not listed.
+    """Lists the committed shards (.tar) and results (.parquet), one address a line; orphans are not listed.
 
-    \b
-        gnp ls STORE --kind transfer    # what to hand to DuckDB or Polars
+    `gnp ls STORE --kind transfer` is what to hand to DuckDB or Polars.
     """
     ledger = Ledger(Storage(store))
     for each in KINDS if kind is None else (kind,):
@@ -138,6 +137,7 @@ def shards(
 def main() -> None:
     """Runs the program; what a user can mend ends in one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each retry; its failure is ours to tell
     try:
         app()
     except GnpError as error:

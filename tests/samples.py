@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,12 +27,12 @@ def jpeg(seed: int, side: int = 40) -> bytes:
     return buffer.getvalue()
 
 
-def sample(index: int) -> dict[str, bytes | str]:
+def sample(index: int) -> dict[str, Any]:
     """A good sample: key, jpg, cls."""
     return {"__key__": f"image{index:05d}", "jpg": jpeg(index), "cls": str(index % CLASSES).encode()}
 
 
-def write_shard(path: Path, samples: Sequence[Mapping[str, bytes | str]]) -> Path:
+def write_shard(path: Path, samples: Sequence[Mapping[str, Any]]) -> Path:
     """A shard on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(shards.write(samples))

@@ -58,4 +58,4 @@ def test_both_pools_always_fit_beside_each_other(nodes: list[Node]) -> None:
 @pytest.mark.parametrize("wrong", [{"generators": 0}, {"scorers": -1}, {"gpus_per_scorer": -0.5}])
 def test_impossible_pools_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Pools(**wrong)  # type: ignore[arg-type]
+        Pools(**wrong)

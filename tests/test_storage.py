@@ -64,7 +64,12 @@ def test_a_probe_leaves_nothing_behind(storage: Storage) -> None:
 
 def test_a_store_that_overwrites_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage(str(tmp_path), create=True)
-    monkeypatch.setattr(storage, "put_once", lambda key, data: storage.put(key, data) is None)
+
+    def overwrite(key: str, data: bytes) -> bool:
+        storage.put(key, data)
+        return True
+
+    monkeypatch.setattr(storage, "put_once", overwrite)
     with pytest.raises(StorageError, match="ignores If-None-Match"):
         storage.probe()
 

@@ -1,0 +1,118 @@
+"""The dependency rules of README's "Who may import whom", read off the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PIPELINE = ROOT / "pipeline"
+
+# Each room, and what it may import of the pipeline. Lower rows never see higher ones; rooms of one row never see each
+# other, but for what stands here.
+LAYERS: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "sample": set(),
+    "storage": {"errors"},
+    "codec": {"errors"},
+    "pools": {"errors"},
+    "shards": {"errors", "sample", "storage"},
+    "models": {"errors", "storage"},
+    "results": set(),
+    "score": {"codec"},
+    "ledger": {"errors", "sample", "storage"},
+    "parts": {"codec", "errors", "sample", "shards"},
+    "attack": set(),
+    "plan": {"attack", "codec", "errors", "ledger", "models", "sample", "shards"},
+    "stages": {
+        *("__init__", "attack", "codec", "errors", "ledger", "models", "parts", "plan", "results", "sample", "score"),
+        *("shards", "storage"),
+    },
+    "report": {"errors", "ledger", "results", "sample"},
+    "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards"},
+    "picture": {"errors", "ledger", "parts", "report", "results"},
+    "engine": {"errors", "ledger", "plan", "pools", "shards", "stages", "storage"},
+    "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
+}
+
+# Who alone may import a package.
+OWNERS: dict[str, set[str]] = {
+    "ray": {"engine"},
+    "timm": {"models"},
+    "obstore": {"storage"},
+    "boto3": {"storage"},
+    "botocore": {"storage"},
+    "pyarrow": {"results", "report"},
+    "webdataset": {"shards"},
+    "pydantic": {"config"},
+    "matplotlib": {"picture"},
+    "scipy": {"report"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PIPELINE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PIPELINE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it: `pipeline.codec`, `ray.data`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module == "pipeline" else {str(node.module)}
+    return found
+
+
+def rooms_imported(path: Path) -> set[str]:
+    inside = {name for name in imports(path) if name.split(".")[0] == "pipeline"}
+    return {"__init__" if name == "pipeline.__version__" else name.split(".")[1] for name in inside}
+
+
+def test_every_room_has_a_rule() -> None:
+    assert {room(path) for path in modules()} == set(LAYERS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PIPELINE)))
+def test_a_room_imports_what_it_may(path: Path) -> None:
+    assert rooms_imported(path) - {room(path)} <= LAYERS[room(path)]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PIPELINE)))
+def test_a_package_is_imported_by_its_owner_alone(path: Path) -> None:
+    packages = {name.split(".")[0] for name in imports(path)}
+    assert {package for package in packages & OWNERS.keys() if room(path) not in OWNERS[package]} == set()
+
+
+def test_an_attack_imports_torch_and_itself() -> None:
+    for path in sorted((PIPELINE / "attack").glob("*.py")):
+        outside = {name.split(".")[0] for name in imports(path)} - {"pipeline", "torch"}
+        assert outside <= {"collections", "dataclasses", "fractions", "hashlib", "typing"}, path
+
+
+def test_the_rules_have_no_circle() -> None:
+    done: set[str] = set()
+    while len(done) < len(LAYERS):
+        ready = {name for name, below in LAYERS.items() if name not in done and below <= done}
+        assert ready, f"a circle among {sorted(LAYERS.keys() - done)}"
+        done |= ready
+
+
+def test_jobs_leave_the_work_to_the_pipeline() -> None:
+    for path in sorted((ROOT / "jobs").glob("*.py")):
+        assert not {name.split(".")[0] for name in imports(path)} & {"ray", "pyarrow", "obstore", "webdataset"}, path
+
+
+def test_the_library_does_not_print() -> None:
+    for path in modules():
+        calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+        assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls), path

@@ -1,0 +1,107 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+from pipeline.shards import read
+from tests.conftest import ROOT
+from tests.samples import CLASSES, jpeg
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the program in this process: its exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gnp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["report"], ["verify"], ["ls"], ["shards"]])
+def test_help_says_what_a_command_does(gnp: Run, command: list[str]) -> None:
+    code, out, _ = gnp(*command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) > 10
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, jobs.cli; sys.exit(int('torch' in sys.modules or 'ray' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["report", "verify", "ls"])
+def test_a_store_that_is_not_there_is_one_line(gnp: Run, tmp_path: Path, command: str) -> None:
+    code, _, err = gnp(command, tmp_path / "typo")
+    assert (code, err) == (2, f"error: {tmp_path}/typo: no such folder\n")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_faulty_recipe_is_refused_before_the_store_is_touched(gnp: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('sources = ["resnet50"]\n')
+    code, _, err = gnp("generate", recipe, "--store", tmp_path / "store")
+    assert code == 2
+    assert "targets: missing" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "store").exists()
+
+
+def test_missing_shards_are_one_line(gnp: Run, tmp_path: Path, demo_assets: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    text = (ROOT / "jobs/recipes/demo.toml").read_text().replace("build/demo/shards/photographs-", "nowhere/x-")
+    recipe.write_text(text.replace("build/demo", str(demo_assets)))
+    code, _, err = gnp("generate", recipe, "--store", tmp_path / "store")
+    assert code == 2
+    assert err.startswith("error:")
+    assert "nowhere: no such folder" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_weights_that_cannot_be_had_are_one_line(tmp_path: Path, demo_assets: Path) -> None:
+    recipe = tmp_path / "imagenet.toml"
+    text = (ROOT / "jobs/recipes/imagenet.toml").read_text()
+    where = "s3://imagenet/imagenet1k-validation-{0000..0063}.tar"
+    assert where in text
+    recipe.write_text(text.replace(where, f"{demo_assets}/shards/photographs-000000.tar"))
+    # Offline and with an empty cache, whatever this machine can reach.
+    environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "jobs", "generate", str(recipe), "--store", str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: resnet50.tv_in1k: its pretrained weights cannot be had" in done.stderr
+    assert "give a checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_becomes_shards(gnp: Run, tmp_path: Path) -> None:
+    for name in ("cat/1.jpg", "dog/2.jpg", "dog/notes.txt"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(0))
+    code, out, err = gnp("shards", tmp_path / "in", tmp_path / "out", "--name", "pets")
+    assert code == 0
+    assert "pets-000000.tar" in out
+    assert "left out, no image" in err
+    assert len(list(read((tmp_path / "out/pets-000000.tar").read_bytes(), name="x", classes=CLASSES))) == 2
+    code, _, err = gnp("shards", tmp_path / "none", tmp_path / "out")
+    assert (code, err) == (2, f"error: {tmp_path}/none: no such folder\n")
+
+
+def test_an_empty_store_is_reported_listed_and_sound(gnp: Run, tmp_path: Path) -> None:
+    assert gnp("ls", tmp_path) == (0, "", "")
+    code, out, _ = gnp("report", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(out)["success"] == []
+    code, out, _ = gnp("verify", tmp_path)
+    assert (code, out) == (0, "0 objects re-read, 0 adversarial images measured: all sound\n")

@@ -1,0 +1,87 @@
+import logging
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from pipeline import engine, plan
+from pipeline.errors import CapacityError
+from pipeline.ledger import Ledger
+from pipeline.plan import Progress
+from pipeline.pools import Pools
+from pipeline.storage import Storage
+from tests.samples import attack, sample, tiny_job, write_shard
+
+pytestmark = [
+    pytest.mark.usefixtures("ray_on_four_devices"),
+    pytest.mark.timeout(600),
+]
+
+
+def workers(ledger: Ledger, kind: str) -> dict[str, set[str]]:
+    """Worker → the devices that it saw."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for marker in ledger.markers(ledger.units(kind)):
+        found[marker.facts["worker"]].add(marker.facts["visible_devices"])
+    return found
+
+
+def test_every_generator_and_scorer_has_a_device_of_its_own(
+    store_url: str, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    for number in range(9):
+        write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
+    planned = plan.resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=40),)))
+    seen: list[Progress] = []
+    outcome = engine.run(planned, store_url, pools=Pools(), on_progress=seen.append)
+    assert (outcome.items, outcome.failed) == (9, {})
+    ledger = Ledger(Storage(store_url))
+    generators, scorers = workers(ledger, "adversarial"), workers(ledger, "transfer")
+    assert len(generators) == 3
+    assert len(scorers) == 1
+    assert all(len(devices) == 1 for devices in [*generators.values(), *scorers.values()])
+    devices = [next(iter(devices)) for devices in [*generators.values(), *scorers.values()]]
+    assert sorted(devices) == ["0", "1", "2", "3"]
+    assert (seen[-1].attacked, seen[-1].scored) == (18, 36)
+    assert engine.run(planned, store_url, pools=Pools()).items == 0
+
+
+def test_pools_that_would_wait_for_ever_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
+    planned = plan.resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    with pytest.raises(CapacityError, match=r"4 generators .* and 1 scorers .* do not fit 1 nodes with 4 GPUs"):
+        engine.run(planned, str(tmp_path / "store"), pools=Pools(generators=4, scorers=1))
+
+
+def test_of_a_thousand_items_the_one_that_always_raises_is_listed_and_all_others_are_done(
+    tmp_path: Path, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    count, poison = 1001, 500
+    for number in range(count):
+        path = write_shard(tmp_path / "in" / f"s-{number:04d}.tar", [sample(number)])
+        if number == poison:
+            path.write_bytes(path.read_bytes()[:-10240])
+    planned = plan.resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i", steps=1),)))
+    with caplog.at_level(logging.INFO, logger="pipeline.engine"):
+        outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools())
+    assert outcome.items == count
+    ((name, reason),) = outcome.failed.items()
+    assert name.startswith(f"s-{poison:04d} from tiny")
+    assert "not a complete tar" in reason or "truncated" in reason
+    assert sum("left 1 of 1001 items" in message for message in caplog.messages) == engine.ATTEMPTS
+    ledger = Ledger(Storage(str(tmp_path / "store")))
+    for kind in ("original", "adversarial", "clean", "transfer"):
+        assert {unit.part.shard for unit in ledger.units(kind)} == {
+            take.shard.name for take in planned.takes if take.shard.name != f"s-{poison:04d}"
+        }
+
+
+def test_workers_that_cannot_start_are_a_reason_and_not_a_hang(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    checkpoint = tmp_path / "gone.safetensors"
+    checkpoint.write_bytes(tiny_checkpoint.read_bytes())
+    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
+    planned = plan.resolve(tiny_job(tmp_path / "in", checkpoint))
+    checkpoint.unlink()
+    outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools())
+    ((_, reason),) = outcome.failed.items()
+    assert "gone.safetensors" in reason

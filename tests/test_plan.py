@@ -1,0 +1,117 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import models, plan
+from pipeline.errors import RecipeError
+from pipeline.ledger import Ledger, Unit
+from pipeline.models import ModelSpec
+from pipeline.plan import DataSpec, Job, Plan
+from pipeline.sample import Part
+from pipeline.storage import Storage
+from tests.samples import attack, sample, tiny_job, write_shard
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_checkpoint: Path) -> Job:
+    for number, count in enumerate((10, 6)):
+        write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(100 * number + index) for index in range(count)])
+    return tiny_job(tmp_path / "in", tiny_checkpoint)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(Storage(str(tmp_path / "store"), create=True))
+
+
+def commit(ledger: Ledger, unit: Unit, size_bytes: int = 0) -> None:
+    ledger.commit(unit, b"", "tar", {"shard": {"size_bytes": size_bytes}})
+
+
+def commit_all(ledger: Ledger, planned: Plan, part: Part) -> None:
+    for source in planned.sources:
+        for unit in plan.units(planned, source.id, part):
+            commit(ledger, unit)
+
+
+def test_identities_follow_what_determines_the_pixels(job: Job) -> None:
+    base = plan.resolve(job)
+    assert plan.resolve(job) == base
+    other = replace(job, data=replace(job.data, part_size=5))
+    assert plan.resolve(other).dataset != base.dataset
+    assert plan.resolve(replace(job, data=replace(job.data, seed=1))).dataset != base.dataset
+    assert plan.resolve(replace(job, batch_size=2)).dataset == base.dataset
+    stronger = plan.resolve(replace(job, attacks=(attack("mi", steps=3),)))
+    assert stronger.dataset == base.dataset
+    assert stronger.attacks.keys() != base.attacks.keys()
+    cropped = replace(job, targets=(replace(job.targets[0], policy="crop"),))
+    assert plan.resolve(cropped).targets[0].id != base.targets[0].id
+    assert plan.resolve(cropped).sources == base.sources
+
+
+def test_everything_is_pending_in_an_empty_store(job: Job, ledger: Ledger) -> None:
+    items = plan.pending(plan.resolve(job), ledger)
+    assert [(item.take.shard.name, item.offset, item.stride) for item in items] == [("s-0", 0, 1), ("s-1", 0, 1)]
+
+
+def test_fewer_shards_than_workers_are_split_into_strided_items(job: Job, ledger: Ledger) -> None:
+    planned = plan.resolve(job)
+    items = plan.pending(planned, ledger, workers=5)
+    assert [(item.offset, item.stride) for item in items] == [(0, 3), (1, 3), (2, 3)] * 2
+    commit(ledger, Unit(planned.dataset, Part("s-0", 0, 3)))
+    known = list(ledger.units("original"))
+    parts = [plan.item_parts(item, known) for item in items[:3]]
+    assert parts == [[Part("s-0", 0, 3)], [Part("s-0", 1, 3)], [Part("s-0", 2, 3)]]
+
+
+def test_what_is_committed_is_not_pending_and_what_is_not_is(job: Job, ledger: Ledger) -> None:
+    planned = plan.resolve(job)
+    for part in (Part("s-0", 0, 2), Part("s-0", 1, 2), Part("s-1", 0, 1)):
+        commit_all(ledger, planned, part)
+    assert plan.pending(planned, ledger) == []
+    counts = plan.progress(planned, ledger)
+    assert (counts.attacked, counts.to_attack, counts.scored, counts.to_score) == (3, 3, 6, 6)
+    wider = plan.resolve(replace(job, attacks=(*job.attacks, attack("i"))))
+    assert len(plan.pending(wider, ledger)) == 2
+    assert plan.progress(wider, ledger).attacked == 3
+    assert plan.progress(wider, ledger).to_attack == 6
+
+
+def test_the_same_model_is_loaded_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    real = models.load
+
+    def count(spec: ModelSpec, *, classes: int) -> object:
+        loaded.append(spec.name)
+        return real(spec, classes=classes)
+
+    monkeypatch.setattr(models, "load", count)
+    plan.resolve(job)
+    assert loaded == ["tiny"]
+
+
+@pytest.mark.parametrize(("limit", "takes"), [(3, [3]), (10, [10]), (12, [10, 2]), (99, [10, 6])])
+def test_a_limit_takes_the_first_images(job: Job, limit: int, takes: list[int]) -> None:
+    limited = plan.resolve(replace(job, data=replace(job.data, limit=limit)))
+    assert [take.images for take in limited.takes] == takes
+    assert limited.dataset != plan.resolve(job).dataset
+
+
+def test_a_shard_that_changed_is_refused(job: Job, ledger: Ledger) -> None:
+    planned = plan.resolve(job)
+    plan.require_unchanged(planned, ledger)
+    commit(ledger, Unit(planned.dataset, Part("s-1", 0, 2)), size_bytes=planned.takes[1].shard.size_bytes)
+    plan.require_unchanged(planned, ledger)
+    commit(ledger, Unit(planned.dataset, Part("s-0", 0, 2)), size_bytes=1)
+    with pytest.raises(RecipeError, match=r"s-0\.tar has \d+ bytes.*rename the shard"):
+        plan.require_unchanged(planned, ledger)
+
+
+def test_a_fraction_is_seeded_by_key_and_about_right() -> None:
+    spec = DataSpec("d", ("x.tar",), fraction=0.25, seed=1)
+    chosen = [spec.chooses("s", str(key)) for key in range(4000)]
+    assert chosen == [spec.chooses("s", str(key)) for key in range(4000)]
+    assert 900 < sum(chosen) < 1100
+    assert chosen != [replace(spec, seed=2).chooses("s", str(key)) for key in range(4000)]
+    assert all(DataSpec("d", ("x.tar",)).chooses("s", str(key)) for key in range(100))

@@ -1,0 +1,167 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from jobs import tables
+from pipeline import picture, report, results
+from pipeline.errors import IntegrityError, MissingError
+from pipeline.ledger import Ledger, Unit
+from pipeline.report import Rate, Report
+from pipeline.sample import Part
+from pipeline.storage import Storage
+
+DATASET = "data-0"
+KEYS = ["a", "b", "c", "d"]
+LABELS = [0, 1, 2, 3]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(Storage(str(tmp_path / "store"), create=True))
+
+
+def columns(target: str, predictions: list[int], keys: list[str]) -> dict[str, Any]:
+    return {
+        "dataset": DATASET,
+        "shard": "s",
+        "part": 0,
+        "key": keys,
+        "label": LABELS[: len(keys)],
+        "target": target,
+        "target_id": f"{target}-id",
+        "policy": "direct",
+        "weights_sha256": "w",
+        "pixels_sha256": ["p"] * len(keys),
+        "prediction": predictions,
+        "label_probability": [0.5] * len(keys),
+    }
+
+
+def commit_clean(ledger: Ledger, target: str, predictions: list[int], part: int = 0) -> None:
+    unit = Unit(DATASET, Part("s", part, 2), target=f"{target}-id")
+    keys = KEYS[: len(predictions)]
+    ledger.commit(unit, results.write(results.CLEAN, columns(target, predictions, keys)), "parquet", {})
+
+
+def commit_transfer(
+    ledger: Ledger,
+    target: str,
+    predictions: list[int],
+    *,
+    part: int = 0,
+    target_class: list[int | None] | None = None,
+    keys: list[str] | None = None,
+) -> None:
+    unit = Unit(DATASET, Part("s", part, 2), "net-id", "mi-id", f"{target}-id")
+    rows = {
+        **columns(target, predictions, keys or KEYS[: len(predictions)]),
+        "source": "net",
+        "source_id": "net-id",
+        "attack": "mi",
+        "attack_id": "mi-id",
+        "epsilon": 8 / 255,
+        "target_class": target_class,
+    }
+    ledger.commit(unit, results.write(results.TRANSFER, rows), "parquet", {})
+
+
+def rates(found: Report, target: str) -> dict[str, tuple[int, int]]:
+    (row,) = (row for row in found.success if row.target == target)
+    return {name: (rate.count, rate.n) for name, rate in row.rates.items()}
+
+
+def test_the_three_denominators(ledger: Ledger) -> None:
+    commit_clean(ledger, "x", [0, 1, 2, 9])  # right on a b c
+    commit_clean(ledger, "y", [0, 9, 2, 3])  # right on a c d
+    commit_transfer(ledger, "x", [9, 1, 9, 9])  # wrong on a c d
+    commit_transfer(ledger, "y", [0, 1, 9, 9])  # wrong on c d
+    found = report.summarise(ledger)
+    assert rates(found, "x") == {"all": (3, 4), "target": (2, 3), "joint": (2, 2)}
+    assert rates(found, "y") == {"all": (2, 4), "target": (2, 3), "joint": (1, 2)}
+    assert {(row.target, row.correct) for row in found.accuracy} == {("x", Rate(3, 4)), ("y", Rate(3, 4))}
+
+
+def test_parts_add_up(ledger: Ledger) -> None:
+    for part in (0, 1):
+        commit_clean(ledger, "x", [0, 1, 9], part)
+        commit_transfer(ledger, "x", [9, 1, 2], part=part)
+    assert rates(report.summarise(ledger), "x") == {"all": (2, 6), "target": (2, 4), "joint": (2, 4)}
+
+
+def test_a_targeted_attack_succeeds_on_its_class_alone(ledger: Ledger) -> None:
+    commit_clean(ledger, "x", [0, 1, 2, 3])
+    commit_transfer(ledger, "x", [7, 7, 2, 8], target_class=[7, 6, 5, None])
+    assert rates(report.summarise(ledger), "x")["all"] == (2, 4)
+
+
+def test_a_target_that_has_not_seen_every_part_does_not_narrow_the_joint_denominator(ledger: Ledger) -> None:
+    for part in (0, 1):
+        commit_clean(ledger, "x", [0, 1], part)
+        commit_transfer(ledger, "x", [9, 9], part=part)
+    commit_clean(ledger, "late", [9, 9], 0)
+    found = report.summarise(ledger)
+    assert found.joint == {DATASET: ["x-id"]}
+    assert rates(found, "x")["joint"] == (4, 4)
+
+
+def test_results_without_clean_predictions_are_left_out_and_counted(ledger: Ledger) -> None:
+    commit_clean(ledger, "x", [0, 1])
+    commit_transfer(ledger, "y", [9, 9])
+    found = report.summarise(ledger)
+    assert found.success == []
+    assert found.unscored == 1
+
+
+def test_other_images_under_one_part_are_an_integrity_error(ledger: Ledger) -> None:
+    commit_clean(ledger, "x", [0, 1])
+    commit_transfer(ledger, "x", [9, 9], keys=["a", "z"])
+    with pytest.raises(IntegrityError, match="holds other images"):
+        report.summarise(ledger)
+
+
+def test_an_orphan_is_not_counted(ledger: Ledger) -> None:
+    commit_clean(ledger, "x", [0, 1])
+    commit_transfer(ledger, "x", [9, 1])
+    (marker,) = ledger.markers(ledger.units("transfer"))
+    before = report.summarise(ledger)
+    ledger.storage.put(marker.object.replace(".parquet", "0.parquet"), ledger.read(marker))
+    assert report.summarise(ledger) == before
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"),
+    # Computed by hand from Wilson's formula with z = 1.959964.
+    [(0, 10, 0.0, 0.27753), (5, 10, 0.23659, 0.76341), (18, 20, 0.69897, 0.97213), (20, 20, 0.83887, 1.0)],
+)
+def test_intervals_are_wilsons(count: int, n: int, low: float, high: float) -> None:
+    found = Rate(count, n).interval
+    assert found == pytest.approx((low, high), abs=1e-4)
+
+
+def test_an_empty_denominator_has_no_rate() -> None:
+    assert Rate(0, 0).rate is None
+    assert Rate(0, 0).interval is None
+
+
+def test_an_empty_store_reports_nothing(ledger: Ledger) -> None:
+    found = report.summarise(ledger)
+    assert (found.success, found.accuracy, found.images) == ([], [], {})
+    console = Console(record=True, width=100)
+    tables.show(found, denominator="target", console=console)
+    assert "nothing is scored yet" in console.export_text()
+    with pytest.raises(MissingError, match="run generate first"):
+        picture.strongest(found)
+
+
+def test_a_table_shows_count_denominator_and_interval() -> None:
+    row = report.Success("d", "net", "net-id", "mi", "mi-id", 8 / 255, "x", "x-id", "direct", {"target": Rate(5, 10)})
+    accuracy = report.Accuracy("d", "x", "x-id", "direct", Rate(18, 20))
+    images = {"d": {"n_in": 21, "n_ok": 20, "n_quarantined": 1}}
+    console = Console(record=True, width=100, file=io.StringIO())
+    tables.show(Report([row], [accuracy], {}, images, 2), denominator="target", console=console)
+    shown = console.export_text()
+    for piece in ("50% 5/10", "24–76%", "90% 18/20", "mi, 8/255", "20 images, 1 quarantined", "2 result files await"):
+        assert piece in shown

@@ -1,0 +1,221 @@
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import codec, parts, plan, results, shards
+from pipeline.errors import ShardError, WeightsError
+from pipeline.ledger import Ledger, Unit
+from pipeline.plan import Job, Plan
+from pipeline.sample import Part
+from pipeline.stages import Generator, Scorer
+from pipeline.storage import Storage
+from tests.samples import attack, jpeg, sample, tiny_job, write_shard
+
+CPU = torch.device("cpu")
+
+
+def ledger_in(folder: Path) -> Ledger:
+    return Ledger(Storage(str(folder), create=True))
+
+
+def run_all(planned: Plan, ledger: Ledger, workers: int = 1) -> tuple[int, int]:
+    generator, scorer = Generator(planned, ledger, CPU), Scorer(planned, ledger, CPU)
+    items = plan.pending(planned, ledger, workers=workers)
+    return sum(generator.run(item) for item in items), sum(scorer.run(item) for item in items)
+
+
+def digests(ledger: Ledger) -> dict[Unit, str]:
+    return {
+        marker.unit: marker.sha256
+        for kind in ("original", "adversarial", "clean", "transfer")
+        for marker in ledger.markers(ledger.units(kind))
+    }
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_checkpoint: Path) -> Job:
+    write_shard(tmp_path / "in" / "s-0.tar", [sample(index) for index in range(10)])
+    write_shard(tmp_path / "in" / "s-1.tar", [sample(100 + index) for index in range(3)])
+    return tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("noise"), attack("gnp+mi")))
+
+
+def test_an_undisturbed_run_makes_every_unit_once(job: Job, tmp_path: Path) -> None:
+    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    assert run_all(planned, ledger) == (8, 12)
+    assert plan.pending(planned, ledger) == []
+    assert run_all(planned, ledger) == (0, 0)
+
+
+def test_a_rerun_elsewhere_gives_the_same_bytes_whatever_the_workers(job: Job, tmp_path: Path) -> None:
+    planned = plan.resolve(job)
+    one, other = ledger_in(tmp_path / "one"), ledger_in(tmp_path / "other")
+    run_all(planned, one)
+    run_all(planned, other, workers=6)
+    assert digests(one) == digests(other)
+
+
+def test_a_cut_off_run_goes_on_to_the_same_result(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = plan.resolve(job)
+    whole, cut = ledger_in(tmp_path / "whole"), ledger_in(tmp_path / "cut")
+    run_all(planned, whole)
+    real, left = Ledger.commit, 0
+
+    def commit_some(ledger: Ledger, *arguments: object) -> object:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return real(ledger, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Ledger, "commit", commit_some)
+    for _ in range(40):
+        left = 3
+        try:
+            run_all(planned, cut)
+        except KeyboardInterrupt:
+            continue
+        break
+    monkeypatch.undo()
+    assert plan.pending(planned, cut) == []
+    assert digests(cut) == digests(whole)
+    assert len(list(cut.storage.list("shards"))) == len(list(whole.storage.list("shards")))
+
+
+def test_a_new_attack_or_target_computes_only_what_is_new(job: Job, tmp_path: Path) -> None:
+    ledger = ledger_in(tmp_path / "store")
+    run_all(plan.resolve(job), ledger)
+    wider = replace(job, attacks=(*job.attacks, attack("i")))
+    assert run_all(plan.resolve(wider), ledger) == (4, 4)
+    second = replace(job.targets[0], name="tiny-again", policy="direct", mean=(0.5, 0.5, 0.5))
+    assert run_all(plan.resolve(replace(wider, targets=(*job.targets, second))), ledger) == (0, 4 + 12)
+
+
+def test_stored_originals_are_attacked_without_the_shard(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = ledger_in(tmp_path / "store")
+    run_all(plan.resolve(job), ledger)
+
+    def refuse(url: str) -> bytes:
+        raise AssertionError(f"{url} was fetched again")
+
+    monkeypatch.setattr(shards, "fetch", refuse)
+    assert run_all(plan.resolve(replace(job, attacks=(attack("i"),))), ledger) == (4, 4)
+
+
+def test_an_adversarial_sample_says_what_was_done(job: Job, tmp_path: Path) -> None:
+    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    run_all(planned, ledger)
+    unit = next(unit for unit in sorted(ledger.units("adversarial")) if "gnp" in unit.attack)
+    marker = ledger.marker(unit)
+    (first, *_) = shards.records(ledger.read(marker), name="x")
+    said = json.loads(first["json"])
+    assert said["key"] == first["__key__"] == "image00000"
+    assert str(said["label"]).encode() == first["cls"]
+    assert said["source"] == "tiny"
+    assert said["attack"]["transforms"][0]["beta"] == 0.8
+    assert said["epsilon"] == pytest.approx(8 / 255)
+    assert 0 < said["linf"] <= 8 / 255
+    assert {"seed", "l2", "source_prediction_clean", "source_prediction_adversarial"} <= said.keys()
+    assert Image.open(io.BytesIO(first["png"])).size == (32, 32)
+    assert {"batch_size", "device", "threads", "versions", "source"} <= marker.facts.keys()
+
+
+def test_bad_samples_are_quarantined_and_the_counts_add_up(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    samples = [
+        sample(0),
+        {"__key__": "cut", "jpg": jpeg(1)[:300], "cls": b"1"},
+        {"__key__": "unlabelled", "jpg": jpeg(2)},
+        {"__key__": "small", "jpg": jpeg(3, side=8), "cls": b"1"},
+        sample(4),
+    ]
+    write_shard(tmp_path / "in" / "s.tar", samples)
+    job = tiny_job(tmp_path / "in", tiny_checkpoint, part_size=8)
+    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    run_all(planned, ledger)
+    (marker,) = ledger.markers(ledger.units("original"))
+    facts = marker.facts
+    assert (facts["n_in"], facts["n_ok"], facts["n_quarantined"]) == (5, 3, 2)
+    assert {row["key"] for row in facts["quarantined"]} == {"cut", "unlabelled"}
+    (result,) = ledger.markers(ledger.units("transfer"))
+    assert results.read(ledger.read(result)).column("key").to_pylist() == ["image00000", "small", "image00004"]
+
+
+def test_a_part_of_nothing_but_bad_samples_is_done_and_empty(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [{"__key__": "bad", "jpg": b"x", "cls": b"1"}])
+    planned, ledger = plan.resolve(tiny_job(tmp_path / "in", tiny_checkpoint)), ledger_in(tmp_path / "store")
+    assert run_all(planned, ledger) == (1, 2)
+    assert plan.pending(planned, ledger) == []
+    (marker,) = ledger.markers(ledger.units("transfer"))
+    assert results.read(ledger.read(marker)).num_rows == 0
+
+
+def test_an_empty_shard_and_a_truncated_one_are_errors(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "in" / "s-0.tar").write_bytes(shards.write([]))
+    damaged = tmp_path / "in" / "s-1.tar"
+    damaged.write_bytes(damaged.read_bytes()[:-10240])
+    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    empty, truncated = plan.pending(planned, ledger)
+    generator = Generator(planned, ledger, CPU)
+    with pytest.raises(ShardError, match="holds no samples"):
+        generator.run(empty)
+    with pytest.raises(ShardError, match="s-1"):
+        generator.run(truncated)
+    assert list(ledger.units("original")) == []
+
+
+def test_a_shard_that_changes_halfway_is_an_error(job: Job, tmp_path: Path) -> None:
+    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    first, second, *_ = plan.pending(planned, ledger, workers=4)
+    generator = Generator(planned, ledger, CPU)
+    generator.run(first)
+    write_shard(tmp_path / "in" / "s-0.tar", [sample(50 + index) for index in range(10)])
+    with pytest.raises(ShardError, match="changed since"):
+        generator.run(second)
+
+
+def test_an_original_made_by_another_decoder_is_what_is_attacked(job: Job, tmp_path: Path) -> None:
+    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    (_, item) = plan.pending(planned, ledger)
+    generator = Generator(planned, ledger, CPU)
+    made = dict(generator._originals(item, set()))[Part("s-1", 0, 1)]
+    other = ledger_in(tmp_path / "other")
+    theirs = made.pixels.clone()
+    theirs[:, :, 0, 0] ^= 1
+    tar = shards.write(
+        {"__key__": key, "png": codec.encode(image), "cls": str(label).encode()}
+        for key, label, image in zip(made.keys, made.labels.tolist(), theirs, strict=True)
+    )
+    facts = {"pixels_sha256": codec.pixels_sha256(theirs), "shard": {"sha256": "x"}}
+    other.commit(Unit(planned.dataset, Part("s-1", 0, 1)), tar, "tar", facts)
+    attacked = dict(Generator(planned, other, CPU)._originals(item, set()))[Part("s-1", 0, 1)]
+    assert torch.equal(attacked.pixels, theirs)
+
+
+def test_weights_that_moved_are_refused(job: Job, tmp_path: Path) -> None:
+    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    (target,) = planned.targets
+    moved = replace(planned, targets=(replace(target, digest="0" * 64),))
+    with pytest.raises(WeightsError, match="the driver's to 000000000000"):
+        Scorer(moved, ledger, CPU)
+
+
+def test_a_fraction_of_the_images_is_taken(job: Job, tmp_path: Path) -> None:
+    half = replace(job, data=replace(job.data, fraction=0.5))
+    planned, ledger = plan.resolve(half), ledger_in(tmp_path / "store")
+    run_all(planned, ledger)
+    facts = [marker.facts for marker in ledger.markers(ledger.units("original"))]
+    assert sum(each["n_in"] + each["n_not_chosen"] for each in facts) == 13
+    assert 0 < sum(each["n_in"] for each in facts) < 13
+
+
+def test_a_stored_part_that_is_not_one_is_an_error() -> None:
+    with pytest.raises(ShardError, match="sample a: no label"):
+        parts.read(shards.write([{"__key__": "a", "png": b"x"}]), name="x")
+    with pytest.raises(ShardError, match="undecodable"):
+        parts.read(shards.write([{"__key__": "a", "png": b"x", "cls": b"1"}]), name="x")

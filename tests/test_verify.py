@@ -1,0 +1,167 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import codec, parts, plan, results, shards
+from pipeline.ledger import Ledger, Marker
+from pipeline.storage import Storage
+from pipeline.verify import audit
+from tests.samples import attack, sample, tiny_job, write_shard
+from tests.test_stages import run_all
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, bytes]:
+    """Every object of a sound store: key → bytes."""
+    folder = tmp_path_factory.mktemp("pristine")
+    write_shard(folder / "in" / "s-0.tar", [sample(index) for index in range(6)])
+    job = tiny_job(folder / "in", tiny_checkpoint, attacks=(attack("mi"), attack("noise")))
+    ledger = Ledger(Storage(str(folder / "store"), create=True))
+    planned = plan.resolve(job)
+    ledger.record_plan(planned.describe())
+    run_all(planned, ledger)
+    return {item.key: ledger.storage.get(item.key) for item in ledger.storage.list()}
+
+
+@pytest.fixture
+def ledger(pristine: dict[str, bytes], tmp_path: Path) -> Ledger:
+    storage = Storage(str(tmp_path / "store"), create=True)
+    for key, data in pristine.items():
+        storage.put(key, data)
+    return Ledger(storage)
+
+
+def first(ledger: Ledger, kind: str, containing: str = "") -> Marker:
+    unit = next(unit for unit in sorted(ledger.units(kind)) if containing in unit.attack)
+    return ledger.marker(unit)
+
+
+def rewrite(ledger: Ledger, marker: Marker, data: bytes, **facts: object) -> None:
+    """Replaces a unit's data and makes its marker agree: damage that no hash can see."""
+    own = json.loads(ledger.storage.get(marker.unit.marker))
+    ledger.storage._folder.joinpath(marker.unit.marker).unlink()  # type: ignore[union-attr]
+    ledger.commit(marker.unit, data, marker.object.rpartition(".")[2], {**own["facts"], **facts})
+
+
+def problems(ledger: Ledger) -> list[str]:
+    return [f"{problem.where}: {problem.what}" for problem in audit(ledger).problems]
+
+
+def test_a_sound_store_has_no_problems(ledger: Ledger) -> None:
+    found = audit(ledger)
+    assert found.problems == []
+    assert found.images == 12
+    assert found.objects == 2 + 4 + 2 + 4
+
+
+def flip(ledger: Ledger) -> None:
+    marker = first(ledger, "adversarial")
+    data = bytearray(ledger.storage.get(marker.object))
+    data[700] ^= 1
+    ledger.storage.put(marker.object, bytes(data))
+
+
+def lose_object(ledger: Ledger) -> None:
+    ledger.storage._folder.joinpath(first(ledger, "transfer").object).unlink()  # type: ignore[union-attr]
+
+
+def lose_marker(ledger: Ledger) -> None:
+    ledger.storage._folder.joinpath(first(ledger, "transfer").unit.marker).unlink()  # type: ignore[union-attr]
+
+
+def junk_marker(ledger: Ledger) -> None:
+    ledger.storage.put(first(ledger, "clean").unit.marker, b"{")
+
+
+def stranger(ledger: Ledger) -> None:
+    ledger.storage.put("markers/notes.txt", b"hello")
+
+
+def outside(ledger: Ledger) -> None:
+    marker = first(ledger, "adversarial", "mi")
+    tar = ledger.read(marker)
+    images = parts.read(tar, name="x")
+    pixels = images.pixels.clone()
+    pixels[1, 0, 0, 0] = 255 if pixels[1, 0, 0, 0] < 128 else 0
+    samples = list(shards.records(tar, name="x"))
+    samples = [
+        {**{k: v for k, v in each.items() if k != "__url__"}, "png": codec.encode(image)}
+        for each, image in zip(samples, pixels, strict=True)
+    ]
+    rewrite(ledger, marker, shards.write(samples), pixels_sha256=codec.pixels_sha256(pixels))
+
+
+def fewer(ledger: Ledger) -> None:
+    marker = first(ledger, "adversarial", "mi")
+    samples = [
+        {k: v for k, v in each.items() if k != "__url__"} for each in shards.records(ledger.read(marker), name="x")
+    ]
+    images = parts.read(shards.write(samples[:-1]), name="x")
+    rewrite(ledger, marker, shards.write(samples[:-1]), n=3, pixels_sha256=codec.pixels_sha256(images.pixels))
+
+
+def other_attack(ledger: Ledger) -> None:
+    marker = first(ledger, "adversarial", "mi")
+    loose = {**marker.facts["attack"], "epsilon": "200/255"}
+    rewrite(ledger, marker, ledger.read(marker), attack=loose)
+
+
+def other_rows(ledger: Ledger) -> None:
+    marker = first(ledger, "transfer")
+    table = results.read(ledger.read(marker))
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    columns["pixels_sha256"] = ["0" * 64] * table.num_rows
+    rewrite(ledger, marker, results.write(results.TRANSFER, columns))
+
+
+def miscounted(ledger: Ledger) -> None:
+    marker = first(ledger, "original")
+    rewrite(ledger, marker, ledger.read(marker), n_in=99)
+
+
+def whole_shard(ledger: Ledger) -> None:
+    plans = next(iter(ledger.plans()))
+    ledger.record_plan({**plans, "shards": [*plans["shards"], "s-1"]})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip, "damaged: its"),
+        (lose_object, "no such object"),
+        (lose_marker, "missing; run generate again"),
+        (junk_marker, "not a marker"),
+        (stranger, "not a marker; remove it"),
+        (outside, "1 images lie outside epsilon = 8/255, the first 'image00001'"),
+        (fewer, "keys or labels are not those of its original"),
+        (other_attack, "not the one that its name stands for"),
+        (other_rows, "pixels_sha256 does not match"),
+        (miscounted, "99 images in"),
+        (whole_shard, "no part of this shard is committed"),
+    ],
+)
+def test_damage_is_found_and_named(ledger: Ledger, damage: Callable[[Ledger], None], message: str) -> None:
+    damage(ledger)
+    assert any(message in line for line in problems(ledger)), problems(ledger)
+
+
+def test_an_audit_goes_on_after_a_problem(ledger: Ledger) -> None:
+    flip(ledger)
+    stranger(ledger)
+    miscounted(ledger)
+    assert len(problems(ledger)) >= 3
+    assert audit(ledger).objects == 12
+
+
+def test_an_orphan_is_no_problem_and_no_data(ledger: Ledger) -> None:
+    marker = first(ledger, "adversarial")
+    ledger.storage.put(marker.object.replace(".tar", "0.tar"), b"orphan")
+    assert problems(ledger) == []
+
+
+def test_pixels_are_hashed_not_believed(ledger: Ledger) -> None:
+    marker = first(ledger, "adversarial", "mi")
+    rewrite(ledger, marker, ledger.read(marker), pixels_sha256="0" * 64)
+    assert any("hash to something else" in line for line in problems(ledger))
