@@ -71,7 +71,8 @@ def draw(ledger: Ledger, row: Success, *, class_name: Callable[[int], str]) -> b
 
 def _said(ledger: Ledger, unit: Unit) -> Iterator[_Said]:
     """What the targets say of each image of an adversarial part."""
-    scored = [u for u in ledger.units(f"transfer/{unit.dataset}/{unit.source}/{unit.attack}") if u.part == unit.part]
+    scope = f"transfer/{unit.dataset}/{unit.source}/{unit.attack}"
+    scored = sorted(scored for scored in ledger.units(scope) if scored.part == unit.part)
     after = [results.read(ledger.read(marker)) for marker in ledger.markers(scored)]
     clean = [replace(u, source="", attack="") for u in scored]
     before = [results.read(ledger.read(marker)) for marker in ledger.markers(clean)]

@@ -1,0 +1,46 @@
+"""`make picture`: the README's picture, by the demo's recipe on a photograph that is free of rights.
+
+scikit-image ships it: `coffee.png`, by Rachel Michetti, CC0.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from jobs import assets
+from jobs.demo import FOLDER, RECIPE
+from pipeline import config, engine, models, picture, plan, shards
+from pipeline.ledger import Ledger
+from pipeline.report import summarise
+from pipeline.storage import Storage
+
+ESPRESSO = 967  # ImageNet's class
+OUT = Path("docs/picture.png")
+
+
+def main() -> None:
+    """Attacks the photograph and draws the strongest attack's result."""
+    assets.prepare(FOLDER)
+    folder = Path("build/picture")
+    if not folder.exists():
+        assets.download(folder / "packages", "scikit-image==0.26.0")
+        ((_, data),) = assets.members(folder / "packages", "scikit_image-*", r"skimage/data/coffee\.png$")
+        photographs = folder / "photographs"
+        photographs.mkdir()
+        (photographs / "coffee.png").write_bytes(data)
+        (photographs / "labels.csv").write_text(f"filename,label\ncoffee.png,{ESPRESSO}\n", encoding="utf-8")
+        shards.from_folder(photographs, str(folder / "shards"), name="free", per_shard=1)
+    recipe = config.load(RECIPE)
+    job = recipe.job()
+    planned = plan.resolve(replace(job, data=replace(job.data, name="free", shards=(f"{folder}/shards/*.tar",))))
+    outcome = engine.run(planned, str(folder / "store"), pools=recipe.engine)
+    if outcome.failed:
+        sys.exit(f"error: {outcome.failed}")
+    ledger = Ledger(Storage(str(folder / "store")))
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_bytes(picture.draw(ledger, picture.strongest(summarise(ledger)), class_name=models.class_name))
+    sys.stdout.write(f"{OUT}\n")
+
+
+if __name__ == "__main__":
+    main()
