@@ -22,14 +22,13 @@ def main() -> None:
     """Attacks the photograph and draws the strongest attack's result."""
     assets.prepare(FOLDER)
     folder = Path("build/picture")
-    if not folder.exists():
-        assets.download(folder / "packages", "scikit-image==0.26.0")
-        ((_, data),) = assets.members(folder / "packages", "scikit_image-*", r"skimage/data/coffee\.png$")
-        photographs = folder / "photographs"
-        photographs.mkdir()
-        (photographs / "coffee.png").write_bytes(data)
-        (photographs / "labels.csv").write_text(f"filename,label\ncoffee.png,{ESPRESSO}\n", encoding="utf-8")
-        shards.from_folder(photographs, str(folder / "shards"), name="free", per_shard=1)
+    assets.download(folder / "packages", "scikit-image==0.26.0")
+    ((_, data),) = assets.members(folder / "packages", "scikit_image-*", r"skimage/data/coffee\.png$")
+    photographs = folder / "photographs"
+    photographs.mkdir(exist_ok=True)
+    (photographs / "coffee.png").write_bytes(data)
+    (photographs / "labels.csv").write_text(f"filename,label\ncoffee.png,{ESPRESSO}\n", encoding="utf-8")
+    shards.from_folder(photographs, str(folder / "shards"), name="free", per_shard=1)
     recipe = config.load(RECIPE)
     job = recipe.job()
     planned = plan.resolve(replace(job, data=replace(job.data, name="free", shards=(f"{folder}/shards/*.tar",))))

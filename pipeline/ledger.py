@@ -194,15 +194,15 @@ class Ledger:
         self.storage.put_once(f"plans/{identifier}.json", json.dumps(plan, indent=1, sort_keys=True).encode())
         return identifier
 
-    def plans(self) -> Iterator[dict[str, Any]]:
-        """Every plan that a run has recorded in this store.
+    def plans(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every plan that a run has recorded in this store, with its address.
 
         Raises:
             IntegrityError: One of them is not JSON.
         """
         for stored in sorted(self.storage.list("plans"), key=lambda stored: stored.key):
             try:
-                yield json.loads(self.storage.get(stored.key))
+                yield self.storage.at(stored.key), json.loads(self.storage.get(stored.key))
             except ValueError as error:
                 raise IntegrityError(f"{self.storage.at(stored.key)}: not a plan ({error})") from error
 

@@ -6,6 +6,7 @@ target resizes and normalises as its own weights expect, under a policy that sta
 
 import difflib
 import hashlib
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,10 @@ class ModelSpec:
             object.__setattr__(self, "name", self.model)
         if self.input_size is not None and self.input_size < 1:
             raise ValueError(f"input_size = {self.input_size}: must be at least 1 pixel")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std = {list(self.std)}: must be positive")
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std = {list(self.std)}: must be positive numbers")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean = {list(self.mean)}: must be numbers")
 
 
 class Classifier(nn.Module):

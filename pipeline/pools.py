@@ -1,5 +1,6 @@
 """How many workers of each kind a cluster holds, and what each is given: arithmetic, without Ray."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,8 +33,8 @@ class Pools:
                 raise ValueError(f"{name} = {value}: must be at least 1")
         for name in ("gpus_per_generator", "gpus_per_scorer"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} = {value}: must not be negative")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} = {value}: must be a number from 0")
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,8 @@ def read(data: bytes, *, name: str, classes: int) -> Iterator[Sample | Rejected]
                 raise SampleError("a sample of this key stands earlier in the shard")
             if key.startswith("/") or ".." in key.split("/"):
                 raise SampleError("the key points outside its folder")
+            if not _is_utf8(key):
+                raise SampleError("the key is not UTF-8")
             yield Sample(key, _image(record), _label(record, classes))
         except SampleError as error:
             yield Rejected(key, str(error))
@@ -159,6 +161,11 @@ def _require_complete(data: bytes, name: str) -> None:
         )
     if len(tail) < 1024:
         raise ShardError(f"shard {name}: truncated: the end-of-archive blocks are missing; fetch or make it again")
+
+
+def _is_utf8(key: str) -> bool:
+    """Whether a name out of a tar can be written again: tarfile turns undecodable bytes into lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in key)
 
 
 def _image(record: Mapping[str, Any]) -> bytes:

@@ -203,8 +203,8 @@ def absolute(url: str) -> str:
 
 def split(url: str) -> tuple[str, str]:
     """An object's URL as (its folder's URL, its name)."""
-    folder, _, name = url.rpartition("/")
-    return folder or ".", name
+    folder, slash, name = url.rpartition("/")
+    return folder or slash or ".", name
 
 
 def _s3_store(bucket: str, prefix: str) -> S3Store:

@@ -166,18 +166,17 @@ def _missing(ledger: Ledger, committed: set[Unit]) -> Iterator[Problem]:
     """What the recorded plans say should be there and is not."""
     known = {(unit.dataset, unit.part.shard): unit.part.count for unit in committed if unit.kind == "original"}
     reported: set[Unit] = set()
-    for described in ledger.plans():
+    for plan, described in ledger.plans():
+        remedy = f"run generate again, or remove {plan} if its results are no longer wanted"
         for shard in described["shards"]:
             count = known.get((described["dataset"], shard))
             if count is None:
-                yield Problem(
-                    f"{described['dataset']}/{shard}", "no part of this shard is committed; run generate again"
-                )
+                yield Problem(f"{described['dataset']}/{shard}", f"no part of this shard is committed; {remedy}")
                 continue
             wanted = {unit for index in range(count) for unit in _planned(described, Part(shard, index, count))}
             for unit in sorted(wanted - committed - reported):
                 reported.add(unit)
-                yield Problem(ledger.storage.at(unit.marker), "missing; run generate again")
+                yield Problem(ledger.storage.at(unit.marker), f"missing; {remedy}")
 
 
 def _planned(described: dict[str, Any], part: Part) -> Iterator[Unit]:

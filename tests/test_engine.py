@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from pipeline.ledger import Ledger
 from pipeline.plan import Progress
 from pipeline.pools import Pools
 from pipeline.storage import Storage
-from tests.samples import attack, sample, tiny_job, write_shard
+from tests.conftest import ROOT
+from tests.samples import CLASSES, SIDE, attack, sample, tiny_job, write_shard
 
 pytestmark = [
     pytest.mark.usefixtures("ray_on_four_devices"),
@@ -85,3 +88,34 @@ def test_workers_that_cannot_start_are_a_reason_and_not_a_hang(tmp_path: Path, t
     outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools())
     ((_, reason),) = outcome.failed.items()
     assert "gone.safetensors" in reason
+
+
+CLUSTER = """
+import subprocess, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+code = subprocess.run([*sys.argv[1:], "--address", cluster.address]).returncode
+cluster.shutdown()
+sys.exit(code)
+"""
+
+
+def test_a_cluster_of_two_nodes_runs_the_same_recipe(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    for number in range(2):
+        write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
+    recipe = tmp_path / "recipe.toml"
+    network = f'model = "test_resnet"\ncheckpoint = "{tiny_checkpoint}"\ninput_size = {SIDE}\n'
+    recipe.write_text(
+        f'attacks = ["mi"]\n[data]\nname = "tiny"\nshards = "{tmp_path}/in/*.tar"\nclasses = {CLASSES}\n'
+        f"preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n[[sources]]\n{network}[[targets]]\n{network}"
+    )
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "jobs", "generate", str(recipe), "--store", str(store)]
+    done = subprocess.run(
+        [sys.executable, "-c", CLUSTER, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "done: 2 items" in done.stdout
+    ledger = Ledger(Storage(str(store)))
+    assert workers(ledger, "adversarial").keys().isdisjoint(workers(ledger, "transfer").keys())

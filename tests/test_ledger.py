@@ -102,4 +102,4 @@ def test_fingerprints_are_canonical() -> None:
 def test_plans_are_kept_once(ledger: Ledger) -> None:
     assert ledger.record_plan({"a": 1}) == ledger.record_plan({"a": 1})
     ledger.record_plan({"a": 2})
-    assert sorted(json.dumps(plan) for plan in ledger.plans()) == ['{"a": 1}', '{"a": 2}']
+    assert sorted(json.dumps(plan) for _, plan in ledger.plans()) == ['{"a": 1}', '{"a": 2}']

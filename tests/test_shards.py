@@ -72,6 +72,7 @@ def test_a_sample_that_cannot_be_used_is_rejected_with_its_reason_and_the_rest_g
                 {"__key__": "word", "jpg": jpeg(1), "cls": b"cat"},
                 {"__key__": "beyond", "jpg": jpeg(1), "cls": b"10"},
                 {"__key__": "negative", "jpg": jpeg(1), "cls": b"-1"},
+                {"__key__": "\udcff", "jpg": jpeg(1), "cls": b"1"},
                 {"__key__": "../../etc/passwd", "jpg": jpeg(1), "cls": b"1"},
                 sample(1),
                 sample(0),
@@ -80,7 +81,8 @@ def test_a_sample_that_cannot_be_used_is_rejected_with_its_reason_and_the_rest_g
     )
     reasons = {each.key: each.reason for each in found if isinstance(each, Rejected)}
     assert [each.key for each in found if isinstance(each, Sample)] == ["image00000", "image00001"]
-    assert len(found) == 9
+    assert len(found) == 10
+    assert "not UTF-8" in reasons["\udcff"]
     assert "no cls" in reasons["unlabelled"]
     assert "no image" in reasons["imageless"]
     assert "whole number" in reasons["word"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pipeline import codec, parts, plan, results, shards
 from pipeline.errors import ShardError, WeightsError
@@ -195,6 +196,19 @@ def test_an_original_made_by_another_decoder_is_what_is_attacked(job: Job, tmp_p
     other.commit(Unit(planned.dataset, Part("s-1", 0, 1)), tar, "tar", facts)
     attacked = dict(Generator(planned, other, CPU)._originals(item, set()))[Part("s-1", 0, 1)]
     assert torch.equal(attacked.pixels, theirs)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_no_image(
+    job: Job, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    state = load_file(tiny_checkpoint)
+    state["fc.bias"][0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    source = replace(job.sources[0], checkpoint=str(tmp_path / "nan.safetensors"))
+    planned, ledger = plan.resolve(replace(job, sources=(source,))), ledger_in(tmp_path / "store")
+    with pytest.raises(FloatingPointError, match=r"gnp\+mi: the gradient is not finite on image 'image00000'"):
+        Generator(planned, ledger, CPU).run(plan.pending(planned, ledger)[0])
+    assert {unit.attack.split("-")[0] for unit in ledger.units("adversarial")} == {"noise"}
 
 
 def test_weights_that_moved_are_refused(job: Job, tmp_path: Path) -> None:

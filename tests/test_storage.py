@@ -112,6 +112,7 @@ def test_urls_are_understood_or_refused(tmp_path: Path) -> None:
             Storage(wrong)
     assert split("s3://bucket/a/b.tar") == ("s3://bucket/a", "b.tar")
     assert split("b.tar") == (".", "b.tar")
+    assert split("/b.tar") == ("/", "b.tar")
     assert absolute("s3://bucket/a") == "s3://bucket/a"
     assert absolute("x") == str(Path.cwd() / "x")
 

@@ -122,7 +122,7 @@ def miscounted(ledger: Ledger) -> None:
 
 
 def whole_shard(ledger: Ledger) -> None:
-    plans = next(iter(ledger.plans()))
+    _, plans = next(iter(ledger.plans()))
     ledger.record_plan({**plans, "shards": [*plans["shards"], "s-1"]})
 
 

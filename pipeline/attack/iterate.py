@@ -51,10 +51,13 @@ class Iterative:
             model: The source; maps images in [0, 1] to logits (B, classes).
             images: (B, 3, H, W) float32 in [0, 1].
             labels: (B,) int64, the true classes.
-            keys: The images' keys; unused, since nothing here is drawn.
+            keys: The images' keys.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1], within epsilon of `images` up to float rounding.
+
+        Raises:
+            FloatingPointError: The gradient was not finite on some image, in some step.
         """
         gradient = loss_gradient(model, labels)
         for transform in self.transforms:
@@ -65,6 +68,10 @@ class Iterative:
         for _ in range(self.steps):
             velocity = self.decay * velocity + _mean_abs_normalised(gradient(adversarial))
             adversarial = (adversarial + step_size * velocity.sign()).clamp(lower, upper)
+        # sign(NaN) is 0, so that a broken gradient would pass for a weak attack; a velocity once NaN stays so.
+        finite = velocity.isfinite().flatten(1).all(dim=1).tolist()
+        if not all(finite):
+            raise FloatingPointError(f"{self.name}: the gradient is not finite on image {keys[finite.index(False)]!r}")
         return adversarial
 
 

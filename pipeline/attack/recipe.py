@@ -1,6 +1,7 @@
 """Names → a composed attack, and its provenance."""
 
 import dataclasses
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -60,8 +61,8 @@ def build(
         raise ValueError(f"steps = {steps}: must be at least 1")
     if step_size is not None and step_size <= 0:
         raise ValueError(f"step_size = {step_size}: must be positive")
-    if decay is not None and decay < 0:
-        raise ValueError(f"decay = {decay}: must not be negative")
+    if decay is not None and not 0 <= decay < math.inf:
+        raise ValueError(f"decay = {decay}: must be a number from 0")
     if transforms is None:
         transforms = tuple(_TRANSFORMS[part]() for part in parts if part in _TRANSFORMS)
     return Iterative(

@@ -4,6 +4,7 @@ Each is a frozen dataclass that is its own configuration, provenance and behavio
 not its value, because it may have to evaluate it elsewhere.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,10 +51,10 @@ class GradientNormPenalty:
     beta: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.r <= 0:
+        if not 0 < self.r < math.inf:
             raise ValueError(f"r = {self.r}: must be positive")
-        if self.beta < 0:
-            raise ValueError(f"beta = {self.beta}: must not be negative")
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta = {self.beta}: must be a number from 0")
 
     def __call__(self, gradient: Gradient) -> Gradient:
         """The penalised gradient function."""

@@ -121,7 +121,9 @@ def test_a_zero_gradient_stays_zero() -> None:
         assert torch.equal(found, torch.zeros(1, 3, 2, 2))
 
 
-@pytest.mark.parametrize("wrong", [{"r": 0.0}, {"r": -1.0}, {"beta": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"r": 0.0}, {"r": -1.0}, {"r": float("nan")}, {"beta": -0.1}, {"beta": float("inf")}]
+)
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         GradientNormPenalty(**wrong)  # type: ignore[arg-type]
