@@ -13,6 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: $(VENV)/installed  ## the main job on real photographs, end to end; STORE=s3 runs it on a real S3 server
 ifeq ($(STORE),s3)
 	$(BIN)/python -m infra.local_s3 build/demo/s3 $(BIN)/python -m jobs.demo --store s3://demo/results
+	@echo "The server has stopped and kept its data; to look inside: $(BIN)/python -m infra.local_s3 build/demo/s3 $(BIN)/gnp ls s3://demo/results"
 else
 	$(BIN)/python -m jobs.demo
 endif

@@ -19,7 +19,7 @@ from typing import Any
 import braceexpand
 import webdataset
 from webdataset.autodecode import basichandlers
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 from pipeline.errors import MissingError, RecipeError, SampleError, ShardError
 from pipeline.sample import Rejected, Sample
@@ -110,7 +110,8 @@ def read(data: bytes, *, name: str, classes: int) -> Iterator[Sample | Rejected]
         ShardError: The tar is truncated or damaged, or holds one file twice.
     """
     seen: set[str] = set()
-    for record in records(data, name=name):
+    members = _members(data, name)
+    for record in _grouped(data, name):
         key = str(record["__key__"])
         try:
             if key in seen:
@@ -123,6 +124,7 @@ def read(data: bytes, *, name: str, classes: int) -> Iterator[Sample | Rejected]
         except SampleError as error:
             yield Rejected(key, str(error))
         seen.add(key)
+    yield from _passed_over(members)
 
 
 def records(data: bytes, *, name: str) -> Iterator[dict[str, Any]]:
@@ -131,7 +133,11 @@ def records(data: bytes, *, name: str) -> Iterator[dict[str, Any]]:
     Raises:
         ShardError: The tar is truncated or damaged, or holds one file twice.
     """
-    _require_complete(data, name)
+    _members(data, name)
+    yield from _grouped(data, name)
+
+
+def _grouped(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     try:
         yield from group_by_keys(tar_file_expander([{"url": name, "stream": io.BytesIO(data)}]))
     except (ValueError, tarfile.TarError) as error:
@@ -147,20 +153,37 @@ def write(samples: Iterable[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _require_complete(data: bytes, name: str) -> None:
-    """Raises `ShardError` unless members fill the tar up to an end-of-archive of two zero blocks (POSIX.1-1988)."""
+def _members(data: bytes, name: str) -> list[tarfile.TarInfo]:
+    """The members of a tar that they fill up to its end-of-archive of two zero blocks (POSIX.1-1988).
+
+    Raises:
+        ShardError: The tar is truncated or damaged.
+    """
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            tar.getmembers()
+            members = tar.getmembers()
             tail = data[tar.offset :]
     except tarfile.TarError as error:
         raise ShardError(f"shard {name}: not a complete tar ({error}); fetch or make it again") from error
     if tail.strip(b"\0"):
-        raise ShardError(
-            f"shard {name}: damaged at byte {len(data) - len(tail)}: no valid header; fetch or make it again"
-        )
+        at = len(data) - len(tail)
+        raise ShardError(f"shard {name}: damaged at byte {at}: no valid header; fetch or make it again")
     if len(tail) < 1024:
         raise ShardError(f"shard {name}: truncated: the end-of-archive blocks are missing; fetch or make it again")
+    return members
+
+
+def _passed_over(members: Iterable[tarfile.TarInfo]) -> Iterator[Rejected]:
+    """The members that WebDataset passes over without a word, but for folders and its own `__metadata__`."""
+    for member in members:
+        if member.isdir() or re.match(r"__[^/]*__($|/)", member.name):
+            continue
+        if not member.isreg():
+            yield Rejected(member.name, "a link or a device, not a file")
+        elif base_plus_ext(member.name)[0] is None:
+            yield Rejected(
+                member.name, "not a sample: a file is named KEY.EXTENSION, its name does not begin with a dot"
+            )
 
 
 def _is_utf8(key: str) -> bool:

@@ -92,6 +92,24 @@ def test_a_sample_that_cannot_be_used_is_rejected_with_its_reason_and_the_rest_g
     assert "earlier in the shard" in reasons["image00000"]
 
 
+def test_what_webdataset_passes_over_is_rejected_and_not_lost() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, kind in (
+            ("folder", tarfile.DIRTYPE),
+            ("__meta__.json", tarfile.REGTYPE),
+            ("README", tarfile.REGTYPE),
+            (".hidden.jpg", tarfile.REGTYPE),
+            ("linked.jpg", tarfile.SYMTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            tar.addfile(info)
+    found = read(buffer.getvalue())
+    assert [each.key for each in found] == ["__meta__", "README", ".hidden.jpg", "linked.jpg"]
+    assert all(isinstance(each, Rejected) for each in found)
+
+
 def test_one_file_twice_is_an_error_of_the_shard() -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
