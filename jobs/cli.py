@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from pipeline.errors import GnpError
+from pipeline.errors import GnpError, MissingError
 from pipeline.ledger import KINDS, Ledger
 from pipeline.storage import Storage
 
@@ -70,7 +70,7 @@ def report(
     from jobs import tables
     from pipeline.report import summarise, to_json
 
-    summary = summarise(Ledger(Storage(store)))
+    summary = summarise(_open(store))
     if as_json:
         sys.stdout.write(json.dumps(to_json(summary), indent=1) + "\n")
     else:
@@ -85,7 +85,7 @@ def verify(store: Store) -> None:
     """
     from pipeline.verify import audit
 
-    found = audit(Ledger(Storage(store)))
+    found = audit(_open(store))
     for problem in found.problems:
         sys.stdout.write(f"{problem.where}: {problem.what}\n")
     verdict = f"{len(found.problems)} problems" if found.problems else "all sound"
@@ -105,7 +105,7 @@ def ls(
 
     `gnp ls STORE --kind transfer` is what to hand to DuckDB or Polars.
     """
-    ledger = Ledger(Storage(store))
+    ledger = _open(store)
     for each in KINDS if kind is None else (kind,):
         for marker in ledger.markers(sorted(ledger.units(each))):
             sys.stdout.write(ledger.storage.at(marker.object) + "\n")
@@ -132,6 +132,18 @@ def shards(
     for path in left_out:
         sys.stderr.write(f"left out, no image: {path}\n")
     sys.stdout.write(f"{len(names)} shards in {out}: {names[0]} … {names[-1]}\n")
+
+
+def _open(store: str) -> Ledger:
+    """The ledger of a store that a run has begun to fill.
+
+    Raises:
+        MissingError: No run has written there: a mistyped address is no sound, empty store.
+    """
+    ledger = Ledger(Storage(store))
+    if not ledger.plans():
+        raise MissingError(f"{ledger.storage.url}: no run has written here; check the address, or run generate first")
+    return ledger
 
 
 def main() -> None:

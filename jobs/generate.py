@@ -24,14 +24,16 @@ def run(recipe: Path, store: str, *, console: Console, limit: int | None = None,
     for name, reason in outcome.failed.items():
         sys.stderr.write(f"failed: {name}: {reason}\n")
     if not outcome.items:
-        console.print(f"nothing to do: {store} holds everything that this recipe makes")
+        said = f"nothing to do: {store} holds everything that this recipe makes"
     elif outcome.failed:
-        console.print(
-            f"{len(outcome.failed)} of {outcome.items} items failed; the rest is committed. Run again to retry."
-        )
+        said = f"{len(outcome.failed)} of {outcome.items} items failed; the rest is committed; run again to retry"
     else:
-        console.print(f"done: {outcome.items} items in {outcome.seconds:.0f} s")
-    return 1 if outcome.failed else 0
+        said = f"done: {outcome.items} items in {outcome.seconds:.0f} s"
+    images = f"{outcome.usable} images, {outcome.quarantined} quarantined"
+    console.print(f"{said} ({images})", markup=False, highlight=False, soft_wrap=True)
+    if not outcome.usable:
+        sys.stderr.write("failed: no image could be used; see the recipe's fraction, preparation and classes\n")
+    return 1 if outcome.failed or not outcome.usable else 0
 
 
 class _Bars:

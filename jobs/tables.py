@@ -1,6 +1,7 @@
 """What a report looks like on a terminal."""
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.report import Denominator, Rate, Report, Success
@@ -24,6 +25,11 @@ def show(report: Report, *, denominator: Denominator, console: Console) -> None:
     console.print(tables(report, denominator=denominator))
     if report.unscored:
         console.print(f"{report.unscored} result files await clean predictions of their part and are left out")
+    if report.missing_shards or report.missing_results:
+        console.print(
+            f"incomplete: {report.missing_shards} shards and {report.missing_results} results that runs set out to "
+            "make are missing; gnp verify names them"
+        )
 
 
 def _table(report: Report, dataset: str, denominator: Denominator) -> Table:
@@ -33,14 +39,14 @@ def _table(report: Report, dataset: str, denominator: Denominator) -> Table:
         f", {images['n_quarantined']} quarantined" if images["n_quarantined"] else ""
     )
     table = Table(
-        title=f"{dataset}: {counted}",
+        title=escape(f"{dataset}: {counted}"),
         caption=f"success over {_MEANING[denominator]}: rate, count/denominator, 95% Wilson interval",
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("source → attack, ε", overflow="fold")
     for target in targets.values():
-        table.add_column(f"{target.target}\n[dim]{target.policy}[/dim]", justify="right", overflow="fold")
+        table.add_column(f"{escape(target.target)}\n[dim]{target.policy}[/dim]", justify="right", overflow="fold")
     table.add_row("clean accuracy", *(_cell(target.correct) for target in targets.values()), end_section=True)
     attacks: dict[tuple[str, str], dict[str, Success]] = {}
     for row in report.success:
@@ -49,7 +55,9 @@ def _table(report: Report, dataset: str, denominator: Denominator) -> Table:
     for rows in sorted(attacks.values(), key=lambda rows: _strength(rows, denominator)):
         first = next(iter(rows.values()))
         cells = [_cell(rows[target].rates[denominator]) if target in rows else "–" for target in targets]
-        table.add_row(f"{first.source} →\n[bold]{first.attack}[/bold], {first.epsilon * 255:.3g}/255", *cells)
+        table.add_row(
+            f"{escape(first.source)} →\n[bold]{escape(first.attack)}[/bold], {first.epsilon * 255:.3g}/255", *cells
+        )
     return table
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from fractions import Fraction
@@ -50,6 +51,8 @@ class Preparation:
             SampleError: The image is smaller than the crop.
         """
         if self.resize:
+            scale = self.resize / min(image.size)
+            _require_sane(round(image.width * scale), round(image.height * scale))
             image = vision.resize(image, self.resize, InterpolationMode(self.interpolation))
         if min(image.size) < self.crop:
             raise SampleError(f"{image.width}x{image.height} pixels: smaller than the crop of {self.crop}")
@@ -65,16 +68,21 @@ def decode(data: bytes, preparation: Preparation | None = None) -> Tensor:
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise SampleError(f"{image.width}x{image.height} pixels: more than {_MOST_PIXELS:,}")
+            _require_sane(image.width, image.height)
             rgb = image.convert("RGB")
     except SampleError:
         raise
     except Exception as error:  # decoders fed untrusted bytes raise whatever they like
-        raise SampleError(f"undecodable image: {type(error).__name__}: {error}"[:200]) from error
+        said = re.sub(r" <_io.*?>", "", str(error))  # an address in memory is no reason
+        raise SampleError(f"undecodable image: {type(error).__name__}: {said}"[:200]) from error
     if preparation is not None:
         rgb = preparation(rgb)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+
+def _require_sane(width: int, height: int) -> None:
+    if width * height > _MOST_PIXELS:
+        raise SampleError(f"{width}x{height} pixels: more than {_MOST_PIXELS:,}")
 
 
 def encode(pixels: Tensor) -> bytes:

@@ -94,6 +94,8 @@ class AttackEntry(_Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> "AttackEntry":
+        if self.attack == "noise" and self.steps is not None:
+            raise ValueError("attack = 'noise': takes no steps")
         if self.gnp is not None and "gnp" not in self.attack.split("+"):
             raise ValueError(f'gnp is set, but attack = {self.attack!r} does not name it; write "gnp+{self.attack}"')
         self.build(Budget())
@@ -166,15 +168,33 @@ def load(path: Path) -> Recipe:
         RecipeError: With one line per fault: where, what, and what would be accepted.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(_without_booleans(values, f"{path}: "))
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{path}: {_fault(fault)}" for fault in error.errors())) from error
+        faults = error.errors()
+        inner = [fault["loc"] for fault in faults]
+        # Where entries of a list are refused, the list counts as too short as well: said once is enough.
+        told = [
+            fault
+            for fault in faults
+            if fault["type"] != "too_short" or not any(loc[: len(fault["loc"])] == fault["loc"] != loc for loc in inner)
+        ]
+        raise RecipeError("\n".join(f"{path}: {_fault(fault)}" for fault in told)) from error
+
+
+def _without_booleans(value: Any, where: str = "") -> Any:
+    """Refuses true and false, which nothing in a recipe takes and which Python counts as 1 and 0."""
+    if isinstance(value, bool):
+        raise RecipeError(f"{where.strip('.')} = {str(value).lower()}: nothing in a recipe is true or false")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        _without_booleans(item, f"{where}.{key}")
+    return value
 
 
 def _fault(fault: Any) -> str:

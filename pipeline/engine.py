@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import GnpError
+from pipeline.errors import CapacityError, GnpError
 from pipeline.ledger import Ledger
 from pipeline.plan import Item, Plan, Progress, Take, pending, progress, require_unchanged
 from pipeline.pools import Node, Pools, Sizing, size
@@ -26,8 +26,8 @@ from pipeline.shards import ShardFile
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage
 
-# Before Ray is imported: no usage reports, no warning about its own change of default for CUDA_VISIBLE_DEVICES, and
-# none of its C++ side's messages on our terminal.
+# Before Ray is imported: no usage reports, no warning about its own change of default for CUDA_VISIBLE_DEVICES, and of
+# its C++ side's messages on our terminal only the one that says so.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -52,11 +52,15 @@ class Outcome:
     Attributes:
         items: How many items had work to do; 0 where everything was committed before.
         failed: Name of every item that is still incomplete → the reason.
+        usable: Images of this data that are committed, from this run or an earlier one.
+        quarantined: Images of this data that could not be used.
         seconds: Wall-clock time.
     """
 
     items: int
     failed: dict[str, str]
+    usable: int
+    quarantined: int
     seconds: float
 
 
@@ -89,7 +93,7 @@ def run(
     require_unchanged(plan, ledger)
     ledger.record_plan(plan.describe())
     if not pending(plan, ledger):
-        return Outcome(0, {}, time.monotonic() - started)
+        return _outcome(plan, ledger, 0, {}, started)
     sizing = size(pools, _connect(address))
     log.info("%s", sizing)
     items = left = pending(plan, ledger, workers=sizing.generators)
@@ -103,7 +107,18 @@ def run(
                 break
             log.info("attempt %d of %d left %d of %d items incomplete", attempt, ATTEMPTS, len(left), len(items))
     failed = {item.name: reasons.get(item.name, "its worker died or never answered") for item in left}
-    return Outcome(len(items), failed, time.monotonic() - started)
+    return _outcome(plan, ledger, len(items), failed, started)
+
+
+def _outcome(plan: Plan, ledger: Ledger, items: int, failed: dict[str, str], started: float) -> Outcome:
+    facts = [marker.facts for marker in ledger.markers(ledger.units(f"original/{plan.dataset}"))]
+    return Outcome(
+        items=items,
+        failed=failed,
+        usable=sum(each["n_ok"] for each in facts),
+        quarantined=sum(each["n_quarantined"] for each in facts),
+        seconds=time.monotonic() - started,
+    )
 
 
 class _Worker:
@@ -177,7 +192,11 @@ def _connect(address: str | None) -> list[Node]:
     """Joins or starts Ray, sets what Ray Data's defaults get wrong for long items, and returns the live nodes."""
     if not ray.is_initialized():
         dashboard = None if address else False
-        ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+        except (ValueError, ConnectionError, RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CapacityError(f"no Ray at {address or 'this machine'}: {reason}") from error
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are listed by name at the end instead
     context = DataContext.get_current()

@@ -18,7 +18,7 @@ results.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from pipeline.storage import Storage, sha256
 Kind = Literal["original", "adversarial", "clean", "transfer"]
 KINDS: tuple[Kind, ...] = ("original", "adversarial", "clean", "transfer")
 
-_PART = re.compile(r"(?P<index>\d{5})-of-(?P<count>\d{5})\.json")
+_PART = re.compile(r"(?P<index>\d{5,})-of-(?P<count>\d{5,})\.json")
 # Which of source, attack, target stand between a kind's dataset and its part.
 _SCOPE: dict[Kind, tuple[str, ...]] = {
     "original": (),
@@ -77,6 +77,11 @@ class Unit:
         return f"{self.scope}/{self.part.shard}/{self.part.index:05d}-of-{self.part.count:05d}"
 
     @property
+    def data(self) -> str:
+        """The key of its data, up to the hash: a tar of images, or Parquet where a target has scored them."""
+        return f"{'results' if self.target else 'shards'}/{self.path}"
+
+    @property
     def marker(self) -> str:
         """The key of its marker."""
         return f"markers/{self.path}.json"
@@ -99,6 +104,16 @@ class Marker:
     sha256: str
     size_bytes: int
     facts: dict[str, Any]
+
+    def fact(self, name: str) -> Any:
+        """One of the facts.
+
+        Raises:
+            IntegrityError: The marker does not say.
+        """
+        if name not in self.facts:
+            raise IntegrityError(f"{self.unit.marker}: the marker does not say {name}")
+        return self.facts[name]
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -132,10 +147,9 @@ class Ledger:
             The marker that stands: this one, or an earlier writer's.
         """
         digest = sha256(data)
-        folder = "shards" if extension == "tar" else "results"
         marker = Marker(
             unit=unit,
-            object=f"{folder}/{unit.path}-{digest[:16]}.{extension}",
+            object=f"{unit.data}-{digest[:16]}.{extension}",
             sha256=digest,
             size_bytes=len(data),
             facts=dict(facts),
@@ -172,6 +186,10 @@ class Ledger:
             raise IntegrityError(f"{self.storage.at(unit.marker)}: not a marker ({error})") from error
         if marker.unit != unit:
             raise IntegrityError(f"{self.storage.at(unit.marker)}: this is the marker of {marker.unit.marker}")
+        if not str(marker.object).startswith(f"{unit.data}-") or not isinstance(marker.facts, dict):
+            raise IntegrityError(
+                f"{self.storage.at(unit.marker)}: not a marker (its data cannot lie at {marker.object!r})"
+            )
         return marker
 
     def markers(self, units: Iterable[Unit]) -> Iterator[Marker]:
@@ -194,17 +212,44 @@ class Ledger:
         self.storage.put_once(f"plans/{identifier}.json", json.dumps(plan, indent=1, sort_keys=True).encode())
         return identifier
 
-    def plans(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every plan that a run has recorded in this store, with its address.
+    def plans(self) -> list[str]:
+        """The keys of every plan that a run has recorded in this store."""
+        return sorted(stored.key for stored in self.storage.list("plans"))
+
+    def plan(self, key: str) -> dict[str, Any]:
+        """A recorded plan.
 
         Raises:
-            IntegrityError: One of them is not JSON.
+            IntegrityError: It is not the plan that its name stands for.
         """
-        for stored in sorted(self.storage.list("plans"), key=lambda stored: stored.key):
-            try:
-                yield self.storage.at(stored.key), json.loads(self.storage.get(stored.key))
-            except ValueError as error:
-                raise IntegrityError(f"{self.storage.at(stored.key)}: not a plan ({error})") from error
+        try:
+            plan = json.loads(self.storage.get(key))
+            if not isinstance(plan, dict) or key != f"plans/{fingerprint(plan)}.json":
+                raise ValueError("its content is not what its name stands for")
+        except ValueError as error:
+            raise IntegrityError(
+                f"{self.storage.at(key)}: not a plan ({error}); remove it and run generate again"
+            ) from error
+        return plan
+
+
+def planned(plan: Mapping[str, Any], committed: Collection[Unit]) -> tuple[list[str], list[Unit]]:
+    """What of a recorded plan is missing: shards of which nothing is known yet, and units of the others."""
+    dataset = plan["dataset"]
+    counts = {
+        unit.part.shard: unit.part.count for unit in committed if (unit.kind, unit.dataset) == ("original", dataset)
+    }
+    attacks = [("", ""), *((source, attack) for source in plan["sources"] for attack in plan["attacks"])]
+    wanted = [
+        Unit(dataset, Part(shard, index, counts[shard]), source, attack, target)
+        for shard in plan["shards"]
+        for index in range(counts.get(shard, 0))
+        for source, attack in attacks
+        for target in ("", *plan["targets"])
+    ]
+    return [shard for shard in plan["shards"] if shard not in counts], [
+        unit for unit in wanted if unit not in committed
+    ]
 
 
 def parse(key: str) -> Unit | None:

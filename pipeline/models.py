@@ -57,6 +57,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.model)
+        if len(self.name) > 100:
+            raise ValueError(f"name = {self.name[:30]!r}…: longer than 100 characters")
         if self.input_size is not None and self.input_size < 1:
             raise ValueError(f"input_size = {self.input_size}: must be at least 1 pixel")
         if self.std is not None and not all(0 < value < math.inf for value in self.std):

@@ -73,9 +73,9 @@ def _said(ledger: Ledger, unit: Unit) -> Iterator[_Said]:
     """What the targets say of each image of an adversarial part."""
     scope = f"transfer/{unit.dataset}/{unit.source}/{unit.attack}"
     scored = sorted(scored for scored in ledger.units(scope) if scored.part == unit.part)
-    after = [results.read(ledger.read(marker)) for marker in ledger.markers(scored)]
+    after = [results.read(ledger.read(marker), name=marker.object) for marker in ledger.markers(scored)]
     clean = [replace(u, source="", attack="") for u in scored]
-    before = [results.read(ledger.read(marker)) for marker in ledger.markers(clean)]
+    before = [results.read(ledger.read(marker), name=marker.object) for marker in ledger.markers(clean)]
     names = [table.column("target")[0].as_py() for table in after if table.num_rows]
     for index in range(after[0].num_rows if after else 0):
         yield _Said(

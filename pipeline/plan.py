@@ -15,6 +15,7 @@ from pipeline.ledger import Ledger, Unit, named
 from pipeline.models import ModelSpec
 from pipeline.sample import Part
 from pipeline.shards import ShardFile
+from pipeline.storage import sha256
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class DataSpec:
         classes: Labels lie in [0, classes).
         fraction: The share of the images to take, chosen by a hash of (seed, shard, key).
         seed: Of that choice.
-        limit: Only the first so many images of the shards, in order.
+        limit: Only the first so many images of the shards, in order; a fraction is taken of these.
     """
 
     name: str
@@ -42,8 +43,8 @@ class DataSpec:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ValueError(f"name = {self.name!r}: letters, digits, '.', '_' and '-' only")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            raise ValueError(f"name = {self.name[:30]!r}: at most 100 letters, digits, '.', '_' and '-'")
         if not self.shards:
             raise ValueError("shards: none are named")
         for field_name, least in (("part_size", 1), ("classes", 2)):
@@ -214,16 +215,22 @@ def complete(plan: Plan, item: Item, committed: Collection[Unit]) -> bool:
 def require_unchanged(plan: Plan, ledger: Ledger) -> None:
     """Refuses shards that are not those that the store's results were made from.
 
+    The store's own tag settles it without reading a shard; where the tag is another (a copied file has a new one), the
+    bytes are read and hashed.
+
     Raises:
-        RecipeError: A shard of the same name had another size when its originals were made.
+        RecipeError: A shard of the same name had other content when its originals were made.
     """
     first = {unit.part.shard: unit for unit in ledger.units(f"original/{plan.dataset}")}
-    sizes = {marker.unit.part.shard: marker.facts["shard"]["size_bytes"] for marker in ledger.markers(first.values())}
-    for shard in (take.shard for take in plan.takes):
-        if sizes.get(shard.name, shard.size_bytes) != shard.size_bytes:
+    for marker in ledger.markers(first[take.shard.name] for take in plan.takes if take.shard.name in first):
+        shard = next(take.shard for take in plan.takes if take.shard.name == marker.unit.part.shard)
+        before = marker.fact("shard")
+        if (shard.size_bytes, shard.version) == (before["size_bytes"], before["version"]):
+            continue
+        if shard.size_bytes != before["size_bytes"] or sha256(shards.fetch(shard.url)) != before["sha256"]:
             raise RecipeError(
-                f"shards: {shard.url} has {shard.size_bytes} bytes; this store's results come from a {shard.name!r} of "
-                f"{sizes[shard.name]}: rename the shard, give data.name another value, or use another store"
+                f"shards: {shard.url} is not the {shard.name!r} that this store's results come from ({before['url']}): "
+                "rename the shard, give data.name another value, or use another store"
             )
 
 

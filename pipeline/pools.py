@@ -15,7 +15,8 @@ class Pools:
     Attributes:
         generators: Workers that attack; `auto` fills the cluster.
         scorers: Workers that score; `auto` is a quarter of the cluster.
-        gpus_per_generator: Fractions share a device; by default 1 each, or ½ where there is one GPU only.
+        gpus_per_generator: Fractions share a device; by default 1 each, or ½ where there is one GPU only. Passed over
+            where there is none.
         gpus_per_scorer: Likewise.
         cpus_per_worker: Cores, and threads, of each worker; by default what there is, shared out.
     """
@@ -33,8 +34,8 @@ class Pools:
                 raise ValueError(f"{name} = {value}: must be at least 1")
         for name in ("gpus_per_generator", "gpus_per_scorer"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} = {value}: must be a number from 0")
+            if value is not None and value != 0 and not 0.01 <= value < math.inf:
+                raise ValueError(f"{name} = {value}: must be 0, or a number from 0.01")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Sizing:
 def size(pools: Pools, nodes: Sequence[Node]) -> Sizing:
     """Settles the pools' sizes on a cluster, so that both fit beside each other and neither can starve the other.
 
+    Where the cluster has no GPU at all, what the pools ask of GPUs is passed over: the same recipe runs on a laptop.
+
     Raises:
         CapacityError: What was asked for does not fit.
     """
@@ -76,31 +79,43 @@ def size(pools: Pools, nodes: Sequence[Node]) -> Sizing:
     if cpus < 1:
         raise CapacityError("the cluster declares no CPU; start Ray with at least one")
     share = 0.0 if gpus == 0 else 0.5 if gpus < 2 else 1.0
-    generator_gpus = share if pools.gpus_per_generator is None else pools.gpus_per_generator
-    scorer_gpus = share if pools.gpus_per_scorer is None else pools.gpus_per_scorer
+    generator_gpus = share if pools.gpus_per_generator is None or not gpus else pools.gpus_per_generator
+    scorer_gpus = share if pools.gpus_per_scorer is None or not gpus else pools.gpus_per_scorer
     # Without devices, eight workers a machine at most: more would hold as many copies of every model in memory.
     cores = pools.cpus_per_worker or max(1, int(max(node.cpus for node in nodes)) // 8)
-    in_cores = sum(int(node.cpus // cores) for node in nodes)
-    slots = int(gpus / max(generator_gpus, scorer_gpus)) if generator_gpus else in_cores
+    most = max(generator_gpus, scorer_gpus)
+    slots = _slots(nodes, "gpus", most) if generator_gpus else _slots(nodes, "cpus", cores)
     scorers = max(1, slots // 4) if pools.scorers == "auto" else pools.scorers
-    left = int((gpus - scorers * scorer_gpus) / generator_gpus) if generator_gpus else slots - scorers
-    generators = max(1, left) if pools.generators == "auto" else pools.generators
-    if generator_gpus and pools.cpus_per_worker is None:
-        cores = max(1, int(cpus / (generators + scorers)))
-    shares = [float(cores)]
-    if pools.cpus_per_worker is None:  # down to cores that workers share, rather than a pool without any
-        shares = [*map(float, range(cores, 0, -1)), 0.5, 0.25, 0.125, 0.0625]
-    for share_of_cores in shares:
-        sizing = Sizing(
-            generators, scorers, generator_gpus, scorer_gpus, cpus=share_of_cores, threads=max(1, int(share_of_cores))
-        )
-        if _fits(sizing, nodes):
-            return sizing
+    generators = pools.generators
+    if generators == "auto":
+        bound = _slots(nodes, "gpus", generator_gpus) if generator_gpus else slots - scorers
+        candidates = range(max(1, bound), 0, -1)
+    else:
+        candidates = range(generators, generators - 1, -1)
+    for count in candidates:
+        for share_of_cores in _shares(pools, cores, generator_gpus, cpus / (count + scorers)):
+            threads = max(1, int(share_of_cores))
+            sizing = Sizing(count, scorers, generator_gpus, scorer_gpus, cpus=share_of_cores, threads=threads)
+            if _fits(sizing, nodes):
+                return sizing
     raise CapacityError(
-        f"engine: {generators} generators ({generator_gpus:g} GPUs each) and {scorers} scorers ({scorer_gpus:g} GPUs "
-        f"each) of {cores} CPUs each do not fit {len(nodes)} nodes with {gpus:g} GPUs and {cpus:g} CPUs; "
-        "ask for fewer or smaller workers, or add nodes"
+        f"engine: {candidates[0]} generators ({generator_gpus:g} GPUs each) and {scorers} scorers ({scorer_gpus:g} "
+        f"GPUs each) of {pools.cpus_per_worker or 'some'} CPUs each do not fit {len(nodes)} nodes with {gpus:g} GPUs "
+        f"and {cpus:g} CPUs; ask for fewer or smaller workers, or add nodes"
     )
+
+
+def _slots(nodes: Sequence[Node], resource: str, each: float) -> int:
+    """How many workers of one size the nodes hold; a worker cannot straddle two."""
+    return sum(int(getattr(node, resource) / each + 1e-6) for node in nodes)
+
+
+def _shares(pools: Pools, cores: int, generator_gpus: float, fair: float) -> list[float]:
+    """CPUs a worker may be given, best first: down to cores that workers share, rather than a pool without any."""
+    if pools.cpus_per_worker is not None:
+        return [float(pools.cpus_per_worker)]
+    most = max(1, int(fair)) if generator_gpus else cores
+    return [*map(float, range(most, 0, -1)), 0.5, 0.25, 0.125, 0.0625]
 
 
 def _fits(sizing: Sizing, nodes: Sequence[Node]) -> bool:

@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, overload
 
 import numpy as np
-import pyarrow as pa
 from scipy.stats import binomtest
 
 from pipeline import results
 from pipeline.errors import IntegrityError
-from pipeline.ledger import Ledger, Unit
+from pipeline.ledger import Ledger, Unit, planned
 from pipeline.sample import Part
 
 Denominator = Literal["all", "target", "joint"]
@@ -109,6 +108,8 @@ class Report:
         joint: Dataset → the targets whose clean predictions define the joint denominator.
         images: Dataset → images in, usable, quarantined.
         unscored: Transfer results left out because their part has no clean predictions of that target yet.
+        missing_shards: Shards that the recorded plans name and of which nothing is committed.
+        missing_results: Markers that the recorded plans want, of the other shards, and that do not stand.
     """
 
     success: list[Success]
@@ -116,6 +117,8 @@ class Report:
     joint: dict[str, list[str]]
     images: dict[str, dict[str, int]]
     unscored: int
+    missing_shards: int
+    missing_results: int
 
 
 def summarise(ledger: Ledger) -> Report:
@@ -135,7 +138,11 @@ def summarise(ledger: Ledger) -> Report:
         tables = {table.unit.target: table for table in _tables(ledger, units)}
         if not tables:
             continue
-        everywhere = np.logical_and.reduce([tables[target].correct for target in joint[place[0]]])
+        rights = [tables[target].correct for target in joint[place[0]]]
+        # Where no target has seen every part, the joint denominator is empty rather than another one in each part.
+        everywhere = (
+            np.logical_and.reduce(rights) if rights else np.zeros(len(next(iter(tables.values())).correct), bool)
+        )
         for table in tables.values():
             accuracy[table.unit.scope] = _add(accuracy.get(table.unit.scope), table.accuracy())
         for table in _tables(ledger, attacked[place]):
@@ -147,6 +154,7 @@ def summarise(ledger: Ledger) -> Report:
         joint=joint,
         images=_images(ledger),
         unscored=len(transfer) - len(ready),
+        **_missing(ledger, {*ledger.units("original"), *ledger.units("adversarial"), *clean, *transfer}),
     )
 
 
@@ -165,6 +173,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "joint": report.joint,
         "images": report.images,
         "unscored": report.unscored,
+        "missing_shards": report.missing_shards,
+        "missing_results": report.missing_results,
     }
 
 
@@ -174,7 +184,7 @@ class _Table:
 
     unit: Unit
     where: str
-    table: pa.Table
+    table: results.Table
 
     def column(self, name: str) -> np.ndarray:
         """A column of numbers, (rows,)."""
@@ -256,7 +266,7 @@ def _by_part(units: Iterable[Unit]) -> dict[tuple[str, Part], list[Unit]]:
 def _tables(ledger: Ledger, units: Iterable[Unit]) -> Iterable[_Table]:
     """The result files of units; those of parts whose images were all quarantined hold nothing and are passed over."""
     for marker in ledger.markers(units):
-        table = results.read(ledger.read(marker))
+        table = results.read(ledger.read(marker), name=ledger.storage.at(marker.object))
         if table.num_rows:
             yield _Table(marker.unit, ledger.storage.at(marker.object), table)
 
@@ -272,11 +282,21 @@ def _joint_targets(clean: Iterable[Unit]) -> dict[str, list[str]]:
     }
 
 
+def _missing(ledger: Ledger, committed: set[Unit]) -> dict[str, int]:
+    shards: set[tuple[str, str]] = set()
+    units: set[Unit] = set()
+    for plan in map(ledger.plan, ledger.plans()):
+        without, wanted = planned(plan, committed)
+        shards |= {(plan["dataset"], shard) for shard in without}
+        units |= set(wanted)
+    return {"missing_shards": len(shards), "missing_results": len(units)}
+
+
 def _images(ledger: Ledger) -> dict[str, dict[str, int]]:
     totals: dict[str, dict[str, int]] = defaultdict(lambda: {"n_in": 0, "n_ok": 0, "n_quarantined": 0})
     for marker in ledger.markers(ledger.units("original")):
         for name in totals[marker.unit.dataset]:
-            totals[marker.unit.dataset][name] += marker.facts[name]
+            totals[marker.unit.dataset][name] += marker.fact(name)
     return dict(totals)
 
 

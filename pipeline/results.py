@@ -6,10 +6,14 @@ images). Names repeat in every row, so that any file can be queried by itself; d
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.errors import IntegrityError
+
+Table: TypeAlias = pa.Table
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
@@ -60,10 +64,20 @@ def write(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> byte
     return buffer.getvalue()
 
 
-def read(data: bytes) -> pa.Table:
+def read(data: bytes, *, name: str) -> Table:
     """The table of a Parquet file that `write` made.
 
+    Args:
+        data: The file, whole.
+        name: What to call it in errors.
+
     Raises:
-        ValueError: The bytes are no Parquet file.
+        IntegrityError: The bytes are no such file.
     """
-    return pq.read_table(io.BytesIO(data))
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError(f"{name}: not a Parquet file") from error
+    if not (table.schema.equals(CLEAN) or table.schema.equals(TRANSFER)):
+        raise IntegrityError(f"{name}: not a table of results: it has the columns {', '.join(table.column_names)}")
+    return table

@@ -23,7 +23,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expan
 
 from pipeline.errors import MissingError, RecipeError, SampleError, ShardError
 from pipeline.sample import Rejected, Sample
-from pipeline.storage import Storage, absolute, split
+from pipeline.storage import Storage, Stored, absolute, split
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
 _GLOB = re.compile(r"[*?\[]")
@@ -37,11 +37,13 @@ class ShardFile:
         url: Where it lies.
         name: What results call it: its file name without `.tar`.
         size_bytes: Its size when it was listed.
+        version: The store's tag of its content when it was listed.
     """
 
     url: str
     name: str
     size_bytes: int
+    version: str
 
 
 def find(patterns: Sequence[str]) -> tuple[ShardFile, ...]:
@@ -52,26 +54,38 @@ def find(patterns: Sequence[str]) -> tuple[ShardFile, ...]:
         RecipeError: Two shards would have the same name in the results.
     """
     found: list[ShardFile] = []
-    sizes: dict[str, dict[str, int]] = {}
-    for pattern in patterns:
-        for url in braceexpand.braceexpand(pattern):
-            folder, name = split(absolute(url))
-            if _GLOB.search(folder):
-                raise RecipeError(f"shards {url!r}: a wildcard may stand in the file name only")
-            if folder not in sizes:
-                sizes[folder] = {item.key: item.size_bytes for item in Storage(folder).list() if "/" not in item.key}
-            matches = [key for key in sorted(sizes[folder]) if fnmatchcase(key, name)] if _GLOB.search(name) else [name]
-            if not matches or any(match not in sizes[folder] for match in matches):
-                raise MissingError(f"shards {url!r}: no such shard in {folder} ({len(sizes[folder])} files there)")
-            found += [ShardFile(f"{folder}/{m}", shard_name(m), sizes[folder][m]) for m in matches]
+    listed: dict[str, dict[str, Stored]] = {}
+    for url in (url for pattern in patterns for url in _braces(pattern)):
+        folder, name = split(absolute(url))
+        if _GLOB.search(folder):
+            raise RecipeError(f"shards {url!r}: a wildcard may stand in the file name only")
+        if folder not in listed:
+            listed[folder] = {item.key: item for item in Storage(folder).list_folder()}
+        here = listed[folder]
+        matches = [key for key in sorted(here) if fnmatchcase(key, name)] if _GLOB.search(name) else [name]
+        if not matches or any(match not in here for match in matches):
+            raise MissingError(
+                f"shards {url!r}: no such file in {folder} ({len(here)} files there); write a file, a brace range or "
+                "a wildcard such as FOLDER/*.tar"
+            )
+        found += [
+            ShardFile(f"{folder}/{match}", shard_name(match), here[match].size_bytes, here[match].version)
+            for match in matches
+        ]
     seen: dict[str, str] = {}
     for shard in found:
         if shard.name in seen:
-            raise RecipeError(
-                f"shards: {seen[shard.name]} and {shard.url} would both be called {shard.name!r}; rename one"
-            )
+            what = "is named twice" if seen[shard.name] == shard.url else f"would be called as {seen[shard.name]}"
+            raise RecipeError(f"shards: {shard.url} {what}, {shard.name!r}; leave one out or rename it")
         seen[shard.name] = shard.url
     return tuple(found)
+
+
+def _braces(pattern: str) -> list[str]:
+    try:
+        return list(braceexpand.braceexpand(pattern))
+    except ValueError as error:
+        raise RecipeError(f"shards {pattern!r}: its braces do not match") from error
 
 
 def shard_name(filename: str) -> str:
@@ -118,11 +132,11 @@ def read(data: bytes, *, name: str, classes: int) -> Iterator[Sample | Rejected]
                 raise SampleError("a sample of this key stands earlier in the shard")
             if key.startswith("/") or ".." in key.split("/"):
                 raise SampleError("the key points outside its folder")
-            if not _is_utf8(key):
+            if key != _readable(key):
                 raise SampleError("the key is not UTF-8")
             yield Sample(key, _image(record), _label(record, classes))
         except SampleError as error:
-            yield Rejected(key, str(error))
+            yield Rejected(_readable(key), str(error))
         seen.add(key)
     yield from _passed_over(members)
 
@@ -141,7 +155,8 @@ def _grouped(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     try:
         yield from group_by_keys(tar_file_expander([{"url": name, "stream": io.BytesIO(data)}]))
     except (ValueError, tarfile.TarError) as error:
-        raise ShardError(f"shard {name}: {error.args[0]}") from error
+        reason = str(error.args[0]).partition(" dict_keys")[0]
+        raise ShardError(f"shard {name}: {reason}; make it again") from error
 
 
 def write(samples: Iterable[Mapping[str, Any]]) -> bytes:
@@ -179,16 +194,17 @@ def _passed_over(members: Iterable[tarfile.TarInfo]) -> Iterator[Rejected]:
         if member.isdir() or re.match(r"__[^/]*__($|/)", member.name):
             continue
         if not member.isreg():
-            yield Rejected(member.name, "a link or a device, not a file")
+            yield Rejected(_readable(member.name), "a link or a device, not a file")
         elif base_plus_ext(member.name)[0] is None:
             yield Rejected(
-                member.name, "not a sample: a file is named KEY.EXTENSION, its name does not begin with a dot"
+                _readable(member.name),
+                "not a sample: a file is named KEY.EXTENSION, its name does not begin with a dot",
             )
 
 
-def _is_utf8(key: str) -> bool:
-    """Whether a name out of a tar can be written again: tarfile turns undecodable bytes into lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in key)
+def _readable(name: str) -> str:
+    """A name out of a tar as text that can be written again: tarfile turns undecodable bytes into lone surrogates."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _image(record: Mapping[str, Any]) -> bytes:
@@ -225,7 +241,8 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
         The names of the shards, and the files that were left out because they are no images.
 
     Raises:
-        RecipeError: The folder holds no labelled images, a listed file is missing, or two keys coincide.
+        RecipeError: The folder holds no labelled images, a listed file is missing, two keys coincide, or shards of
+            that name lie in `out` already.
     """
     labels = folder / "labels.csv"
     if not folder.is_dir():
@@ -240,6 +257,9 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
             raise RecipeError(f"{path} and {keys[key]} would both have the key {key!r}; rename one")
         keys[key] = path
     store = Storage(out, create=True)
+    before = [item.key for item in store.list_folder() if fnmatchcase(item.key, f"{name}-*.tar")]
+    if before:
+        raise RecipeError(f"{store.at(before[0])} exists already; remove it and its like, or give another name")
     names = []
     entries = list(zip(keys, listed, strict=True))
     for index, start in enumerate(range(0, len(entries), per_shard)):
@@ -256,7 +276,8 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
 
 
 def _from_classes(folder: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
-    listed, left_out = [], []
+    listed: list[tuple[Path, int]] = []
+    left_out = sorted(path for path in folder.iterdir() if path.is_file())
     for label, sub in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
         for path in sorted(path for path in sub.rglob("*") if path.is_file()):
             if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
@@ -268,7 +289,11 @@ def _from_classes(folder: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
 
 def _from_csv(labels: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
     listed, left_out = [], []
-    with labels.open(newline="", encoding="utf-8-sig") as file:
+    try:
+        text = labels.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{labels}: cannot be read as UTF-8 text ({error})") from error
+    with io.StringIO(text, newline="") as file:
         rows = csv.DictReader(file)
         if not {"filename", "label"} <= set(rows.fieldnames or ()):
             raise RecipeError(f"{labels}: expected the columns filename,label; found {','.join(rows.fieldnames or ())}")
@@ -276,7 +301,7 @@ def _from_csv(labels: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
             path = labels.parent / row["filename"]
             if not path.resolve().is_relative_to(labels.parent.resolve()) or not path.is_file():
                 raise RecipeError(f"{labels} line {rows.line_num}: no file {row['filename']!r} in this folder")
-            if not (row["label"] or "").strip().isdecimal():
+            if not re.fullmatch(r"[0-9]{1,9}", (row["label"] or "").strip()):
                 raise RecipeError(f"{labels} line {rows.line_num}: the label {row['label']!r} is no class index")
             if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
                 listed.append((path, int(row["label"])))

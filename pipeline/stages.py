@@ -72,10 +72,11 @@ class Generator:
                     yield part, self._stored(Unit(self.plan.dataset, part))
                 return
         data = shards.fetch(item.take.shard.url)
-        facts = {"url": item.take.shard.url, "size_bytes": len(data), "sha256": sha256(data)}
+        shard = item.take.shard
+        facts = {"url": shard.url, "size_bytes": len(data), "version": shard.version, "sha256": sha256(data)}
         before = next((unit for unit in sorted(committed) if unit.kind == "original"), None)
-        if before is not None and self.ledger.marker(before).facts["shard"]["sha256"] != facts["sha256"]:
-            raise ShardError(f"{item.take.shard.url}: changed since its first parts were made; restore it or rename it")
+        if before is not None and self.ledger.marker(before).fact("shard")["sha256"] != facts["sha256"]:
+            raise ShardError(f"{shard.url}: changed since its first parts were made; restore it or rename it")
         for part, samples in self._parts(item, data):
             unit = Unit(self.plan.dataset, part)
             if unit in committed:
@@ -131,7 +132,7 @@ class Generator:
             **_circumstances(self.device, self.plan, started),
         }
         marker = self.ledger.commit(unit, tar, "tar", facts)
-        if marker.facts["pixels_sha256"] == facts["pixels_sha256"]:
+        if marker.fact("pixels_sha256") == facts["pixels_sha256"]:
             return images
         return self._stored(unit)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import boto3
 import botocore.exceptions
@@ -28,6 +28,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, S3Store
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import RetryConfig
 
 from pipeline.errors import IntegrityError, MissingError, RecipeError, StorageError
@@ -42,10 +43,17 @@ _RETRY: "RetryConfig" = {
 
 @dataclass(frozen=True)
 class Stored:
-    """One listed object: its key below the store's root, and its size."""
+    """One listed object.
+
+    Attributes:
+        key: Its key below the store's root.
+        size_bytes: Its size.
+        version: The store's own tag of its content, or of the file where the store is a folder; changes with it.
+    """
 
     key: str
     size_bytes: int
+    version: str
 
 
 def sha256(data: bytes) -> str:
@@ -67,22 +75,27 @@ class Storage:
     """
 
     def __init__(self, url: str, *, create: bool = False) -> None:
-        parts = urlsplit(url)
+        scheme, _, rest = url.rpartition("://")
         self._folder: Path | None = None
         self._store: LocalStore | S3Store
-        if parts.scheme == "s3":
-            if not parts.netloc:
-                raise RecipeError(f"store {url!r}: no bucket is named; write s3://bucket/prefix")
+        if scheme == "s3":
+            bucket, _, prefix = rest.rstrip("/").partition("/")
+            if not bucket or "//" in f"/{prefix}":
+                raise RecipeError(f"store {url!r}: write s3://bucket/prefix, with a bucket and no empty step")
             self.url = url.rstrip("/")
-            self._store = _s3_store(parts.netloc, parts.path.strip("/"))
-        elif parts.scheme in ("", "file"):
-            self._folder = Path(unquote(parts.path) if parts.scheme else url).expanduser().resolve()
+            self._store = _s3_store(bucket, prefix)
+        elif scheme in ("", "file") and rest:
+            if scheme and not rest.startswith("/"):
+                raise RecipeError(f"store {url!r}: write file:///folder, with three slashes and a whole path")
+            self._folder = Path(absolute(unquote(rest) if scheme else rest))
             self.url = str(self._folder)
-            if not create and not self._folder.is_dir():
+            if create:
+                _make_folder(self._folder)
+            elif not self._folder.is_dir():
                 raise MissingError(f"{self.url}: no such folder")
-            self._store = LocalStore(self.url, mkdir=create)
+            self._store = LocalStore(self.url)
         else:
-            raise RecipeError(f"store {url!r}: unknown scheme; write s3://bucket/prefix, file:///folder or a folder")
+            raise RecipeError(f"store {url!r}: not a store; write s3://bucket/prefix, file:///folder or a folder")
 
     def at(self, key: str) -> str:
         """The address of an object, for messages and for other readers."""
@@ -108,16 +121,6 @@ class Storage:
                 f"but {sha256_hex[:12]} was committed; restore the object from a copy"
             )
         return data
-
-    def size(self, key: str) -> int:
-        """The size of an object in bytes.
-
-        Raises:
-            MissingError: There is no such object.
-            StorageError: The store failed.
-        """
-        with self._explained(key):
-            return int(obstore.head(self._store, key)["size"])
 
     def put(self, key: str, data: bytes) -> None:
         """Writes an object whole, replacing one of the same key; durable when it returns.
@@ -162,7 +165,17 @@ class Storage:
         with self._explained(prefix):
             for chunk in obstore.list(self._store, prefix or None, chunk_size=1000):
                 for meta in chunk:
-                    yield Stored(key=meta["path"], size_bytes=int(meta["size"]))
+                    yield _stored(meta)
+
+    def list_folder(self) -> tuple[Stored, ...]:
+        """The objects that lie directly below the root, without those in folders of theirs.
+
+        Raises:
+            StorageError: The store failed.
+        """
+        with self._explained(""):
+            found = obstore.list_with_delimiter(self._store)["objects"]
+        return tuple(_stored(meta) for meta in found)
 
     def probe(self) -> None:
         """Checks that the store can be written and honours put-if-absent, which everything rests on.
@@ -197,8 +210,11 @@ class Storage:
 
 
 def absolute(url: str) -> str:
-    """A URL that means the same in every worker: plain folders are taken from the current one."""
-    return url if "://" in url else str(Path(url).expanduser().resolve())
+    """A URL that means the same in every worker: plain paths are taken from the current folder.
+
+    Links are kept: the model hub's cache names files by links to blobs that have no extension.
+    """
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def split(url: str) -> tuple[str, str]:
@@ -228,6 +244,18 @@ def _s3_store(bucket: str, prefix: str) -> S3Store:
         client_options={"allow_http": endpoint.startswith("http://"), "timeout": timedelta(minutes=2)},
         endpoint=own,
     )
+
+
+def _stored(meta: "ObjectMeta") -> Stored:
+    return Stored(meta["path"], int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise StorageError(f"{folder}: cannot be a store: {reason}") from error
 
 
 def _put_durably(root: Path, key: str, data: bytes, *, replace: bool) -> None:

@@ -5,13 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 
 from pipeline import codec, parts, results, shards
-from pipeline.errors import GnpError
-from pipeline.ledger import KINDS, Ledger, Marker, Unit, named, parse
+from pipeline.errors import GnpError, IntegrityError
+from pipeline.ledger import KINDS, Ledger, Marker, Unit, named, parse, planned
 from pipeline.parts import Images
 from pipeline.sample import Part
 
@@ -58,8 +57,8 @@ def audit(ledger: Ledger) -> Audit:
     objects = images = 0
     for _, of_part in sorted(by_part.items()):
         read = _Part(ledger)
-        # Originals first, then adversarial parts, then results: each is held against the one before it.
-        for unit in sorted(of_part, key=lambda unit: KINDS.index(unit.kind) if unit.kind != "clean" else 2):
+        # In the units' own order the original comes first, and each set of images before the results that score it.
+        for unit in sorted(of_part):
             objects += 1
             try:
                 images += read.check(unit)
@@ -69,11 +68,12 @@ def audit(ledger: Ledger) -> Audit:
 
 
 class _Part:
-    """The checks of one part's units, which share its decoded images."""
+    """The checks of one part's units: its original, and the set of images that is being gone through."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.images: dict[tuple[str, str], Images] = {}
+        self.original: Images | None = None
+        self.current: tuple[Marker, Images] | None = None
 
     def check(self, unit: Unit) -> int:
         """Checks one unit; returns how many adversarial images it measured."""
@@ -82,22 +82,24 @@ class _Part:
         if unit.target:
             self._check_results(marker, data)
             return 0
+        self.current = None
         images = parts.read(data, name=marker.object)
-        if codec.pixels_sha256(images.pixels) != marker.facts["pixels_sha256"]:
+        if codec.pixels_sha256(images.pixels) != marker.fact("pixels_sha256"):
             raise _WrongError("its pixels hash to something else than the marker says")
         if unit.attack:
             self._check_adversarial(marker, data, images)
         else:
             _check_original(marker, images)
-        self.images[unit.source, unit.attack] = images
+            self.original = images
+        self.current = (marker, images)
         return len(images.keys) if unit.attack else 0
 
     def _check_adversarial(self, marker: Marker, data: bytes, images: Images) -> None:
-        original = self.images.get(("", ""))
+        original = self.original
         if original is None:
             raise _WrongError("its original part is missing or damaged, so that epsilon cannot be checked")
         _require_same(images, original)
-        attack = marker.facts["attack"]
+        attack = marker.fact("attack")
         if named(attack["name"], attack) != marker.unit.attack:
             raise _WrongError("the attack that its marker describes is not the one that its name stands for")
         _require_count(marker, "n", len(images.keys))
@@ -119,10 +121,13 @@ class _Part:
                 raise _WrongError(f"image {record['__key__']!r} says another L∞ distance than its pixels")
 
     def _check_results(self, marker: Marker, data: bytes) -> None:
-        images = self.images.get((marker.unit.source, marker.unit.attack))
-        if images is None:
+        unit = marker.unit
+        scored, images = self.current or (None, None)
+        if scored is None or images is None or (scored.unit.source, scored.unit.attack) != (unit.source, unit.attack):
             raise _WrongError("the images that it scores are missing or damaged")
-        table = results.read(data)
+        if marker.fact("scored_sha256") != scored.sha256:
+            raise _WrongError("it scores other bytes than those that are stored")
+        table = results.read(data, name=marker.object)
         _require_count(marker, "n", table.num_rows)
         digests = [codec.pixels_sha256(pixels) for pixels in images.pixels]
         for column, expected in (
@@ -132,22 +137,34 @@ class _Part:
         ):
             if table.column(column).to_pylist() != expected:
                 raise _WrongError(f"its column {column} does not match the stored images")
-        if table.num_rows and table.column("target_id")[0].as_py() != marker.unit.target:
-            raise _WrongError("its rows speak of another target than its marker")
+        if table.num_rows:
+            _check_constants(marker, table)
+
+
+def _check_constants(marker: Marker, table: results.Table) -> None:
+    """The columns that are the same in every row, against what the marker's name stands for."""
+    unit, target = marker.unit, marker.fact("target")
+    expected = {"dataset": unit.dataset, "shard": unit.part.shard, "part": unit.part.index, "target_id": unit.target}
+    expected |= {"policy": target["policy"], "weights_sha256": target["digest"]}
+    if unit.attack:
+        expected |= {"source_id": unit.source, "attack_id": unit.attack}
+    for column, value in expected.items():
+        if table.column(column).unique().to_pylist() != [value]:
+            raise _WrongError(f"its column {column} is not {value!r} throughout")
+    if named(table.column("target")[0].as_py(), target) != unit.target:
+        raise _WrongError("the target that its marker describes is not the one that its name stands for")
 
 
 def _check_original(marker: Marker, images: Images) -> None:
-    facts = marker.facts
     _require_count(marker, "n_ok", len(images.keys))
-    if facts["n_in"] != facts["n_ok"] + facts["n_quarantined"] or facts["n_quarantined"] != len(facts["quarantined"]):
-        raise _WrongError(
-            f"{facts['n_in']} images in, but {facts['n_ok']} kept and {facts['n_quarantined']} quarantined"
-        )
+    taken, kept, quarantined = (marker.fact(name) for name in ("n_in", "n_ok", "n_quarantined"))
+    if taken != kept + quarantined or quarantined != len(marker.fact("quarantined")):
+        raise _WrongError(f"{taken} images in, but {kept} kept and {quarantined} quarantined")
 
 
 def _require_count(marker: Marker, fact: str, found: int) -> None:
-    if marker.facts[fact] != found:
-        raise _WrongError(f"holds {found} images, its marker says {marker.facts[fact]}")
+    if marker.fact(fact) != found:
+        raise _WrongError(f"holds {found} images, its marker says {marker.fact(fact)}")
 
 
 def _require_same(images: Images, original: Images) -> None:
@@ -164,26 +181,18 @@ def _strangers(ledger: Ledger) -> Iterator[Problem]:
 
 def _missing(ledger: Ledger, committed: set[Unit]) -> Iterator[Problem]:
     """What the recorded plans say should be there and is not."""
-    known = {(unit.dataset, unit.part.shard): unit.part.count for unit in committed if unit.kind == "original"}
-    reported: set[Unit] = set()
-    for plan, described in ledger.plans():
-        remedy = f"run generate again, or remove {plan} if its results are no longer wanted"
-        for shard in described["shards"]:
-            count = known.get((described["dataset"], shard))
-            if count is None:
-                yield Problem(f"{described['dataset']}/{shard}", f"no part of this shard is committed; {remedy}")
-                continue
-            wanted = {unit for index in range(count) for unit in _planned(described, Part(shard, index, count))}
-            for unit in sorted(wanted - committed - reported):
-                reported.add(unit)
-                yield Problem(ledger.storage.at(unit.marker), f"missing; {remedy}")
-
-
-def _planned(described: dict[str, Any], part: Part) -> Iterator[Unit]:
-    dataset = described["dataset"]
-    attacked = [
-        Unit(dataset, part, source, attack) for source in described["sources"] for attack in described["attacks"]
-    ]
-    for unit in (Unit(dataset, part), *attacked):
-        yield unit
-        yield from (Unit(dataset, part, unit.source, unit.attack, target) for target in described["targets"])
+    reported: set[str] = set()
+    for key in ledger.plans():
+        remedy = f"run generate again, or remove {ledger.storage.at(key)} if its results are no longer wanted"
+        try:
+            plan = ledger.plan(key)
+        except IntegrityError as error:
+            yield Problem(ledger.storage.at(key), str(error))
+            continue
+        shards_missing, units = planned(plan, committed)
+        places = {f"{plan['dataset']}/{shard}": "no part of this shard is committed" for shard in shards_missing}
+        places |= {ledger.storage.at(unit.marker): "missing" for unit in units}
+        for where, what in places.items():
+            if where not in reported:
+                reported.add(where)
+                yield Problem(where, f"{what}; {remedy}")

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,10 +97,18 @@ def test_a_folder_becomes_shards(gnp: Run, tmp_path: Path) -> None:
     assert (code, err) == (2, f"error: {tmp_path}/none: no such folder\n")
 
 
-def test_an_empty_store_is_reported_listed_and_sound(gnp: Run, tmp_path: Path) -> None:
-    assert gnp("ls", tmp_path) == (0, "", "")
-    code, out, _ = gnp("report", tmp_path, "--json")
-    assert code == 0
-    assert json.loads(out)["success"] == []
-    code, out, _ = gnp("verify", tmp_path)
-    assert (code, out) == (0, "0 objects re-read, 0 adversarial images measured: all sound\n")
+@pytest.mark.parametrize("command", ["report", "verify", "ls"])
+def test_a_folder_that_is_no_store_is_not_called_sound(gnp: Run, tmp_path: Path, command: str) -> None:
+    code, out, err = gnp(command, tmp_path)
+    assert (code, out) == (2, "")
+    assert err == f"error: {tmp_path}: no run has written here; check the address, or run generate first\n"
+
+
+def test_no_cluster_at_an_address_is_one_line(gnp: Run, tmp_path: Path, demo_assets: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    text = (ROOT / "jobs/recipes/demo.toml").read_text()
+    recipe.write_text(text.replace("build/demo", str(demo_assets)))
+    code, _, err = gnp("generate", recipe, "--store", tmp_path / "store", "--address", "foo")
+    assert code == 2
+    assert "error: no Ray at foo" in err
+    assert "Traceback" not in err

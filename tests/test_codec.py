@@ -65,7 +65,14 @@ def test_any_colour_mode_becomes_rgb(mode: str) -> None:
 
 def bomb() -> bytes:
     buffer = io.BytesIO()
-    Image.new("1", (20000, 20000)).save(buffer, "PNG")
+    Image.new("1", (12000, 10000)).save(buffer, "PNG")  # below PIL's own error, above our bound
+    return buffer.getvalue()
+
+
+def strip() -> bytes:
+    """Small as a file and in memory, 10,000 times as large once its short side is 256 pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 30000)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -92,6 +99,17 @@ def gif() -> bytes:
 def test_what_cannot_be_decoded_in_full_is_a_sample_error(data: bytes) -> None:
     with pytest.raises(SampleError):
         codec.decode(data)
+
+
+def test_an_image_that_grows_without_measure_is_a_sample_error() -> None:
+    with pytest.raises(SampleError, match="256x7680000 pixels: more than"):
+        codec.decode(strip(), Preparation())
+
+
+def test_a_reason_holds_no_address_in_memory() -> None:
+    with pytest.raises(SampleError) as refused:
+        codec.decode(b"junk")
+    assert "0x" not in str(refused.value)
 
 
 def test_an_image_smaller_than_the_crop_is_a_sample_error() -> None:

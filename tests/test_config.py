@@ -94,6 +94,12 @@ def test_the_imagenet_recipe_is_the_papers_setting() -> None:
         ('name = "val"', 'name = "val"\npreparation = {rezise = 300}', "rezise: unknown key; did you mean resize"),
         ("[data]", "[engine]\ngenerators = 0\n[data]", "generators = 0"),
         ("[data]", "[data", "not TOML"),
+        ("steps = 20", "steps = true", r"attacks\.1\.steps = true: nothing in a recipe is true or false"),
+        ('epsilon = "16/255"', "epsilon = true", r"budget\.epsilon = true"),
+        ('"mi",', '{attack = "noise", steps = 3},', "takes no steps"),
+        ('"mi",', '{attack = "noise", gnp = {}},', "does not name it"),
+        ("steps = 20", "decay = nan", "decay = nan"),
+        ('form = "backward"', "beta = nan", "beta = nan"),
     ],
 )
 def test_a_fault_is_refused_by_field_value_and_remedy(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -102,6 +108,10 @@ def test_a_fault_is_refused_by_field_value_and_remedy(tmp_path: Path, old: str, 
         load(tmp_path, GOOD.replace(old, new))
     assert "recipe.toml" in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    assert load(tmp_path, "\ufeff" + GOOD).job().data.name == "val"
 
 
 def test_every_fault_has_a_line_of_its_own(tmp_path: Path) -> None:

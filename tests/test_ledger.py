@@ -102,4 +102,12 @@ def test_fingerprints_are_canonical() -> None:
 def test_plans_are_kept_once(ledger: Ledger) -> None:
     assert ledger.record_plan({"a": 1}) == ledger.record_plan({"a": 1})
     ledger.record_plan({"a": 2})
-    assert sorted(json.dumps(plan) for _, plan in ledger.plans()) == ['{"a": 1}', '{"a": 2}']
+    assert sorted(json.dumps(ledger.plan(key)) for key in ledger.plans()) == ['{"a": 1}', '{"a": 2}']
+
+
+@pytest.mark.parametrize("junk", [b"{", b"{}", b"[]", b'{"a": 3}'])
+def test_a_plan_is_what_its_name_stands_for(ledger: Ledger, junk: bytes) -> None:
+    key = f"plans/{ledger.record_plan({'a': 1})}.json"
+    ledger.storage.put(key, junk)
+    with pytest.raises(IntegrityError, match="not a plan"):
+        ledger.plan(key)

@@ -1,7 +1,9 @@
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline import models, plan
 from pipeline.errors import RecipeError
@@ -9,15 +11,16 @@ from pipeline.ledger import Ledger, Unit
 from pipeline.models import ModelSpec
 from pipeline.plan import DataSpec, Job, Plan
 from pipeline.sample import Part
-from pipeline.storage import Storage
+from pipeline.storage import Storage, sha256
 from tests.samples import attack, sample, tiny_job, write_shard
 
 
 @pytest.fixture
 def job(tmp_path: Path, tiny_checkpoint: Path) -> Job:
+    own = Path(shutil.copy(tiny_checkpoint, tmp_path / "own.safetensors"))
     for number, count in enumerate((10, 6)):
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(100 * number + index) for index in range(count)])
-    return tiny_job(tmp_path / "in", tiny_checkpoint)
+    return tiny_job(tmp_path / "in", own)
 
 
 @pytest.fixture
@@ -25,8 +28,8 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(Storage(str(tmp_path / "store"), create=True))
 
 
-def commit(ledger: Ledger, unit: Unit, size_bytes: int = 0) -> None:
-    ledger.commit(unit, b"", "tar", {"shard": {"size_bytes": size_bytes}})
+def commit(ledger: Ledger, unit: Unit) -> None:
+    ledger.commit(unit, b"", "tar", {})
 
 
 def commit_all(ledger: Ledger, planned: Plan, part: Part) -> None:
@@ -40,11 +43,18 @@ def test_identities_follow_what_determines_the_pixels(job: Job) -> None:
     assert plan.resolve(job) == base
     other = replace(job, data=replace(job.data, part_size=5))
     assert plan.resolve(other).dataset != base.dataset
-    assert plan.resolve(replace(job, data=replace(job.data, seed=1))).dataset != base.dataset
+    for change in ({"seed": 1}, {"fraction": 0.5}, {"limit": 5}, {"name": "other"}):
+        spec = replace(job.data, **change)
+        assert plan.resolve(replace(job, data=spec)).dataset != base.dataset, change
     assert plan.resolve(replace(job, batch_size=2)).dataset == base.dataset
     stronger = plan.resolve(replace(job, attacks=(attack("mi", steps=3),)))
     assert stronger.dataset == base.dataset
     assert stronger.attacks.keys() != base.attacks.keys()
+    state = load_file(str(job.sources[0].checkpoint))
+    state["fc.bias"][0] += 1
+    save_file(state, str(job.sources[0].checkpoint))
+    assert plan.resolve(job).sources[0].id != base.sources[0].id, "other weights are another source"
+    base = plan.resolve(job)
     cropped = replace(job, targets=(replace(job.targets[0], policy="crop"),))
     assert plan.resolve(cropped).targets[0].id != base.targets[0].id
     assert plan.resolve(cropped).sources == base.sources
@@ -96,16 +106,29 @@ def test_a_limit_takes_the_first_images(job: Job, limit: int, takes: list[int]) 
     limited = plan.resolve(replace(job, data=replace(job.data, limit=limit)))
     assert [take.images for take in limited.takes] == takes
     assert limited.dataset != plan.resolve(job).dataset
+    backwards = replace(
+        job.data, limit=limit, shards=tuple(reversed([take.shard.url for take in plan.resolve(job).takes]))
+    )
+    assert plan.resolve(replace(job, data=backwards)).dataset != limited.dataset, "the first images are others"
 
 
-def test_a_shard_that_changed_is_refused(job: Job, ledger: Ledger) -> None:
+def test_a_shard_of_other_content_is_refused_and_a_copy_is_not(job: Job, ledger: Ledger) -> None:
     planned = plan.resolve(job)
     plan.require_unchanged(planned, ledger)
-    commit(ledger, Unit(planned.dataset, Part("s-1", 0, 2)), size_bytes=planned.takes[1].shard.size_bytes)
+    shard = planned.takes[0].shard
+    path = Path(shard.url)
+    facts = {**asdict(shard), "sha256": sha256(path.read_bytes())}
+    ledger.commit(Unit(planned.dataset, Part("s-0", 0, 3)), b"", "tar", {"shard": facts})
     plan.require_unchanged(planned, ledger)
-    commit(ledger, Unit(planned.dataset, Part("s-0", 0, 2)), size_bytes=1)
-    with pytest.raises(RecipeError, match=r"s-0\.tar has \d+ bytes.*rename the shard"):
-        plan.require_unchanged(planned, ledger)
+    shutil.copy(path, path.with_suffix(".copy"))
+    path.with_suffix(".copy").rename(path)
+    assert plan.resolve(job).takes[0].shard.version != shard.version
+    plan.require_unchanged(plan.resolve(job), ledger)
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RecipeError, match=r"s-0\.tar is not the 's-0' that this store's results come from"):
+        plan.require_unchanged(plan.resolve(job), ledger)
 
 
 def test_a_fraction_is_seeded_by_key_and_about_right() -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,17 @@ from pipeline.pools import Node, Pools, Sizing, size
 )
 def test_auto_fills_the_cluster(nodes: list[Node], expected: Sizing) -> None:
     assert size(Pools(), nodes) == expected
+
+
+def test_without_devices_what_is_asked_of_them_is_passed_over() -> None:
+    assert size(Pools(gpus_per_generator=0.5, gpus_per_scorer=2), [Node(2, 0)]) == size(Pools(), [Node(2, 0)])
+
+
+def test_auto_takes_what_fits_on_nodes_that_workers_cannot_straddle() -> None:
+    found = size(Pools(gpus_per_generator=0.6, gpus_per_scorer=0.4), [Node(4, 1), Node(4, 1)])
+    assert (found.generators, found.scorers) == (2, 1)
+    found = size(Pools(gpus_per_generator=0.2, gpus_per_scorer=0.4), [Node(4, 1)])
+    assert (found.generators, found.scorers) == (3, 1)
 
 
 def test_fractions_share_a_device() -> None:
@@ -55,7 +68,16 @@ def test_both_pools_always_fit_beside_each_other(nodes: list[Node]) -> None:
     assert found.generators * found.generator_gpus + found.scorers * found.scorer_gpus <= sum(n.gpus for n in nodes)
 
 
-@pytest.mark.parametrize("wrong", [{"generators": 0}, {"scorers": -1}, {"gpus_per_scorer": -0.5}])
-def test_impossible_pools_are_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"generators": 0},
+        {"scorers": -1},
+        {"gpus_per_scorer": -0.5},
+        {"gpus_per_scorer": 1e-9},
+        {"gpus_per_generator": float("nan")},
+    ],
+)
+def test_impossible_pools_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Pools(**wrong)

@@ -107,6 +107,41 @@ def test_a_target_that_has_not_seen_every_part_does_not_narrow_the_joint_denomin
     assert rates(found, "x")["joint"] == (4, 4)
 
 
+def test_where_no_target_has_seen_every_part_the_joint_denominator_is_empty(ledger: Ledger) -> None:
+    commit_clean(ledger, "x", [0, 1], 0)
+    commit_transfer(ledger, "x", [9, 9], part=0)
+    commit_clean(ledger, "y", [0, 1], 1)
+    commit_transfer(ledger, "y", [9, 1], part=1)
+    found = report.summarise(ledger)
+    assert found.joint == {DATASET: []}
+    assert rates(found, "x") == {"all": (2, 2), "target": (2, 2), "joint": (0, 0)}
+    assert rates(found, "y") == {"all": (1, 2), "target": (1, 2), "joint": (0, 0)}
+
+
+def test_what_plans_want_and_is_not_there_is_counted(ledger: Ledger) -> None:
+    commit_clean(ledger, "x", [0, 1])
+    ledger.record_plan({"dataset": DATASET, "shards": ["s", "t"], "sources": [], "attacks": [], "targets": ["x-id"]})
+    assert report.summarise(ledger).missing_shards == 2
+    ledger.commit(Unit(DATASET, Part("s", 0, 2)), b"", "tar", {"n_in": 2, "n_ok": 2, "n_quarantined": 0})
+    found = report.summarise(ledger)
+    assert (found.missing_shards, found.missing_results) == (1, 2)
+
+
+def test_names_are_shown_as_they_are(ledger: Ledger) -> None:
+    row = report.Success("d", "net", "n", "gnp[r=0.1][/b]", "m", 8 / 255, "x", "x", "direct", {"target": Rate(5, 10)})
+    found = Report([row], [], {}, {"d": {"n_in": 1, "n_ok": 1, "n_quarantined": 0}}, 0, 0, 0)
+    console = Console(record=True, width=100, file=io.StringIO())
+    tables.show(found, denominator="target", console=console)
+    assert "gnp[r=0.1][/b]" in console.export_text()
+
+
+@pytest.mark.parametrize("junk", [b"junk", b""])
+def test_what_is_no_parquet_is_an_integrity_error(ledger: Ledger, junk: bytes) -> None:
+    ledger.commit(Unit(DATASET, Part("s", 0, 1), target="x-id"), junk, "parquet", {})
+    with pytest.raises(IntegrityError, match="not a Parquet file"):
+        report.summarise(ledger)
+
+
 def test_results_without_clean_predictions_are_left_out_and_counted(ledger: Ledger) -> None:
     commit_clean(ledger, "x", [0, 1])
     commit_transfer(ledger, "y", [9, 9])
@@ -161,7 +196,15 @@ def test_a_table_shows_count_denominator_and_interval() -> None:
     accuracy = report.Accuracy("d", "x", "x-id", "direct", Rate(18, 20))
     images = {"d": {"n_in": 21, "n_ok": 20, "n_quarantined": 1}}
     console = Console(record=True, width=100, file=io.StringIO())
-    tables.show(Report([row], [accuracy], {}, images, 2), denominator="target", console=console)
+    tables.show(Report([row], [accuracy], {}, images, 2, 1, 7), denominator="target", console=console)
     shown = console.export_text()
-    for piece in ("50% 5/10", "24–76%", "90% 18/20", "mi, 8/255", "20 images, 1 quarantined", "2 result files await"):
+    for piece in (
+        "50% 5/10",
+        "24–76%",
+        "90% 18/20",
+        "mi, 8/255",
+        "20 images, 1 quarantined",
+        "2 result files await",
+        "1 shards and 7 results",
+    ):
         assert piece in shown

@@ -9,7 +9,7 @@ from pipeline import shards
 from pipeline.errors import GnpError, MissingError, RecipeError, ShardError
 from pipeline.sample import Rejected, Sample
 from pipeline.storage import Storage
-from tests.samples import CLASSES, jpeg, sample
+from tests.samples import CLASSES, jpeg, sample, write_shard
 
 
 def read(data: bytes) -> list[Sample | Rejected]:
@@ -82,7 +82,7 @@ def test_a_sample_that_cannot_be_used_is_rejected_with_its_reason_and_the_rest_g
     reasons = {each.key: each.reason for each in found if isinstance(each, Rejected)}
     assert [each.key for each in found if isinstance(each, Sample)] == ["image00000", "image00001"]
     assert len(found) == 10
-    assert "not UTF-8" in reasons["\udcff"]
+    assert "not UTF-8" in reasons["\\udcff"]
     assert "no cls" in reasons["unlabelled"]
     assert "no image" in reasons["imageless"]
     assert "whole number" in reasons["word"]
@@ -123,7 +123,14 @@ def test_one_file_twice_is_an_error_of_the_shard() -> None:
 
 def test_braces_globs_and_lists_name_shards(store_url: str) -> None:
     storage = Storage(store_url, create=True)
-    for name in ("val-0000.tar", "val-0001.tar", "val-0002.tar", "notes.txt", "deeper/val-0003.tar"):
+    for name in (
+        "val-0000.tar",
+        "val-0001.tar",
+        "val-0002.tar",
+        "notes.txt",
+        "deeper/val-0003.tar",
+        "again/val-0000.tar",
+    ):
         storage.put(name, b"x" * 7)
     braces = shards.find([f"{storage.url}/val-{{0000..0001}}.tar"])
     assert [(shard.name, shard.size_bytes) for shard in braces] == [("val-0000", 7), ("val-0001", 7)]
@@ -135,8 +142,12 @@ def test_braces_globs_and_lists_name_shards(store_url: str) -> None:
         shards.find([f"{storage.url}/val-{{0000..0009}}.tar"])
     with pytest.raises(MissingError, match="test-"):
         shards.find([f"{storage.url}/test-*.tar"])
-    with pytest.raises(RecipeError, match="both be called 'val-0000'"):
+    with pytest.raises(RecipeError, match="is named twice, 'val-0000'"):
         shards.find([f"{storage.url}/*.tar", f"{storage.url}/val-0000.tar"])
+    with pytest.raises(RecipeError, match="braces do not match"):
+        shards.find([f"{storage.url}/val-{{0000..0001.tar"])
+    with pytest.raises(RecipeError, match=r"would be called as .*/val-0000\.tar"):
+        shards.find([f"{storage.url}/val-0000.tar", f"{storage.url}/again/val-0000.tar"])
     with pytest.raises(RecipeError, match=r"not a \.tar"):
         shards.find([f"{storage.url}/notes.txt"])
     with pytest.raises(RecipeError, match="file name only"):
@@ -144,7 +155,7 @@ def test_braces_globs_and_lists_name_shards(store_url: str) -> None:
 
 
 def image_folder(folder: Path) -> Path:
-    for name in ("dog/b.jpg", "cat/a.b.jpg", "cat/c.PNG", "cat/notes.txt"):
+    for name in ("dog/b.jpg", "cat/a.b.jpg", "cat/c.PNG", "cat/notes.txt", "loose.jpg"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(1))
@@ -155,7 +166,7 @@ def test_an_image_folder_becomes_shards(tmp_path: Path) -> None:
     out = tmp_path / "out"
     names, left_out = shards.from_folder(image_folder(tmp_path / "in"), str(out), name="pets", per_shard=2)
     assert names == ["pets-000000.tar", "pets-000001.tar"]
-    assert [path.name for path in left_out] == ["notes.txt"]
+    assert [path.name for path in left_out] == ["loose.jpg", "notes.txt"]
     found = [each for name in names for each in read((out / name).read_bytes())]
     assert [(each.key, each.label) for each in found if isinstance(each, Sample)] == [
         ("cat_a_b", 0),
@@ -163,6 +174,22 @@ def test_an_image_folder_becomes_shards(tmp_path: Path) -> None:
         ("dog_b", 1),
     ]
     assert (out / "classes.json").read_text().split() == ["{", '"cat":', "0,", '"dog":', "1", "}"]
+
+
+def test_shards_are_not_written_among_others_of_their_name(tmp_path: Path) -> None:
+    image_folder(tmp_path / "in")
+    shards.from_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=1)
+    with pytest.raises(RecipeError, match="exists already"):
+        shards.from_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=10)
+
+
+def test_links_into_a_cache_are_read_under_their_own_names(tmp_path: Path) -> None:
+    write_shard(tmp_path / "blobs" / "3f2a", [sample(0)])
+    (tmp_path / "snap").mkdir()
+    (tmp_path / "snap" / "val-0000.tar").symlink_to("../blobs/3f2a")
+    (shard,) = shards.find([f"{tmp_path}/snap/val-{{0000..0000}}.tar"])
+    assert shard.name == "val-0000"
+    assert read(shards.fetch(shard.url))
 
 
 def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
@@ -181,6 +208,8 @@ def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
         ("filename,label\nnone.jpg,1\n", r"line 2: no file 'none\.jpg'"),
         ("filename,label\n../secret.jpg,1\n", "no file"),
         ("filename,label\nx.jpg,cat\n", "'cat' is no class index"),
+        ("filename,label\nx.jpg," + "1" * 5000 + "\n", "is no class index"),
+        ("filename,label\nx.jpg,é\n", "cannot be read as UTF-8"),
         ("filename,label\n", "no images"),
     ],
 )
@@ -189,7 +218,7 @@ def test_a_wrong_labels_file_is_refused_by_line(tmp_path: Path, csv: str, messag
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "x.jpg").write_bytes(jpeg(0))
-    (folder / "labels.csv").write_text(csv)
+    (folder / "labels.csv").write_text(csv, encoding="latin-1")
     with pytest.raises(GnpError, match=message):
         shards.from_folder(folder, str(tmp_path / "out"), name="images", per_shard=10)
 

@@ -144,7 +144,11 @@ def test_bad_samples_are_quarantined_and_the_counts_add_up(tmp_path: Path, tiny_
     assert (facts["n_in"], facts["n_ok"], facts["n_quarantined"]) == (5, 3, 2)
     assert {row["key"] for row in facts["quarantined"]} == {"cut", "unlabelled"}
     (result,) = ledger.markers(ledger.units("transfer"))
-    assert results.read(ledger.read(result)).column("key").to_pylist() == ["image00000", "small", "image00004"]
+    assert results.read(ledger.read(result), name="x").column("key").to_pylist() == [
+        "image00000",
+        "small",
+        "image00004",
+    ]
 
 
 def test_a_part_of_nothing_but_bad_samples_is_done_and_empty(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -153,7 +157,7 @@ def test_a_part_of_nothing_but_bad_samples_is_done_and_empty(tmp_path: Path, tin
     assert run_all(planned, ledger) == (1, 2)
     assert plan.pending(planned, ledger) == []
     (marker,) = ledger.markers(ledger.units("transfer"))
-    assert results.read(ledger.read(marker)).num_rows == 0
+    assert results.read(ledger.read(marker), name="x").num_rows == 0
 
 
 def test_an_empty_shard_and_a_truncated_one_are_errors(job: Job, tmp_path: Path) -> None:

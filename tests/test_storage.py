@@ -12,7 +12,7 @@ from pipeline.storage import Storage, absolute, sha256, split
 def test_what_is_put_is_got_back_verified(storage: Storage) -> None:
     storage.put("a/b/c.bin", b"bytes")
     assert storage.get("a/b/c.bin", sha256_hex=sha256(b"bytes")) == b"bytes"
-    assert storage.size("a/b/c.bin") == 5
+    assert [(item.key, item.size_bytes) for item in storage.list("a")] == [("a/b/c.bin", 5)]
     storage.put("a/b/c.bin", b"other")
     with pytest.raises(IntegrityError, match=r"a/b/c\.bin: damaged"):
         storage.get("a/b/c.bin", sha256_hex=sha256(b"bytes"))
@@ -21,8 +21,6 @@ def test_what_is_put_is_got_back_verified(storage: Storage) -> None:
 def test_a_missing_object_is_named(storage: Storage) -> None:
     with pytest.raises(MissingError, match="nothing/here: no such object"):
         storage.get("nothing/here")
-    with pytest.raises(MissingError, match="nothing/here"):
-        storage.size("nothing/here")
 
 
 def test_put_once_keeps_the_first_and_says_whose_stands(storage: Storage) -> None:
@@ -55,6 +53,19 @@ def test_listing_gives_every_object_below_a_folder(storage: Storage) -> None:
     assert {item.key for item in storage.list("x")} == {"x/1", "x/y/2"}
     assert {item.key: item.size_bytes for item in storage.list("xz")} == {"xz/3": 4}
     assert list(storage.list("empty")) == []
+    storage.put("top", b"")
+    assert [item.key for item in storage.list_folder()] == ["top"]
+
+
+def test_a_version_follows_the_content(storage: Storage) -> None:
+    def version() -> str:
+        return next(item.version for item in storage.list("a"))
+
+    storage.put("a/b", b"one")
+    first = version()
+    assert version() == first
+    storage.put("a/b", b"two")
+    assert version() != first
 
 
 def test_a_probe_leaves_nothing_behind(storage: Storage) -> None:
@@ -107,7 +118,7 @@ def test_urls_are_understood_or_refused(tmp_path: Path) -> None:
     assert Storage(f"file://{tmp_path}/a%20b").url == str(tmp_path / "a b")
     with pytest.raises(MissingError, match="no such folder"):
         Storage(str(tmp_path / "typo"))
-    for wrong in ("gs://bucket/x", "s3://", "s3:///prefix"):
+    for wrong in ("", "gs://bucket/x", "s3://", "s3:///prefix", "s3://b//x", "s3://b/x//y", "file://relative/x"):
         with pytest.raises(RecipeError, match="store"):
             Storage(wrong)
     assert split("s3://bucket/a/b.tar") == ("s3://bucket/a", "b.tar")
@@ -115,6 +126,24 @@ def test_urls_are_understood_or_refused(tmp_path: Path) -> None:
     assert split("/b.tar") == ("/", "b.tar")
     assert absolute("s3://bucket/a") == "s3://bucket/a"
     assert absolute("x") == str(Path.cwd() / "x")
+    (tmp_path / "link.tar").symlink_to(tmp_path / "blob")
+    assert absolute(str(tmp_path / "link.tar")) == str(tmp_path / "link.tar"), "the hub's cache is links to blobs"
+
+
+def test_odd_characters_in_a_url_are_part_of_its_path(tmp_path: Path, s3: dict[str, str]) -> None:
+    for url in (f"file://{tmp_path}/a#b?c", "s3://demo/a#b?c+d e"):
+        Storage(url, create=True).put("k#1?x=+ é", b"mine")
+        assert Storage(url).get("k#1?x=+ é") == b"mine"
+        assert [item.key for item in Storage(url).list()] == ["k#1?x=+ é"]
+    assert (tmp_path / "a#b?c" / "k#1?x=+ é").read_bytes() == b"mine"
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be a store: it is a file"):
+        Storage(str(tmp_path / "file"), create=True)
+    with pytest.raises(MissingError):
+        Storage(str(tmp_path / "file"))
 
 
 def test_a_missing_bucket_and_wrong_credentials_read_as_one_line(

@@ -110,10 +110,56 @@ def other_attack(ledger: Ledger) -> None:
 
 def other_rows(ledger: Ledger) -> None:
     marker = first(ledger, "transfer")
-    table = results.read(ledger.read(marker))
+    table = results.read(ledger.read(marker), name="x")
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     columns["pixels_sha256"] = ["0" * 64] * table.num_rows
     rewrite(ledger, marker, results.write(results.TRANSFER, columns))
+
+
+def other_target(ledger: Ledger) -> None:
+    marker = first(ledger, "transfer")
+    table = results.read(ledger.read(marker), name="x")
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    rewrite(ledger, marker, results.write(results.TRANSFER, {**columns, "target_id": "other"}))
+
+
+def other_weights(ledger: Ledger) -> None:
+    marker = first(ledger, "clean")
+    rewrite(ledger, marker, ledger.read(marker), target={**marker.facts["target"], "model": "other"})
+
+
+def other_bytes_scored(ledger: Ledger) -> None:
+    marker = first(ledger, "clean")
+    rewrite(ledger, marker, ledger.read(marker), scored_sha256="0" * 64)
+
+
+def other_distance(ledger: Ledger) -> None:
+    marker = first(ledger, "adversarial", "mi")
+    samples = [
+        {**{k: v for k, v in each.items() if k != "__url__"}, "json": b'{"linf": 0.5}'}
+        for each in shards.records(ledger.read(marker), name="x")
+    ]
+    rewrite(ledger, marker, shards.write(samples))
+
+
+def forgetful(ledger: Ledger) -> None:
+    marker = first(ledger, "original")
+    own = json.loads(ledger.storage.get(marker.unit.marker))
+    ledger.storage.put(marker.unit.marker, json.dumps({**own, "facts": {}}).encode())
+
+
+def elsewhere(ledger: Ledger) -> None:
+    marker = first(ledger, "original")
+    own = json.loads(ledger.storage.get(marker.unit.marker))
+    ledger.storage.put(marker.unit.marker, json.dumps({**own, "object": "../../etc/passwd"}).encode())
+
+
+def no_parquet(ledger: Ledger) -> None:
+    rewrite(ledger, first(ledger, "clean"), b"junk")
+
+
+def other_plan(ledger: Ledger) -> None:
+    ledger.storage.put(ledger.plans()[0], b"{}")
 
 
 def miscounted(ledger: Ledger) -> None:
@@ -122,7 +168,7 @@ def miscounted(ledger: Ledger) -> None:
 
 
 def whole_shard(ledger: Ledger) -> None:
-    _, plans = next(iter(ledger.plans()))
+    plans = ledger.plan(ledger.plans()[0])
     ledger.record_plan({**plans, "shards": [*plans["shards"], "s-1"]})
 
 
@@ -138,6 +184,14 @@ def whole_shard(ledger: Ledger) -> None:
         (fewer, "keys or labels are not those of its original"),
         (other_attack, "not the one that its name stands for"),
         (other_rows, "pixels_sha256 does not match"),
+        (other_target, "its column target_id is not"),
+        (other_weights, "the target that its marker describes is not the one"),
+        (other_bytes_scored, "it scores other bytes"),
+        (other_distance, "says another L∞ distance"),
+        (forgetful, "the marker does not say pixels_sha256"),
+        (elsewhere, "its data cannot lie at '../../etc/passwd'"),
+        (no_parquet, "not a Parquet file"),
+        (other_plan, "not a plan"),
         (miscounted, "99 images in"),
         (whole_shard, "no part of this shard is committed"),
     ],

@@ -48,7 +48,11 @@ def build(
     if epsilon < Fraction(1, 255):
         raise ValueError(f"epsilon = {epsilon}: below 1/255 no stored 8-bit image can change")
     parts = combination.split("+")
+    if len(name or combination) > 100:
+        raise ValueError(f"name = {(name or combination)[:30]!r}…: longer than 100 characters")
     if parts == ["noise"]:
+        if step_size is not None or decay is not None or transforms is not None:
+            raise ValueError("attack = 'noise': takes an epsilon, and no step_size, decay or transform")
         return Noise(name or combination, epsilon, seed)
     bases = [part for part in parts if part in _DECAYS]
     unknown = [part for part in parts if part not in _DECAYS and part not in _TRANSFORMS]

@@ -88,10 +88,13 @@ class GradientNormPenalty:
 
     def _step(self, gradient: Tensor) -> Tensor:
         """U = r·g/‖g‖ per image; zero where the gradient is."""
-        flat = gradient.flatten(1)
-        norm = flat.norm(dim=1) if self.norm == "l2" else flat.abs().mean(dim=1)
+        # Scaled by the largest entry first: the squares of a saturated model's tiny gradients underflow float32.
         tiny = torch.finfo(gradient.dtype).tiny
-        return self.r * gradient / norm.clamp_min(tiny).view(-1, 1, 1, 1)
+        largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+        scaled = gradient / largest
+        flat = scaled.flatten(1)
+        norm = flat.norm(dim=1) if self.norm == "l2" else flat.abs().mean(dim=1)
+        return self.r * scaled / norm.clamp_min(tiny).view(-1, 1, 1, 1)
 
 
 Transform = GradientNormPenalty

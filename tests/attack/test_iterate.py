@@ -33,17 +33,39 @@ def test_on_a_linear_model_the_attack_walks_to_the_corner(combination: str) -> N
     torch.testing.assert_close(found, torch.stack([0.5 - corner, 0.5 + corner]))
 
 
-def test_momentum_is_the_papers_recursion() -> None:
-    model, images, labels = network(), torch.rand(2, 3, 8, 8), torch.tensor([1, 3])
-    velocity, expected = torch.zeros_like(images), images
-    for _ in range(3):
-        inputs = expected.clone().requires_grad_()
+class Wavy(torch.nn.Module):
+    """Logits whose gradient turns within a step or two, so that momentum and projection both matter."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        waves = (images * 97).sin() * (images * 13).cos()
+        return torch.stack([waves[:, 0].sum(dim=(1, 2)), waves[:, 1].sum(dim=(1, 2)), waves[:, 2].sum(dim=(1, 2))], 1)
+
+
+def by_hand(decay: float, images: torch.Tensor, labels: torch.Tensor, *, clip: bool = True) -> torch.Tensor:
+    """MI-FGSM as algorithm 1 has it: 6 steps of 3/255 in a ball of 8/255."""
+    model, velocity, adversarial = Wavy(), torch.zeros_like(images), images
+    for _ in range(6):
+        inputs = adversarial.clone().requires_grad_()
         loss = torch.nn.functional.cross_entropy(model(inputs), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, inputs)
-        velocity = 0.7 * velocity + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
-        expected = (expected + 0.01 * velocity.sign()).clamp(images - 8 / 255, images + 8 / 255).clamp(0, 1)
-    found = attack("mi", steps=3, decay=0.7, step_size=Fraction(1, 100))(model, images, labels, ["a", "b"])
-    torch.testing.assert_close(found, expected)
+        velocity = decay * velocity + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
+        adversarial = adversarial + 3 / 255 * velocity.sign()
+        if clip:
+            adversarial = adversarial.clamp(images - 8 / 255, images + 8 / 255)
+        adversarial = adversarial.clamp(0, 1)
+    return adversarial
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
+def test_momentum_and_projection_are_the_papers(decay: float) -> None:
+    torch.manual_seed(5)
+    images, labels = torch.rand(2, 3, 8, 8, dtype=torch.float64), torch.tensor([1, 2])
+    made = attack("mi", steps=6, decay=decay, step_size=Fraction(3, 255))
+    found = made(Wavy(), images, labels, ["a", "b"])
+    torch.testing.assert_close(found, by_hand(decay, images, labels))
+    others = [by_hand(other, images, labels) for other in {0.0, 0.7, 1.0} - {decay}]
+    for other in (*others, by_hand(decay, images, labels, clip=False)):
+        assert (found - other).abs().max() > 1 / 255, "the case tells settings apart"
 
 
 @settings(max_examples=25, deadline=None)
@@ -58,7 +80,8 @@ def test_as_stored_an_image_lies_within_epsilon_exactly(
 ) -> None:
     torch.manual_seed(seed)
     original = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    made = attack(combination, epsilon=epsilon, steps=steps, step_size=epsilon * 3 / 4)
+    step_size = None if combination == "noise" else epsilon * 3 / 4
+    made = attack(combination, epsilon=epsilon, steps=steps, step_size=step_size)
     found = made(network(), codec.to_float(original), torch.tensor([0, 1]), ["a", "b"])
     stored = codec.quantise(found, original, epsilon)
     moved = int((stored.int() - original.int()).abs().max())

@@ -42,6 +42,9 @@ def test_provenance_is_json_and_tells_attacks_apart() -> None:
         ("mi", {"steps": 0}, "steps = 0"),
         ("mi", {"step_size": Fraction(0)}, "step_size = 0"),
         ("mi", {"decay": -1.0}, "decay = -1"),
+        ("mi", {"decay": float("nan")}, "decay = nan"),
+        ("mi", {"name": "x" * 101}, "longer than 100"),
+        ("noise", {"decay": 1.0}, "takes an epsilon, and no"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(combination: str, settings: dict[str, object], message: str) -> None:

@@ -115,6 +115,15 @@ def test_an_image_does_not_depend_on_its_batch(form: Form) -> None:
     torch.testing.assert_close(together[2:3], alone, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.parametrize("norm", get_args(Norm))
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1.0, 1e30])
+def test_the_step_is_as_long_whatever_the_gradients_scale(norm: Norm, scale: float) -> None:
+    torch.manual_seed(4)
+    gradient = torch.randn(2, 3, 8, 8)
+    step = GradientNormPenalty(norm=norm, r=0.01)._step(gradient * scale)
+    torch.testing.assert_close(step, 0.01 * unit_step(gradient, norm))
+
+
 def test_a_zero_gradient_stays_zero() -> None:
     for form in get_args(Form):
         found = GradientNormPenalty(form=form)(lambda images: images * 0)(torch.zeros(1, 3, 2, 2))
