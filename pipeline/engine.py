@@ -111,12 +111,12 @@ def run(
 
 
 def _outcome(plan: Plan, ledger: Ledger, items: int, failed: dict[str, str], started: float) -> Outcome:
-    facts = [marker.facts for marker in ledger.markers(ledger.units(f"original/{plan.dataset}"))]
+    originals = list(ledger.markers(ledger.units(f"original/{plan.dataset}")))
     return Outcome(
         items=items,
         failed=failed,
-        usable=sum(each["n_ok"] for each in facts),
-        quarantined=sum(each["n_quarantined"] for each in facts),
+        usable=sum(marker.fact("n_ok") for marker in originals),
+        quarantined=sum(marker.fact("n_quarantined") for marker in originals),
         seconds=time.monotonic() - started,
     )
 

@@ -298,7 +298,7 @@ def _from_csv(labels: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
         if not {"filename", "label"} <= set(rows.fieldnames or ()):
             raise RecipeError(f"{labels}: expected the columns filename,label; found {','.join(rows.fieldnames or ())}")
         for row in rows:
-            path = labels.parent / row["filename"]
+            path = labels.parent / (row["filename"] or "")
             if not path.resolve().is_relative_to(labels.parent.resolve()) or not path.is_file():
                 raise RecipeError(f"{labels} line {rows.line_num}: no file {row['filename']!r} in this folder")
             if not re.fullmatch(r"[0-9]{1,9}", (row["label"] or "").strip()):

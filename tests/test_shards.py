@@ -211,6 +211,7 @@ def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
         ("filename,label\nx.jpg," + "1" * 5000 + "\n", "is no class index"),
         ("filename,label\nx.jpg,é\n", "cannot be read as UTF-8"),
         ("filename,label\n", "no images"),
+        ("label,filename\n1\n", "no file"),
     ],
 )
 def test_a_wrong_labels_file_is_refused_by_line(tmp_path: Path, csv: str, message: str) -> None:
