@@ -42,8 +42,15 @@ def _known(spec: ModelSpec) -> ModelSpec:
     return spec if spec.checkpoint is None else replace(spec, checkpoint=absolute(spec.checkpoint))
 
 
-# A TOML float is what its digits say, not the nearest binary fraction: 0.1 is 1/10.
-Number = Annotated[Fraction, BeforeValidator(lambda value: str(value) if isinstance(value, float) else value)]
+def _number(value: Any) -> Fraction:
+    """A number as its digits say, not as the nearest binary fraction: 0.1 is 1/10."""
+    try:
+        return Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f'{value!r} is no number; write a number, or a fraction such as "16/255"') from None
+
+
+Number = Annotated[Fraction, BeforeValidator(_number)]
 Data = Annotated[DataSpec, BeforeValidator(_one_pattern)]
 Model = Annotated[ModelSpec, BeforeValidator(_tag), AfterValidator(_known)]
 
