@@ -45,7 +45,8 @@ def generate(
     What the store already holds is not done again: a run that was cut off goes on where it stood, a new target,
     attack or source computes only what is new, and a second run of the same recipe does nothing.
 
-    Exit code: 0, everything is committed; 1, some items failed and are listed; 2, the run could not start.
+    Exit code: 0, everything is committed; 1, some items failed and are listed, or no image could be used; 2, the run
+    could not start.
 
     Example: `gnp generate jobs/recipes/imagenet.toml --store s3://bucket/prefix --limit 100`
     """

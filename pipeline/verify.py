@@ -43,7 +43,7 @@ class Audit:
     problems: list[Problem]
 
 
-class _WrongError(Exception):
+class _CheckError(Exception):
     """A check that failed; its message is the problem."""
 
 
@@ -62,7 +62,7 @@ def audit(ledger: Ledger) -> Audit:
             objects += 1
             try:
                 images += read.check(unit)
-            except (_WrongError, GnpError, ValueError, KeyError, TypeError) as error:
+            except (_CheckError, GnpError, ValueError, KeyError, TypeError) as error:
                 problems.append(Problem(ledger.storage.at(unit.marker), str(error) or type(error).__name__))
     return Audit(objects, images, problems)
 
@@ -85,7 +85,7 @@ class _Part:
         self.current = None
         images = parts.read(data, name=marker.object)
         if codec.pixels_sha256(images.pixels) != marker.fact("pixels_sha256"):
-            raise _WrongError("its pixels hash to something else than the marker says")
+            raise _CheckError("its pixels hash to something else than the marker says")
         if unit.attack:
             self._check_adversarial(marker, data, images)
         else:
@@ -97,36 +97,36 @@ class _Part:
     def _check_adversarial(self, marker: Marker, data: bytes, images: Images) -> None:
         original = self.original
         if original is None:
-            raise _WrongError("its original part is missing or damaged, so that epsilon cannot be checked")
+            raise _CheckError("its original part is missing or damaged, so that epsilon cannot be checked")
         _require_same(images, original)
         attack = marker.fact("attack")
         if named(attack["name"], attack) != marker.unit.attack:
-            raise _WrongError("the attack that its marker describes is not the one that its name stands for")
+            raise _CheckError("the attack that its marker describes is not the one that its name stands for")
         _require_count(marker, "n", len(images.keys))
         if not len(images.keys):
             return
         if images.pixels.shape != original.pixels.shape:
-            raise _WrongError(
+            raise _CheckError(
                 f"its images are {tuple(images.pixels.shape[1:])}, the originals {tuple(original.pixels.shape[1:])}"
             )
         moved = (images.pixels.to(torch.int16) - original.pixels.to(torch.int16)).abs().amax(dim=(1, 2, 3))
         budget = codec.levels(Fraction(attack["epsilon"]))
         outside = [key for key, most in zip(images.keys, moved.tolist(), strict=True) if most > budget]
         if outside:
-            raise _WrongError(
+            raise _CheckError(
                 f"{len(outside)} images lie outside epsilon = {attack['epsilon']}, the first {outside[0]!r}"
             )
         for record, most in zip(shards.records(data, name=marker.object), moved.tolist(), strict=True):
             if abs(json.loads(record["json"])["linf"] * 255 - most) > 1e-6:
-                raise _WrongError(f"image {record['__key__']!r} says another L∞ distance than its pixels")
+                raise _CheckError(f"image {record['__key__']!r} says another L∞ distance than its pixels")
 
     def _check_results(self, marker: Marker, data: bytes) -> None:
         unit = marker.unit
         scored, images = self.current or (None, None)
         if scored is None or images is None or (scored.unit.source, scored.unit.attack) != (unit.source, unit.attack):
-            raise _WrongError("the images that it scores are missing or damaged")
+            raise _CheckError("the images that it scores are missing or damaged")
         if marker.fact("scored_sha256") != scored.sha256:
-            raise _WrongError("it scores other bytes than those that are stored")
+            raise _CheckError("it scores other bytes than those that are stored")
         table = results.read(data, name=marker.object)
         _require_count(marker, "n", table.num_rows)
         digests = [codec.pixels_sha256(pixels) for pixels in images.pixels]
@@ -136,7 +136,7 @@ class _Part:
             ("pixels_sha256", digests),
         ):
             if table.column(column).to_pylist() != expected:
-                raise _WrongError(f"its column {column} does not match the stored images")
+                raise _CheckError(f"its column {column} does not match the stored images")
         if table.num_rows:
             _check_constants(marker, table)
 
@@ -150,26 +150,26 @@ def _check_constants(marker: Marker, table: results.Table) -> None:
         expected |= {"source_id": unit.source, "attack_id": unit.attack}
     for column, value in expected.items():
         if table.column(column).unique().to_pylist() != [value]:
-            raise _WrongError(f"its column {column} is not {value!r} throughout")
+            raise _CheckError(f"its column {column} is not {value!r} throughout")
     if named(table.column("target")[0].as_py(), target) != unit.target:
-        raise _WrongError("the target that its marker describes is not the one that its name stands for")
+        raise _CheckError("the target that its marker describes is not the one that its name stands for")
 
 
 def _check_original(marker: Marker, images: Images) -> None:
     _require_count(marker, "n_ok", len(images.keys))
     taken, kept, quarantined = (marker.fact(name) for name in ("n_in", "n_ok", "n_quarantined"))
     if taken != kept + quarantined or quarantined != len(marker.fact("quarantined")):
-        raise _WrongError(f"{taken} images in, but {kept} kept and {quarantined} quarantined")
+        raise _CheckError(f"{taken} images in, but {kept} kept and {quarantined} quarantined")
 
 
 def _require_count(marker: Marker, fact: str, found: int) -> None:
     if marker.fact(fact) != found:
-        raise _WrongError(f"holds {found} images, its marker says {marker.fact(fact)}")
+        raise _CheckError(f"holds {found} images, its marker says {marker.fact(fact)}")
 
 
 def _require_same(images: Images, original: Images) -> None:
     if images.keys != original.keys or not torch.equal(images.labels, original.labels):
-        raise _WrongError("its keys or labels are not those of its original part")
+        raise _CheckError("its keys or labels are not those of its original part")
 
 
 def _strangers(ledger: Ledger) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ import pytest
 from jobs import cli
 from pipeline.shards import read
 from tests.conftest import ROOT
-from tests.samples import CLASSES, jpeg
+from tests.samples import CLASSES, SIDE, jpeg, sample, write_shard
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -81,6 +81,20 @@ def test_weights_that_cannot_be_had_are_one_line(tmp_path: Path, demo_assets: Pa
     assert "error: resnet50.tv_in1k: its pretrained weights cannot be had" in done.stderr
     assert "give a checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_could_use_no_image_says_so(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
+    network = f'model = "test_resnet"\ncheckpoint = "{tiny_checkpoint}"\ninput_size = {SIDE}\n'
+    (tmp_path / "r.toml").write_text(
+        f'attacks = ["mi"]\n[data]\nname = "none"\nshards = "{tmp_path}/in/s.tar"\nclasses = {CLASSES}\n'
+        f"fraction = 1e-9\n[[sources]]\n{network}[[targets]]\n{network}"
+    )
+    command = [sys.executable, "-m", "jobs", "generate", str(tmp_path / "r.toml"), "--store", str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "failed: no image could be used" in done.stderr
+    assert "(0 images, 0 quarantined)" in done.stdout
 
 
 def test_a_folder_becomes_shards(gnp: Run, tmp_path: Path) -> None:
