@@ -39,20 +39,38 @@ def generate(
         str | None,
         typer.Option(help="A Ray cluster (`auto` for the one this machine belongs to); default: a local one."),
     ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also try again what earlier runs of this recipe gave up.")
+    ] = False,
+    max_failed: Annotated[
+        int, typer.Option(min=0, help="So many failed items (shards, or parts of them) still make exit code 0.")
+    ] = 0,
 ) -> None:
     """Attacks the images of a recipe and scores how the result transfers.
 
     What the store already holds is not done again: a run that was cut off goes on where it stood, a new target,
-    attack or source computes only what is new, and a second run of the same recipe does nothing.
+    attack or source computes only what is new, and a second run of the same recipe does nothing. An item that fails
+    three times is listed (`gnp status`) and passed over from then on, until its shard changes or --retry-failed is
+    given. Two runs of one recipe at once share the work. SIGTERM or Ctrl-C ends a run within half a minute.
 
     Exit code: 0, everything is committed; 1, some items failed and are listed, or no image could be used; 2, the run
-    could not start.
+    could not start or go on; 130, it was stopped.
 
     Example: `gnp generate jobs/recipes/imagenet.toml --store s3://bucket/prefix --limit 100`
     """
     from jobs.generate import run
 
-    raise typer.Exit(run(recipe, store, console=console, limit=limit, address=address))
+    raise typer.Exit(
+        run(
+            recipe,
+            store,
+            console=console,
+            limit=limit,
+            address=address,
+            retry_failed=retry_failed,
+            max_failed=max_failed,
+        )
+    )
 
 
 @app.command()
@@ -79,18 +97,91 @@ def report(
 
 
 @app.command()
-def verify(store: Store) -> None:
+def status(
+    store: Store,
+    quarantined: Annotated[
+        bool, typer.Option("--quarantined", help="List every image that could not be used instead, and why.")
+    ] = False,
+) -> None:
+    """Says how far each recipe that was run here is, who is at it, how fast, and what failed.
+
+    It reads the store alone, so it answers while a run goes on elsewhere as well as after.
+    """
+    from jobs import tables
+    from pipeline import status as rooms
+
+    ledger = _open(store)
+    if quarantined:
+        for image in rooms.quarantined(ledger):
+            sys.stdout.write(f"{image.dataset}/{image.shard}/{image.key}: {image.reason}\n")
+    else:
+        tables.show_status(rooms.status(ledger), console=console)
+
+
+@app.command()
+def gc(
+    store: Store,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, it is only listed.")] = False,
+    older_than: Annotated[float, typer.Option(min=0, help="Hours; what is younger may be somebody's at work.")] = 24,
+) -> None:
+    """Lists, or removes, what is of no use: data without a marker, claims of dead runs, unfinished uploads.
+
+    Nothing that a marker names is ever touched, and nothing is removed while a run is at work.
+    """
+    from pipeline.garbage import find, remove
+
+    ledger, age_s = _open(store), 3600 * older_than
+    found = find(ledger, age_s=age_s)
+    for item in found:
+        sys.stdout.write(f"{item.key}: {item.why} ({item.size_bytes:,} bytes)\n")
+    size = sum(item.size_bytes for item in found)
+    if delete:
+        removed = remove(ledger, found, age_s=age_s)
+        sys.stdout.write(f"{removed} of {len(found)} removed\n")
+    else:
+        sys.stdout.write(f"{len(found)} things, {size:,} bytes; --delete removes them\n")
+
+
+@app.command()
+def finalize(
+    store: Store,
+    partial: Annotated[bool, typer.Option("--partial", help="Also where something is still missing.")] = False,
+) -> None:
+    """Makes a version that readers take whole: compacted Parquet, a manifest with hashes, timm's `_info.json`, a card.
+
+    It lies in versions/ID, and `latest.json` says which is the latest. The same store gives the same version.
+    """
+    from pipeline.finalize import finalize as make
+
+    ledger = _open(store)
+    version = make(ledger, partial=partial)
+    missing = f", {version.missing} MISSING" if version.missing else ""
+    sys.stdout.write(
+        f"{ledger.storage.at(version.key)}: {version.images} adversarial images, {version.rows} rows, "
+        f"{version.objects} objects{missing}\n"
+    )
+
+
+@app.command()
+def verify(
+    store: Store,
+    sample: Annotated[
+        float, typer.Option(min=0, max=1, help="The share of the parts to re-read; completeness is checked of all.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Which share.")] = 0,
+) -> None:
     """Audits what is stored: re-reads every object and checks hashes, counts, ε on the stored pixels, completeness.
 
     Exit code: 0, everything is sound; 1, something is wrong.
     """
     from pipeline.verify import audit
 
-    found = audit(_open(store))
+    found = audit(_open(store), fraction=sample, seed=seed)
     for problem in found.problems:
         sys.stdout.write(f"{problem.where}: {problem.what}\n")
     verdict = f"{len(found.problems)} problems" if found.problems else "all sound"
-    sys.stdout.write(f"{found.objects} objects re-read, {found.images} adversarial images measured: {verdict}\n")
+    parts = "" if found.parts == found.of_parts else f" in {found.parts} of {found.of_parts} parts"
+    sys.stdout.write(f"{found.objects} objects re-read{parts}, {found.images} adversarial images measured: {verdict}\n")
     raise typer.Exit(1 if found.problems else 0)
 
 
@@ -156,3 +247,6 @@ def main() -> None:
     except GnpError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what is committed stands: run the same command again to go on\n")
+        sys.exit(130)

@@ -7,33 +7,70 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline import config, engine, plan
+from pipeline.engine import Outcome
 from pipeline.plan import Progress as Counts
+from pipeline.storage import Storage
 
 
-def run(recipe: Path, store: str, *, console: Console, limit: int | None = None, address: str | None = None) -> int:
-    """Generates and scores; returns the exit code: 0 if everything is committed, 1 if items failed.
+def run(
+    recipe: Path,
+    store: str,
+    *,
+    console: Console,
+    limit: int | None = None,
+    address: str | None = None,
+    retry_failed: bool = False,
+    max_failed: int = 0,
+) -> int:
+    """Generates and scores; returns the exit code.
+
+    0 if everything is committed but for `max_failed` failures, 1 if more failed, 130 if it was told to stop.
 
     Raises:
-        GnpError: The run could not start.
+        GnpError: The run could not start, or could not go on.
     """
     loaded = config.load(recipe)
-    console.print("[dim]finding shards, loading every model once[/dim]")
-    planned = plan.resolve(loaded.job(limit=limit))
+    console.print("[dim]finding shards, settling what each model is[/dim]")
+    planned = plan.resolve(loaded.job(limit=limit), Storage(store, create=True))
     with _Bars(console) as bars:
-        outcome = engine.run(planned, store, pools=loaded.engine, address=address, on_progress=bars.show)
+        outcome = engine.run(
+            planned,
+            store,
+            pools=loaded.engine,
+            address=address,
+            retry_failed=retry_failed,
+            on_progress=bars.show,
+            on_notice=bars.say,
+        )
     for name, reason in outcome.failed.items():
         sys.stderr.write(f"failed: {name}: {reason}\n")
-    if not outcome.items:
-        said = f"nothing to do: {store} holds everything that this recipe makes"
-    elif outcome.failed:
-        said = f"{len(outcome.failed)} of {outcome.items} items failed; the rest is committed; run again to retry"
-    else:
-        said = f"done: {outcome.items} items in {outcome.seconds:.0f} s"
-    images = f"{outcome.usable} images, {outcome.quarantined} quarantined"
-    console.print(f"{said} ({images})", markup=False, highlight=False, soft_wrap=True)
-    if not outcome.usable:
+    for failure in outcome.listed:
+        sys.stderr.write(f"failed earlier, not tried again: {failure.item}: {failure.reason}\n")
+    console.print(_closing_line(outcome, store), markup=False, highlight=False, soft_wrap=True)
+    if outcome.stopped:
+        return 130
+    if not outcome.usable and not outcome.failed and not outcome.listed:
         sys.stderr.write("failed: no image could be used; see the recipe's fraction, preparation and classes\n")
-    return 1 if outcome.failed or not outcome.usable else 0
+        return 1
+    return 1 if len(outcome.failed) + len(outcome.listed) > max_failed else 0
+
+
+def _closing_line(outcome: Outcome, store: str) -> str:
+    failed, listed = len(outcome.failed), len(outcome.listed)
+    counts = f"{outcome.made.images} images attacked, {outcome.made.quarantined} quarantined"
+    if outcome.stopped:
+        return f"stopped ({counts}); what is committed stands: run the same command again to go on"
+    retry = "; --retry-failed tries them again" if listed else ""
+    if not outcome.items:
+        rest = f", but for {listed} that failed earlier{retry}" if listed else ""
+        return f"nothing to do: {store} holds everything that this recipe makes{rest}"
+    said = f"done: {outcome.items} items in {outcome.seconds:.0f} s"
+    if failed or listed:
+        said = (
+            f"{failed} of {outcome.items} items failed, {listed} failed earlier; the rest is committed; "
+            "gnp status lists them, --retry-failed tries them again"
+        )
+    return f"{said} ({counts})"
 
 
 class _Bars:
@@ -46,6 +83,10 @@ class _Bars:
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._attack = self._progress.add_task("attacked parts", total=None)
         self._score = self._progress.add_task("result files", total=None)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bars."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, counts: Counts) -> None:
         """Brings the display up to date."""

@@ -1,10 +1,13 @@
 """What a report looks like on a terminal."""
 
+from datetime import timedelta
+
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
 from pipeline.report import Denominator, Rate, Report, Success
+from pipeline.status import PlanStatus
 
 _MEANING: dict[Denominator, str] = {
     "all": "all images",
@@ -30,6 +33,34 @@ def show(report: Report, *, denominator: Denominator, console: Console) -> None:
             f"incomplete: {report.missing_shards} shards and {report.missing_results} results that runs set out to "
             "make are missing; gnp verify names them"
         )
+
+
+def show_status(plans: list[PlanStatus], *, console: Console) -> None:
+    """Prints a few lines a plan: how far, who, how fast, what failed."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    for plan in plans:
+        counts = plan.progress
+        unread = counts.shards - counts.shards_known
+        say(f"plan {plan.id} of {plan.dataset}: {'complete' if plan.complete else 'incomplete'}")
+        say(
+            f"  attacked {counts.attacked}/{counts.to_attack} parts, scored {counts.scored}/{counts.to_score} files"
+            + (f"; {unread} of {counts.shards} shards are not begun and not counted" if unread else "")
+        )
+        for run in plan.runs[:5]:
+            said = run.record
+            state = said["state"] if run.live or said["state"] != "running" else "died, or lost its store"
+            say(
+                f"  run {run.id} on {said['host']}: {state}, heard of {run.age_s:.0f} s ago; {said['images']} images "
+                f"attacked in {said['seconds']:.0f} s, {said['items_left']} of {said['items']} items left"
+            )
+        if plan.images_per_s is not None:
+            left = "" if plan.left_s is None else f", about {timedelta(seconds=round(plan.left_s))} left"
+            say(f"  {plan.images_per_s:.2f} images/s{left}")
+        for failure in plan.failures:
+            say(f"  failed after {failure.tries} tries: {failure.item}: {failure.reason}")
 
 
 def _table(report: Report, dataset: str, denominator: Denominator) -> Table:

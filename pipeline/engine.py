@@ -1,29 +1,35 @@
-"""The only file that imports Ray: two actor pools over Ray Data, retries and reconciliation.
+"""The only file that imports Ray: two pools of actors, what they are handed, and what becomes of it.
 
     items ──▶ generators (a device and a source model each) ──▶ scorers (a device and all targets each) ──▶ receipts
 
 Only receipts travel between the stages; images travel through the object store. What is done is read off the store
 before and after, never off Ray: whatever a worker, a node or Ray itself loses is found missing and tried again.
+
+Ray places, isolates and watches the actors. Handing items out is a loop of our own, because what is asked of it (a
+bounded number of tries an item, whoever's fault; a deadline; replacing a worker whose device is broken; draining a node
+that is about to go; an end with a reason when nothing can start) is what Ray Data's pools cannot be told.
 """
 
-import json
+import contextlib
 import logging
 import os
+import signal
 import threading
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from pipeline.errors import CapacityError, GnpError
-from pipeline.ledger import Ledger
-from pipeline.plan import Item, Plan, Progress, Take, pending, progress, require_unchanged
+from pipeline import runs, weights
+from pipeline.errors import CapacityError, GnpError, IntegrityError, Interrupted, MissingError, StorageError
+from pipeline.ledger import Failure, Ledger
+from pipeline.plan import Item, Plan, Progress, all_scopes, pending, progress, require_unchanged
 from pipeline.pools import Node, Pools, Sizing, size
-from pipeline.shards import ShardFile
-from pipeline.stages import Generator, Scorer
+from pipeline.stages import Generator, Made, Scorer
 from pipeline.storage import Storage
 
 # Before Ray is imported: no usage reports, no warning about its own change of default for CUDA_VISIBLE_DEVICES, and of
@@ -33,16 +39,22 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 import ray
 import ray.exceptions
-from ray.data import ActorPoolStrategy, DataContext
+from ray._private.state import state as ray_state  # the only way to hear of nodes that are about to be preempted
 
 log = logging.getLogger(__name__)
 
 # An item is tried so often before it is listed as failed.
 ATTEMPTS = 3
-# Ray Data puts one block an item from the driver; more are handed over in windows, so that its memory stays bounded.
-_WINDOW = 5000
-# How many times Ray itself repeats a task whose actor died; its default is for ever.
-_TASK_RETRIES = 3
+# So many workers of one kind in a row may fail to start.
+_STARTS = 5
+# How long workers are given to reach the end of a unit when the run is told to stop.
+_GRACE_S = 20.0
+# How long an item that another run is at is left alone before it is looked at again.
+_HELD_S = 5.0
+# How often nodes are looked at.
+_NODES_S = 2.0
+
+Stage = type[Generator] | type[Scorer]
 
 
 @dataclass(frozen=True)
@@ -52,15 +64,19 @@ class Outcome:
     Attributes:
         items: How many items had work to do; 0 where everything was committed before.
         failed: Name of every item that is still incomplete → the reason.
-        usable: Images of this data that are committed, from this run or an earlier one.
-        quarantined: Images of this data that could not be used.
+        listed: Failures of earlier runs of this plan that were not tried again.
+        made: What this run added: adversarial parts and their images; images quarantined.
+        usable: Whether any image of this data could be used, in this run or an earlier one.
+        stopped: Whether it was told to stop before the end.
         seconds: Wall-clock time.
     """
 
     items: int
     failed: dict[str, str]
-    usable: int
-    quarantined: int
+    listed: tuple[Failure, ...]
+    made: Made
+    usable: bool
+    stopped: bool
     seconds: float
 
 
@@ -70,7 +86,10 @@ def run(
     *,
     pools: Pools,
     address: str | None = None,
+    retry_failed: bool = False,
+    stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_notice: Callable[[str], None] = log.info,
 ) -> Outcome:
     """Makes what is missing of a plan.
 
@@ -79,66 +98,151 @@ def run(
         store: URL of the store; every worker opens it from its own environment.
         pools: How many workers, and what each is given.
         address: A Ray cluster; by default the one of this process, or else a local one.
+        retry_failed: Try again what earlier runs of this plan gave up.
+        stop: Set it to end the run early. SIGTERM and Ctrl-C do, where this is called in the main thread.
         on_progress: Called every few seconds, from another thread.
+        on_notice: Called with a line about other runs that are at the same plan.
 
     Raises:
-        CapacityError: The cluster cannot hold the pools.
-        StorageError: The store cannot be written, or does not honour put-if-absent.
+        CapacityError: The cluster cannot hold the pools, or no worker could start in time.
+        StorageError: The store cannot be written, does not honour put-if-absent, or keeps failing.
         RecipeError: A shard is not the one that the store's results were made from.
+        WeightsError: A model's stored weights are damaged.
     """
-    started = time.monotonic()
+    started, stop = time.monotonic(), stop or threading.Event()
     storage = Storage(store, create=True)
     storage.probe()
     ledger = Ledger(storage)
     require_unchanged(plan, ledger)
-    ledger.record_plan(plan.describe())
-    if not pending(plan, ledger):
-        return _outcome(plan, ledger, 0, {}, started)
+    plan_id = ledger.record_plan(plan.describe())
+    listed = _failures(plan, ledger, plan_id, retry=retry_failed)
+    passed_over = {(failure.source, failure.shard) for failure in listed}
+
+    def left(workers: int = 1) -> list[Item]:
+        items = pending(plan, ledger.committed(all_scopes(plan)), workers=workers)
+        return [item for item in items if (item.source, item.take.shard.name) not in passed_over]
+
+    if not left():
+        return Outcome(0, {}, listed, Made(), _usable(plan, ledger), stopped=False, seconds=time.monotonic() - started)
+    for model in {model.weights: model for model in (*plan.sources, *plan.targets)}.values():
+        weights.load(model, storage, classes=plan.job.data.classes)  # what cannot be loaded fails here, once, by name
     sizing = size(pools, _connect(address))
     log.info("%s", sizing)
-    items = left = pending(plan, ledger, workers=sizing.generators)
-    reasons: dict[str, str] = {}
-    with _Watch(plan, ledger, on_progress):
-        for attempt in range(1, ATTEMPTS + 1):
-            for start in range(0, len(left), _WINDOW):
-                reasons |= _stream(left[start : start + _WINDOW], plan, storage.url, sizing)
-            left = pending(plan, ledger, workers=sizing.generators)
-            if not left:
-                break
-            log.info("attempt %d of %d left %d of %d items incomplete", attempt, ATTEMPTS, len(left), len(items))
-    failed = {item.name: reasons.get(item.name, "its worker died or never answered") for item in left}
-    return _outcome(plan, ledger, len(items), failed, started)
-
-
-def _outcome(plan: Plan, ledger: Ledger, items: int, failed: dict[str, str], started: float) -> Outcome:
-    originals = list(ledger.markers(ledger.units(f"original/{plan.dataset}")))
+    items = left(sizing.generators)
+    office = _Office(replace(plan, takes=()), plan_id, storage, sizing, pools)
+    with _Heart(office, storage), _Watch(plan, ledger, on_progress), _signals_set(stop):
+        for line in _others(storage, plan_id, office.run):
+            on_notice(line)
+        try:
+            remaining = items
+            for _ in range(ATTEMPTS):
+                office.work(remaining, stop)
+                done_with = office.failed.keys()
+                remaining = [item for item in left(sizing.generators) if item.name not in done_with]
+                if not remaining or stop.is_set():
+                    break
+        finally:
+            office.close()
+        office.state = "stopped" if stop.is_set() and remaining else "done"
+    lost = dict.fromkeys(
+        (item.name for item in remaining if not stop.is_set()), "its results were lost again and again"
+    )
     return Outcome(
-        items=items,
-        failed=failed,
-        usable=sum(marker.fact("n_ok") for marker in originals),
-        quarantined=sum(marker.fact("n_quarantined") for marker in originals),
+        items=len(items),
+        failed={name: failure.reason for name, failure in office.failed.items()} | lost,
+        listed=listed,
+        made=office.made,
+        usable=_usable(plan, ledger),
+        stopped=bool(stop.is_set() and remaining),
         seconds=time.monotonic() - started,
     )
 
 
-class _Worker:
-    """One actor: a stage, and receipts in and out. An item's failure is a receipt, never the actor's end."""
+def _failures(plan: Plan, ledger: Ledger, plan_id: str, *, retry: bool) -> tuple[Failure, ...]:
+    """What earlier runs gave up and is not to be tried again; what is to be is taken off the list."""
+    versions = {take.shard.name: take.shard.version for take in plan.takes}
+    listed = ledger.failures(plan_id)
+    void = [failure for failure in listed if retry or versions.get(failure.shard) != failure.version]
+    ledger.forgive(void)
+    return tuple(failure for failure in listed if failure not in void)
 
-    def __init__(self, stage: type[Generator] | type[Scorer], plan: Plan, store: str, threads: int) -> None:
+
+def _usable(plan: Plan, ledger: Ledger) -> bool:
+    """Whether any original is committed that holds an image; one marker is read as a rule."""
+    return any(ledger.marker(unit).fact("n_ok") for unit in ledger.units(f"original/{plan.dataset}"))
+
+
+def _others(storage: Storage, plan_id: str, own: str) -> Iterator[str]:
+    """A line about each live run of the same plan; those that died on this machine are buried first."""
+    for other in runs.seen(storage, now=storage.stat(f"runs/{own}.json").modified):
+        if other.id == own or other.record["plan"] != plan_id or not other.live or runs.bury(storage, other):
+            continue
+        said = other.record
+        yield (
+            f"run {other.id} on {said['host']} (process {said['pid']}) is at the same work: {said['items_left']} of "
+            f"{said['items']} items left, {said['images']} images attacked in {said['seconds']:.0f} s; this run takes "
+            "what that one has not claimed"
+        )
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a worker says of an item that it was handed.
+
+    Attributes:
+        end: `done`; `held` by another run; `stopped` on request; `failed`; `broken`: failed, and so has the device.
+        reason: Why it is not done, in one line.
+        made: What was added to the store.
+        store_failed: The store was at fault and not the item.
+    """
+
+    end: str
+    reason: str = ""
+    made: Made = field(default_factory=Made)
+    store_failed: bool = False
+
+
+class _Worker:
+    """One actor: a stage; items in, receipts out. An item's failure is a receipt, never the actor's end."""
+
+    def __init__(self, stage: Stage, plan: Plan, plan_id: str, store: str, threads: int, run: str) -> None:
+        self._threads, self._place, self._run = threads, plan_id, run
         _settle_arithmetic(threads)
         device = torch.device("cuda") if torch.cuda.is_available() and ray.get_gpu_ids() else torch.device("cpu")
-        self.stage = stage(plan, Ledger(Storage(store)), device)
+        self._stopping = threading.Event()
+        self._ledger = Ledger(Storage(store))
+        self._stage = stage(plan, self._ledger, device, self._stopping.is_set)
 
-    def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        item, error = batch["item"][0], batch["error"][0]
+    def ready(self) -> str:
+        """The node that it runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def stop(self) -> None:
+        """Ends the item in hand between two units; called beside `run`."""
+        self._stopping.set()
+
+    def run(self, item: Item, attempt: int) -> Receipt:
+        _settle_arithmetic(self._threads)  # a thread of its own runs this, and threads are counted by thread
+        place = f"{self._place}/{item.source}/{item.take.shard.name}"
         try:
-            self.stage.run(_item(item))
-        except GnpError as failure:
-            error = error or str(failure)
-        except Exception as failure:  # a defect: listed with the item, and whole in the worker's log
+            holder = runs.claim(self._ledger.storage, place, self._run)
+            if holder is not None:
+                return Receipt("held", holder)
+            return Receipt("done", made=self._stage.run(item, attempt=attempt))
+        except Interrupted as told:
+            return Receipt("stopped", str(told))
+        except GnpError as error:
+            at_fault = isinstance(error, StorageError) and not isinstance(error, (MissingError, IntegrityError))
+            return Receipt("failed", str(error), store_failed=at_fault)
+        except Exception as error:  # a defect: listed with the item, and whole in the worker's log
             log.exception("item %s", item)
-            error = error or f"{type(failure).__name__}: {failure}"
-        return {"item": [item], "error": [error]}
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            return Receipt("broken" if _is_sticky(error) else "failed", reason)
+
+
+def _is_sticky(error: Exception) -> bool:
+    """Whether every later call on this process's device will fail as well: such a process can only be replaced."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
 def _settle_arithmetic(threads: int) -> None:
@@ -154,42 +258,262 @@ def _settle_arithmetic(threads: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _stream(items: Sequence[Item], plan: Plan, store: str, sizing: Sizing) -> dict[str, str]:
-    """Runs items through both pools; returns the reason of each that failed and whose worker lived to say so."""
-    rows: Any = ray.data.from_items(
-        [{"item": json.dumps(asdict(item)), "error": ""} for item in items], override_num_blocks=len(items)
-    )
-    # Ray 2.60 deprecates this way of bounding its retries and offers no other; its default is to retry for ever.
-    warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=DeprecationWarning)
-    pools = ((Generator, sizing.generators, sizing.generator_gpus), (Scorer, sizing.scorers, sizing.scorer_gpus))
-    for stage, workers, gpus in pools:
-        rows = rows.map_batches(
-            _Worker,
-            fn_constructor_args=(stage, plan, store, sizing.threads),
-            batch_size=1,
-            # One item in flight: those queued on an actor that dies would wait for its restart.
-            compute=ActorPoolStrategy(size=min(workers, len(items)), max_tasks_in_flight_per_actor=1),
-            num_cpus=sizing.cpus,
-            num_gpus=gpus,
-            ray_remote_args_fn=lambda: {"max_task_retries": _TASK_RETRIES},
+@dataclass
+class _Slot:
+    """One actor, and what it is at."""
+
+    actor: Any
+    future: Any
+    since: float
+    item: Item | None = None
+    node: str = ""
+
+    @property
+    def starting(self) -> bool:
+        return not self.node
+
+    @property
+    def idle(self) -> bool:
+        return self.future is None
+
+
+@dataclass
+class _Pool:
+    """The actors of one stage."""
+
+    stage: Stage
+    size: int
+    slots: list[_Slot] = field(default_factory=list)
+    failed_starts: int = 0
+    reason: str = ""
+    without_since: float = field(default_factory=time.monotonic)
+    not_before: float = 0.0
+
+
+class _Office:
+    """Hands items to workers until each is done or given up."""
+
+    def __init__(self, plan: Plan, plan_id: str, storage: Storage, sizing: Sizing, limits: Pools) -> None:
+        self.run = uuid.uuid4().hex[:12]
+        self.plan_id = plan_id
+        self.state = "running"
+        self.items = 0
+        self.made = Made()
+        self.failed: dict[str, Failure] = {}
+        self.started = time.monotonic()
+        self._plan, self._storage, self._sizing, self._limits = ray.put(plan), storage, sizing, limits
+        self._generators, self._scorers = _Pool(Generator, sizing.generators), _Pool(Scorer, sizing.scorers)
+        self._queues: dict[Stage, deque[Item]] = {Generator: deque(), Scorer: deque()}
+        self._held: deque[tuple[float, Item]] = deque()
+        self._tries: Counter[tuple[str, str]] = Counter()
+        self._store_failures = 0
+        self._draining: set[str] = set()
+        self._alive: set[str] = set()
+        self._nodes_seen = 0.0
+
+    def counts(self) -> dict[str, Any]:
+        """What the run says of itself while it goes on."""
+        waiting = len(self._queues[Generator]) + len(self._held) + sum(not s.idle for s in self._generators.slots)
+        return {
+            "items": self.items,
+            "items_left": waiting + len(self._queues[Scorer]) + sum(not s.idle for s in self._scorers.slots),
+            "images": self.made.images,
+            "failed": len(self.failed),
+            "seconds": round(time.monotonic() - self.started, 1),
+        }
+
+    def work(self, items: list[Item], stop: threading.Event) -> None:
+        """Hands items out, collects receipts, and replaces workers, until nothing is left or the run is to stop.
+
+        Raises:
+            CapacityError: No worker of a kind could start.
+            StorageError: The store keeps failing.
+        """
+        self.items = max(self.items, len(items))
+        self._queues[Generator].extend(items)
+        while not stop.is_set() and (self._held or any(self._queues.values()) or self._busy()):
+            self._look_at_nodes()
+            for pool in (self._generators, self._scorers):
+                self._start(pool)
+                self._hand_out(pool)
+            self._collect()
+        if stop.is_set():
+            self._stop()
+
+    def close(self) -> None:
+        """Ends every worker."""
+        for pool in (self._generators, self._scorers):
+            for slot in list(pool.slots):
+                self._drop(pool, slot)
+
+    def _busy(self) -> list[_Slot]:
+        return [slot for pool in (self._generators, self._scorers) for slot in pool.slots if slot.item is not None]
+
+    def _start(self, pool: _Pool) -> None:
+        """Fills a pool up to its size, as far as there is work for it."""
+        now, gpus = time.monotonic(), self._sizing.generator_gpus
+        if pool.stage is Scorer:
+            gpus = self._sizing.scorer_gpus
+        working = [slot for slot in pool.slots if not slot.starting]
+        if working or not pool.slots:
+            pool.without_since = now
+        elif now - pool.without_since > 60 * self._limits.start_minutes or pool.failed_starts >= _STARTS:
+            raise CapacityError(
+                f"no {pool.stage.__name__.lower()} could start, in {pool.failed_starts} tries and "
+                f"{(now - pool.without_since) / 60:.1f} minutes: {pool.reason or 'the cluster has no room for it'}"
+            )
+        if now < pool.not_before:
+            return
+        wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
+        if pool.stage is Scorer:  # while generators are at work, so that loading the targets does not wait for them
+            wanted = max(wanted, len(self._queues[Generator]) + len(self._busy()))
+        for _ in range(min(pool.size, wanted) - len(pool.slots)):
+            actor = (
+                ray.remote(type(pool.stage.__name__, (_Worker,), {}))
+                .options(
+                    num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=2
+                )
+                .remote(pool.stage, self._plan, self.plan_id, self._storage.url, self._sizing.threads, self.run)
+            )
+            pool.slots.append(_Slot(actor, actor.ready.remote(), now))
+
+    def _hand_out(self, pool: _Pool) -> None:
+        queue, now = self._queues[pool.stage], time.monotonic()
+        while pool.stage is Generator and self._held and self._held[0][0] <= now:
+            queue.append(self._held.popleft()[1])
+        for slot in pool.slots:
+            if slot.idle and queue and slot.node not in self._draining:
+                slot.item, slot.since = queue.popleft(), now
+                tries = self._tries[pool.stage.__name__, slot.item.name]
+                slot.future = slot.actor.run.remote(slot.item, tries + 1)
+
+    def _collect(self) -> None:
+        """Waits a moment for receipts, and settles what came and what is overdue."""
+        waiting = {s.future: (p, s) for p in (self._generators, self._scorers) for s in p.slots if not s.idle}
+        if not waiting:
+            time.sleep(0.2)
+            return
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5)
+        for future in ready:
+            pool, slot = waiting[future]
+            try:
+                answer = ray.get(future)
+            except ray.exceptions.RayError as error:
+                self._worker_died(pool, slot, error)
+            else:
+                self._answered(pool, slot, answer)
+        limit = 60 * self._limits.item_minutes
+        for pool, slot in waiting.values():
+            if slot.item is not None and time.monotonic() - slot.since > limit:
+                self._drop(pool, slot)
+                self._try_again(pool, slot.item, f"took longer than item_minutes = {self._limits.item_minutes:g}")
+
+    def _answered(self, pool: _Pool, slot: _Slot, answer: Any) -> None:
+        item, slot.item, slot.future = slot.item, None, None
+        if item is None:  # it has started
+            slot.node, pool.failed_starts = answer, 0
+            return
+        receipt: Receipt = answer
+        if pool is self._generators:
+            self.made += receipt.made
+        self._store_failures = self._store_failures + 1 if receipt.store_failed else 0
+        if receipt.end == "done":
+            if pool is self._generators:
+                self._queues[Scorer].append(item)
+        elif receipt.end == "held":
+            self._held.append((time.monotonic() + _HELD_S, item))
+        elif receipt.end == "stopped":
+            self._queues[pool.stage].appendleft(item)
+            self._drop(pool, slot)
+        else:
+            if receipt.end == "broken":
+                self._drop(pool, slot)
+            self._try_again(pool, item, receipt.reason, store_failed=receipt.store_failed)
+
+    def _worker_died(self, pool: _Pool, slot: _Slot, error: ray.exceptions.RayError) -> None:
+        item, reason = slot.item, _gist(error)
+        self._drop(pool, slot)
+        if item is None:
+            pool.failed_starts += 1
+            pool.reason = reason
+            pool.not_before = time.monotonic() + min(2.0**pool.failed_starts, 30.0)
+            log.warning("a %s did not start: %s", pool.stage.__name__.lower(), reason)
+            return
+        self._look_at_nodes(now=True)
+        if slot.node in self._alive:
+            self._try_again(pool, item, f"its worker died: {reason}")
+        else:  # the machine is gone: no fault of the item's
+            log.warning("a node is gone; %s goes back into the queue", item.name)
+            self._queues[pool.stage].appendleft(item)
+
+    def _try_again(self, pool: _Pool, item: Item, reason: str, *, store_failed: bool = False) -> None:
+        """Puts an item back, or lists it as failed; what was attacked of it is scored all the same."""
+        if self._store_failures > 2 * (self._generators.size + self._scorers.size) + 4:
+            raise StorageError(f"the store keeps failing: {reason}")
+        key = (pool.stage.__name__, item.name)
+        self._tries[key] += 1
+        log.warning("try %d of %d: %s: %s", self._tries[key], ATTEMPTS, item.name, reason)
+        if self._tries[key] < ATTEMPTS:
+            self._queues[pool.stage].append(item)
+            return
+        failure = Failure(
+            plan=self.plan_id,
+            source=item.source,
+            shard=item.take.shard.name,
+            version=item.take.shard.version,
+            item=item.name,
+            reason=reason,
+            tries=ATTEMPTS,
+            run=self.run,
         )
-    try:
-        return {_item(row["item"]).name: row["error"] for row in rows.iter_rows() if row["error"]}
-    except ray.exceptions.RayError as error:  # workers that cannot start end the stream, not single items
-        reason = str(error).strip().splitlines()[-1]
-        log.warning("the workers' stream ended early: %s", reason)
-        return dict.fromkeys((item.name for item in items), reason)
+        self.failed.setdefault(item.name, failure)
+        if not store_failed:  # what the store was to blame for is tried again by the next run, unasked
+            Ledger(self._storage).fail(failure)
+        if pool is self._generators:
+            self._queues[Scorer].append(item)
+
+    def _look_at_nodes(self, *, now: bool = False) -> None:
+        """Learns which nodes are alive, and tells workers on those that are about to go to stop at the next unit."""
+        if not now and time.monotonic() - self._nodes_seen < _NODES_S:
+            return
+        self._nodes_seen = time.monotonic()
+        self._alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        draining = set(ray_state.get_draining_nodes())
+        for pool in (self._generators, self._scorers):
+            for slot in [slot for slot in pool.slots if slot.node in draining]:
+                if slot.item is None:
+                    self._drop(pool, slot)
+                elif slot.node not in self._draining:
+                    slot.actor.stop.remote()
+        self._draining = draining
+
+    def _stop(self) -> None:
+        """Lets every worker reach the end of its unit, for a while."""
+        busy = self._busy()
+        for slot in busy:
+            slot.actor.stop.remote()
+        if busy:
+            ray.wait([slot.future for slot in busy], num_returns=len(busy), timeout=_GRACE_S)
+
+    def _drop(self, pool: _Pool, slot: _Slot) -> None:
+        pool.slots.remove(slot)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(slot.actor, no_restart=True)
 
 
-def _item(text: str) -> Item:
-    """An item from its JSON."""
-    fields = json.loads(text)
-    take = fields.pop("take")
-    return Item(take=Take(ShardFile(**take["shard"]), take["images"]), **fields)
+def _gist(error: BaseException) -> str:
+    """The line of Ray's page that says what happened."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    telling = [line for line in lines if "Worker exit" in line or "OutOfMemory" in line]
+    return (telling or lines[-1:] or [type(error).__name__])[0][:300]
 
 
 def _connect(address: str | None) -> list[Node]:
-    """Joins or starts Ray, sets what Ray Data's defaults get wrong for long items, and returns the live nodes."""
+    """Joins or starts Ray, and returns the live nodes.
+
+    Raises:
+        CapacityError: There is no Ray at the address.
+    """
     if not ray.is_initialized():
         dashboard = None if address else False
         try:
@@ -197,23 +521,69 @@ def _connect(address: str | None) -> list[Node]:
         except (ValueError, ConnectionError, RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CapacityError(f"no Ray at {address or 'this machine'}: {reason}") from error
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are listed by name at the end instead
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # a poison item is one lost block, found by reconciliation
-    context.execution_no_progress_timeout_s = -1  # items may take hours
-    context.actor_task_retry_on_errors = False  # exceptions come back as receipts
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0)) for node in resources if node.get("CPU")]
+
+
+@contextlib.contextmanager
+def _signals_set(stop: threading.Event) -> Iterator[None]:
+    """While entered, SIGTERM and Ctrl-C set `stop`; a second one ends the process as it otherwise would.
+
+    Entered after Ray has started, which installs a handler of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Heart:
+    """While entered, says every few seconds that the run is alive, and at the end how it ended."""
+
+    def __init__(self, office: _Office, storage: Storage) -> None:
+        self._office, self._storage = office, storage
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _beat(self, state: str) -> None:
+        office = self._office
+        runs.beat(self._storage, office.run, plan=office.plan_id, state=state, counts=office.counts())
+
+    def _run(self) -> None:
+        while not self._stop.wait(runs.BEAT_S):
+            try:
+                self._beat("running")
+            except GnpError as error:  # the lease may run out; results stay right
+                log.warning("heartbeat: %s", error)
+
+    def __enter__(self) -> None:
+        self._beat("running")
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(StorageError):
+            self._beat("failed" if self._office.state == "running" else self._office.state)
 
 
 class _Watch:
     """While entered, reports progress from the store, spending at most a twentieth of the time on listing it."""
 
     def __init__(self, plan: Plan, ledger: Ledger, report: Callable[[Progress], None]) -> None:
-        self._plan, self._ledger, self._report = plan, ledger, report
+        self._plan, self._ledger, self._report = plan.describe(), ledger, report
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -236,4 +606,5 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._look()
+        with contextlib.suppress(StorageError):
+            self._look()

@@ -8,7 +8,8 @@
     ├── StorageError     the object store refused or failed                            (OSError)
     │   ├── MissingError     no such object or bucket
     │   └── IntegrityError   stored bytes are not those that were committed
-    └── CapacityError    the cluster cannot hold what was asked for                    (RuntimeError)
+    ├── CapacityError    the cluster cannot hold what was asked for                    (RuntimeError)
+    └── Interrupted      told to stop; what is committed stands
 
 Everything here is a user's or the environment's doing and reads as one line: what, where, what to do.
 A defect of the pipeline itself is an `AssertionError` or whatever Python raises.
@@ -49,3 +50,7 @@ class IntegrityError(StorageError):
 
 class CapacityError(GnpError, RuntimeError):
     """The cluster cannot hold what was asked for."""
+
+
+class Interrupted(GnpError):  # noqa: N818  # nothing went wrong
+    """Work ended early because somebody asked for it; what is committed stands."""

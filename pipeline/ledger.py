@@ -9,6 +9,7 @@ alone, so planning and progress cost one listing.
     markers/clean/DATASET/TARGET/PART.json                          clean predictions
     markers/transfer/DATASET/SOURCE/ATTACK/TARGET/PART.json         adversarial predictions
     plans/ID.json                                                   what a run set out to make
+    failures/PLAN/SOURCE/SHARD.json                                 what a run of it gave up, and why
 
 DATASET, SOURCE, ATTACK and TARGET are `name-fingerprint`, where the fingerprint covers all that determines the pixels
 or predictions; PART is `SHARD/00003-of-00005`. A changed recipe therefore writes elsewhere and never mixes with old
@@ -155,7 +156,7 @@ class Ledger:
             facts=dict(facts),
         )
         self.storage.put(marker.object, data)
-        if self.storage.put_once(unit.marker, json.dumps(asdict(marker), indent=1, sort_keys=True).encode()):
+        if self.storage.put_record(unit.marker, asdict(marker)):
             return marker
         return self.marker(unit)
 
@@ -177,9 +178,8 @@ class Ledger:
             MissingError: The unit is not committed.
             IntegrityError: The marker cannot be read as one, or is another unit's.
         """
-        raw = self.storage.get(unit.marker)
+        fields = self.storage.record(unit.marker)
         try:
-            fields = json.loads(raw)
             own = fields.pop("unit")
             marker = Marker(unit=Unit(**{**own, "part": Part(**own["part"])}), **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -206,10 +206,35 @@ class Ledger:
         """
         return self.storage.get(marker.object, sha256_hex=marker.sha256)
 
+    def committed(self, scopes: Iterable[str], *, shard: str = "") -> "Committed":
+        """What stands below each of some scopes, such as `clean/DATASET/TARGET`, listed side by side.
+
+        One request lists 1,000 markers and none is read, so this is what planning and progress rest on.
+
+        Args:
+            scopes: Which.
+            shard: Of this shard only; by default of all.
+        """
+
+        def list_one(scope: str) -> dict[str, tuple[int, int]]:
+            found: dict[str, tuple[int, int]] = {}
+            start = len(f"markers/{scope}/")
+            for stored in self.storage.list(f"markers/{scope}/{shard}" if shard else f"markers/{scope}"):
+                place, _, name = stored.key[start:].rpartition("/")
+                match = _PART.fullmatch(name)
+                if match is not None and "/" not in place:
+                    _, parts = found.get(place, (0, 0))
+                    found[place] = int(match["count"]), parts | 1 << int(match["index"])
+            return found
+
+        scopes = list(scopes)
+        with ThreadPoolExecutor(_READERS) as pool:
+            return Committed(dict(zip(scopes, pool.map(list_one, scopes), strict=True)))
+
     def record_plan(self, plan: Mapping[str, Any]) -> str:
         """Remembers what a run sets out to make, so that `verify` can tell what is missing; returns its id."""
         identifier = fingerprint(plan)
-        self.storage.put_once(f"plans/{identifier}.json", json.dumps(plan, indent=1, sort_keys=True).encode())
+        self.storage.put_record(f"plans/{identifier}.json", plan)
         return identifier
 
     def plans(self) -> list[str]:
@@ -222,15 +247,83 @@ class Ledger:
         Raises:
             IntegrityError: It is not the plan that its name stands for.
         """
-        try:
-            plan = json.loads(self.storage.get(key))
-            if not isinstance(plan, dict) or key != f"plans/{fingerprint(plan)}.json":
-                raise ValueError("its content is not what its name stands for")
-        except ValueError as error:
-            raise IntegrityError(
-                f"{self.storage.at(key)}: not a plan ({error}); remove it and run generate again"
-            ) from error
+        plan = self.storage.record(key)
+        if key != f"plans/{fingerprint(plan)}.json":
+            raise IntegrityError(f"{self.storage.at(key)}: not the plan that its name stands for; remove it")
         return plan
+
+    def fail(self, failure: "Failure") -> None:
+        """Lists what a run gave up; a later one of the same plan passes it over until it is told to retry."""
+        self.storage.put_record(failure.key, asdict(failure), once=False)
+
+    def failures(self, plan: str = "") -> list["Failure"]:
+        """What runs of a plan (by default, of any) have given up.
+
+        Raises:
+            IntegrityError: A record cannot be read as one.
+        """
+        keys = sorted(stored.key for stored in self.storage.list(f"failures/{plan}" if plan else "failures"))
+        with ThreadPoolExecutor(_READERS) as pool:
+            try:
+                return [Failure(**record) for record in pool.map(self.storage.record, keys)]
+            except TypeError as error:
+                raise IntegrityError(f"{self.storage.at('failures')}: not a failure ({error})") from error
+
+    def forgive(self, failures: Iterable["Failure"]) -> None:
+        """Takes failures off the list."""
+        self.storage.delete([failure.key for failure in failures])
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a run gave up.
+
+    Attributes:
+        plan: The plan's id.
+        source: Identity of the model attacked.
+        shard: Name of the input shard.
+        version: The store's tag of the shard: once the shard is another, the failure is void.
+        item: What the run called it.
+        reason: One line.
+        tries: How often it was tried.
+        run: Which run.
+    """
+
+    plan: str
+    source: str
+    shard: str
+    version: str
+    item: str
+    reason: str
+    tries: int
+    run: str
+
+    @property
+    def key(self) -> str:
+        """Where it is recorded."""
+        return f"failures/{self.plan}/{self.source}/{self.shard}.json"
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What stands in a ledger, some 100 bytes a shard and scope.
+
+    Attributes:
+        scopes: Scope → shard → (how many parts it has, which of them stand, as bits).
+    """
+
+    scopes: Mapping[str, Mapping[str, tuple[int, int]]]
+
+    def __contains__(self, unit: Unit) -> bool:
+        return bool(self.bits(unit.scope, unit.part.shard) >> unit.part.index & 1)
+
+    def count(self, shard: str) -> int | None:
+        """How many parts a shard has; None while none of them stands."""
+        return next((found[shard][0] for found in self.scopes.values() if shard in found), None)
+
+    def bits(self, scope: str, shard: str) -> int:
+        """The parts of a shard that stand in a scope: bit i for part i."""
+        return self.scopes[scope].get(shard, (0, 0))[1]
 
 
 def planned(plan: Mapping[str, Any], committed: Collection[Unit]) -> tuple[list[str], list[Unit]]:

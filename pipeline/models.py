@@ -10,8 +10,9 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import safetensors.torch
 import timm
 import timm.data
 import timm.models
@@ -168,6 +169,44 @@ def load(spec: ModelSpec, *, classes: int = 1000) -> Classifier:
         RecipeError: The model's preprocessing cannot be carried out as it stands.
     """
     network = _with_checkpoint(spec, classes) if spec.checkpoint else _pretrained(spec)
+    classifier = Classifier(network, _preprocessing(spec, network))
+    _try(spec, classifier, classes)
+    return classifier
+
+
+def restore(spec: ModelSpec, state: bytes, preprocessing: dict[str, Any], *, classes: int) -> Classifier:
+    """A model as `load` gave it, from its weights as `dump` wrote them: no hub and no checkpoint is asked.
+
+    Raises:
+        WeightsError: The weights do not fit the architecture.
+    """
+    network = _architecture(spec, classes)
+    try:
+        network.load_state_dict(safetensors.torch.load(state), strict=True)
+    except Exception as error:  # damaged bytes fail in safetensors, another timm's architecture in torch
+        raise WeightsError(f"{spec.name}: its stored weights do not fit {spec.model} ({_gist(error)})") from error
+    classifier = Classifier(network, preprocessing)
+    _try(spec, classifier, classes)
+    return classifier
+
+
+def dump(classifier: Classifier) -> bytes:
+    """A network's state dict as a safetensors file; the same weights give the same bytes."""
+    state = classifier.network.state_dict()
+    # Cloned, as safetensors refuses tensors that share memory; contiguous, as it refuses channels-last.
+    return bytes(safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in sorted(state.items())}))
+
+
+def _try(spec: ModelSpec, classifier: Classifier, classes: int) -> None:
+    with torch.inference_mode():
+        width = classifier(torch.full((1, 3, 224, 224), 0.5)).shape[-1]
+    if width != classes:
+        raise WeightsError(
+            f"{spec.name}: it knows {width} classes, the data {classes}; set data.classes or another model"
+        )
+
+
+def _preprocessing(spec: ModelSpec, network: nn.Module) -> dict[str, Any]:
     config = (
         {} if spec.model.startswith(_TORCHVISION) else timm.data.resolve_model_data_config(network, use_test_size=True)
     )
@@ -183,14 +222,7 @@ def load(spec: ModelSpec, *, classes: int = 1000) -> Classifier:
             f"{spec.name}: its data config resizes by {preprocessing['interpolation']!r}; "
             'set interpolation = "bilinear" or "bicubic" for it'
         )
-    classifier = Classifier(network, preprocessing)
-    with torch.inference_mode():
-        width = classifier(torch.full((1, 3, 224, 224), 0.5)).shape[-1]
-    if width != classes:
-        raise WeightsError(
-            f"{spec.name}: it knows {width} classes, the data {classes}; set data.classes or another model"
-        )
-    return classifier
+    return preprocessing
 
 
 def identity(spec: ModelSpec, classifier: Classifier) -> dict[str, Any]:
@@ -226,11 +258,7 @@ def _pretrained(spec: ModelSpec) -> nn.Module:
 
 def _with_checkpoint(spec: ModelSpec, classes: int) -> nn.Module:
     assert spec.checkpoint is not None
-    network: nn.Module
-    if spec.model.startswith(_TORCHVISION):
-        network = torchvision.models.get_model(spec.model.removeprefix(_TORCHVISION), weights=None, num_classes=classes)
-    else:
-        network = timm.create_model(spec.model, pretrained=False, num_classes=classes)
+    network = _architecture(spec, classes)
     state = _read_state(spec.checkpoint)
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -247,6 +275,14 @@ def _with_checkpoint(spec: ModelSpec, classes: int) -> nn.Module:
         )
     network.load_state_dict(state, strict=True)
     return network
+
+
+def _architecture(spec: ModelSpec, classes: int) -> nn.Module:
+    """The network with random weights."""
+    if spec.model.startswith(_TORCHVISION):
+        name = spec.model.removeprefix(_TORCHVISION)
+        return cast("nn.Module", torchvision.models.get_model(name, weights=None, num_classes=classes))
+    return cast("nn.Module", timm.create_model(spec.model, pretrained=False, num_classes=classes))
 
 
 def _read_state(checkpoint: str) -> dict[str, Tensor]:

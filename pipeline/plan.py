@@ -2,20 +2,20 @@
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pipeline import models, shards
+from pipeline import shards, weights
 from pipeline.attack.recipe import Attack, provenance
 from pipeline.codec import Preparation
 from pipeline.errors import RecipeError
-from pipeline.ledger import Ledger, Unit, named
+from pipeline.ledger import Committed, Ledger, Unit, fingerprint, named
 from pipeline.models import ModelSpec
 from pipeline.sample import Part
 from pipeline.shards import ShardFile
-from pipeline.storage import sha256
+from pipeline.storage import Storage
+from pipeline.weights import Model
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model with its identity resolved: weights that were loaded once, and their digest."""
-
-    spec: ModelSpec
-    id: str
-    digest: str
-    identity: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Take:
     """A shard, and how many of its first images belong to the run (None: all)."""
 
@@ -152,8 +142,12 @@ class Item:
         return f"{self.take.shard.name}{parts} from {self.source}"
 
 
-def resolve(job: Job) -> Plan:
-    """Finds the shards and loads every model once, so that what cannot work fails here and by name.
+def resolve(job: Job, storage: Storage) -> Plan:
+    """Finds the shards and settles what every model is, so that what cannot work fails here and by name.
+
+    Args:
+        job: What is asked for.
+        storage: Where results go: the models' weights are kept there, and read from there the next time.
 
     Raises:
         MissingError: A shard does not exist.
@@ -173,7 +167,7 @@ def resolve(job: Job) -> Plan:
     loaded: dict[ModelSpec, Model] = {}
     for spec in (*job.sources, *job.targets):
         if spec not in loaded:
-            loaded[spec] = _model(spec, job.data.classes)
+            loaded[spec] = weights.resolve(spec, storage, classes=job.data.classes)
     return Plan(
         job=job,
         dataset=named(job.data.name, prepared),
@@ -184,18 +178,14 @@ def resolve(job: Job) -> Plan:
     )
 
 
-def pending(plan: Plan, ledger: Ledger, *, workers: int = 1) -> list[Item]:
-    """The items that something is missing from, by one listing of each kind's markers.
+def pending(plan: Plan, committed: Committed, *, workers: int = 1) -> list[Item]:
+    """The items that something is missing from.
 
     Args:
         plan: What is to be made.
-        ledger: What has been.
+        committed: What has been; see `scopes`.
         workers: How many generators there are: fewer shards than these are split into strided items.
     """
-    committed: dict[str, set[Unit]] = defaultdict(set)
-    for kind in ("original", "adversarial", "clean", "transfer"):
-        for unit in ledger.units(f"{kind}/{plan.dataset}"):
-            committed[unit.part.shard].add(unit)
     stride = -(-workers // len(plan.takes))
     items = (
         Item(take, source.id, offset, stride)
@@ -203,17 +193,36 @@ def pending(plan: Plan, ledger: Ledger, *, workers: int = 1) -> list[Item]:
         for take in plan.takes
         for offset in range(stride)
     )
-    return [item for item in items if not complete(plan, item, committed[item.take.shard.name])]
+    wanted = {source.id: scopes(plan, source.id) for source in plan.sources}
+    return [item for item in items if not _complete(item, wanted[item.source], committed)]
 
 
-def complete(plan: Plan, item: Item, committed: Collection[Unit]) -> bool:
-    """Whether every unit of an item is among the shard's committed ones."""
-    parts = item_parts(item, committed)
-    return parts is not None and all(unit in committed for part in parts for unit in units(plan, item.source, part))
+def complete(plan: Plan, item: Item, committed: Committed) -> bool:
+    """Whether every unit of an item stands."""
+    return _complete(item, scopes(plan, item.source), committed)
+
+
+def _complete(item: Item, wanted: Sequence[str], committed: Committed) -> bool:
+    shard = item.take.shard.name
+    count = committed.count(shard)
+    if count is None:
+        return False
+    parts = sum(1 << index for index in range(item.offset, count, item.stride))
+    return all(committed.bits(scope, shard) & parts == parts for scope in wanted)
+
+
+def scopes(plan: Plan, source: str) -> list[str]:
+    """The markers' folders that a plan fills from one source."""
+    return [unit.scope for unit in units(plan, source, Part("", 0, 1))]
+
+
+def all_scopes(plan: Plan) -> list[str]:
+    """The markers' folders that a plan fills."""
+    return list(dict.fromkeys(scope for source in plan.sources for scope in scopes(plan, source.id)))
 
 
 def require_unchanged(plan: Plan, ledger: Ledger) -> None:
-    """Refuses shards that are not those that the store's results were made from.
+    """Refuses shards that are not those that the store's results were made from, and records those that are new.
 
     The store's own tag settles it without reading a shard; where the tag is another (a copied file has a new one), the
     bytes are read and hashed.
@@ -221,25 +230,40 @@ def require_unchanged(plan: Plan, ledger: Ledger) -> None:
     Raises:
         RecipeError: A shard of the same name had other content when its originals were made.
     """
-    first = {unit.part.shard: unit for unit in ledger.units(f"original/{plan.dataset}")}
-    for marker in ledger.markers(first[take.shard.name] for take in plan.takes if take.shard.name in first):
-        shard = next(take.shard for take in plan.takes if take.shard.name == marker.unit.part.shard)
-        before = marker.fact("shard")
-        if (shard.size_bytes, shard.version) == (before["size_bytes"], before["version"]):
-            continue
-        if shard.size_bytes != before["size_bytes"] or sha256(shards.fetch(shard.url)) != before["sha256"]:
+    storage, folder = ledger.storage, f"inputs/{plan.dataset}"
+    seen: dict[str, list[list[Any]]] = {}
+    for stored in storage.list(folder):
+        for name, versions in storage.record(stored.key)["shards"].items():
+            seen.setdefault(name, []).append(versions)
+    new: dict[str, list[Any]] = {}
+    for shard in (take.shard for take in plan.takes):
+        version = [shard.size_bytes, shard.version]
+        if version not in seen.get(shard.name, ()):
+            if shard.name in seen:
+                _require_same_bytes(shard, Unit(plan.dataset, Part(shard.name, 0, 1)).scope, ledger)
+            new[shard.name] = version
+    if new:
+        storage.put_record(f"{folder}/{fingerprint(new)}.json", {"shards": new})
+
+
+def _require_same_bytes(shard: ShardFile, scope: str, ledger: Ledger) -> None:
+    first = next(iter(ledger.units(f"{scope}/{shard.name}")), None)
+    if first is None:
+        return
+    before = ledger.marker(first).fact("shard")
+    with shards.spool(shard) as found:
+        if found.sha256 != before["sha256"]:
             raise RecipeError(
                 f"shards: {shard.url} is not the {shard.name!r} that this store's results come from ({before['url']}): "
                 "rename the shard, give data.name another value, or use another store"
             )
 
 
-def item_parts(item: Item, committed: Collection[Unit]) -> list[Part] | None:
+def item_parts(item: Item, committed: Committed) -> list[Part] | None:
     """The parts of an item; None while no part of its shard is committed, so that their number is unknown."""
-    known = next((unit.part for unit in committed if unit.kind == "original"), None)
-    if known is None:
-        return None
-    return [replace(known, index=index) for index in range(item.offset, known.count, item.stride)]
+    shard = item.take.shard.name
+    count = committed.count(shard)
+    return None if count is None else [Part(shard, index, count) for index in range(item.offset, count, item.stride)]
 
 
 def units(plan: Plan, source: str, part: Part) -> list[Unit]:
@@ -274,23 +298,36 @@ class Progress:
     shards: int
 
 
-def progress(plan: Plan, ledger: Ledger) -> Progress:
-    """How far a plan is, by one listing of each kind's markers."""
-    names = {take.shard.name for take in plan.takes}
-    known = {
-        unit.part.shard: unit.part for unit in ledger.units(f"original/{plan.dataset}") if unit.part.shard in names
-    }
-    parts = [replace(part, index=index) for part in known.values() for index in range(part.count)]
-    expected = {unit for source in plan.sources for part in parts for unit in units(plan, source.id, part)}
-    done = {
-        unit for kind in ("adversarial", "clean", "transfer") for unit in ledger.units(f"{kind}/{plan.dataset}")
-    } & expected
+def progress(described: Mapping[str, Any], ledger: Ledger) -> Progress:
+    """How far a plan is, by one listing of each of its folders of markers.
+
+    Args:
+        described: The plan, as `Plan.describe` gives it and `Ledger.plan` reads it.
+        ledger: What has been made.
+    """
+    dataset, names = described["dataset"], described["shards"]
+    attacks = [(source, attack) for source in described["sources"] for attack in described["attacks"]]
+    part = Part("", 0, 1)
+    original = Unit(dataset, part).scope
+    attacked = [Unit(dataset, part, source, attack).scope for source, attack in attacks]
+    scored = [
+        Unit(dataset, part, source, attack, target).scope
+        for source, attack in [("", ""), *attacks]
+        for target in described["targets"]
+    ]
+    committed = ledger.committed([original, *attacked, *scored])
+    counts = {name: count for name in names if (count := committed.count(name)) is not None}
+    parts = sum(counts.values())
+
+    def standing(folders: Sequence[str]) -> int:
+        return sum(committed.bits(scope, name).bit_count() for scope in folders for name in counts)
+
     return Progress(
-        attacked=sum(unit.kind == "adversarial" for unit in done),
-        to_attack=sum(unit.kind == "adversarial" for unit in expected),
-        scored=sum(bool(unit.target) for unit in done),
-        to_score=sum(bool(unit.target) for unit in expected),
-        shards_known=len(known),
+        attacked=standing(attacked),
+        to_attack=parts * len(attacked),
+        scored=standing(scored),
+        to_score=parts * len(scored),
+        shards_known=len(counts),
         shards=len(names),
     )
 
@@ -300,15 +337,10 @@ def _takes(data: DataSpec, found: Sequence[ShardFile]) -> tuple[Take, ...]:
         return tuple(Take(shard, None) for shard in found)
     takes, left = [], data.limit
     for shard in found:
-        count = sum(1 for _ in shards.records(shards.fetch(shard.url), name=shard.name))
+        with shards.spool(shard) as spooled:
+            count = len(spooled)
         takes.append(Take(shard, min(count, left)))
         left -= min(count, left)
         if left == 0:
             break
     return tuple(takes)
-
-
-def _model(spec: ModelSpec, classes: int) -> Model:
-    classifier = models.load(spec, classes=classes)
-    identity = models.identity(spec, classifier)
-    return Model(spec, named(spec.name, identity), classifier.digest, identity)

@@ -19,6 +19,8 @@ class Pools:
             where there is none.
         gpus_per_scorer: Likewise.
         cpus_per_worker: Cores, and threads, of each worker; by default what there is, shared out.
+        item_minutes: An item (a shard, or some of its parts) that takes longer is stopped and counts as a failed try.
+        start_minutes: When no worker of a kind could start for so long, the run ends and says so.
     """
 
     generators: int | Literal["auto"] = "auto"
@@ -26,6 +28,8 @@ class Pools:
     gpus_per_generator: float | None = None
     gpus_per_scorer: float | None = None
     cpus_per_worker: int | None = None
+    item_minutes: float = 720
+    start_minutes: float = 20
 
     def __post_init__(self) -> None:
         for name in ("generators", "scorers", "cpus_per_worker"):
@@ -36,6 +40,9 @@ class Pools:
             value = getattr(self, name)
             if value is not None and value != 0 and not 0.01 <= value < math.inf:
                 raise ValueError(f"{name} = {value}: must be 0, or a number from 0.01")
+        for name in ("item_minutes", "start_minutes"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be a positive number")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ images). Names repeat in every row, so that any file can be queried by itself; d
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import IntegrityError
 
 Table: TypeAlias = pa.Table
+
+# DuckDB's own size of a row group: its threads take one each.
+_ROW_GROUP = 122_880
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
@@ -64,6 +67,18 @@ def write(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> byte
     return buffer.getvalue()
 
 
+def compact(tables: Iterable[Table], *, rows_per_file: int) -> Iterator[bytes]:
+    """Parquet files of the rows of many tables, in order; the same tables give the same bytes.
+
+    No more than one file's tables are held at a time.
+
+    Args:
+        tables: All of `CLEAN`, or all of `TRANSFER`.
+        rows_per_file: Rows in every file but the last; a table is cut where a file is full.
+    """
+    return map(_file, _filled(tables, rows_per_file))
+
+
 def read(data: bytes, *, name: str) -> Table:
     """The table of a Parquet file that `write` made.
 
@@ -81,3 +96,27 @@ def read(data: bytes, *, name: str) -> Table:
     if not (table.schema.equals(CLEAN) or table.schema.equals(TRANSFER)):
         raise IntegrityError(f"{name}: not a table of results: it has the columns {', '.join(table.column_names)}")
     return table
+
+
+def _filled(tables: Iterable[Table], most: int) -> Iterator[list[Table]]:
+    """Tables in lists of `most` rows together, the last of fewer; a table is cut where a list is full."""
+    held: list[Table] = []
+    rows = 0
+    for table in tables:
+        start = 0
+        while rows + table.num_rows - start >= most:
+            yield [*held, table.slice(start, most - rows)]
+            start += most - rows
+            held, rows = [], 0
+        if start < table.num_rows:
+            held.append(table.slice(start))
+            rows += table.num_rows - start
+    if held:
+        yield held
+
+
+def _file(tables: Sequence[Table]) -> bytes:
+    buffer = io.BytesIO()
+    whole = pa.concat_tables(tables).unify_dictionaries()
+    pq.write_table(whole, buffer, compression="zstd", row_group_size=_ROW_GROUP)
+    return buffer.getvalue()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline import codec
+from pipeline import batches, codec
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,12 @@ class Predictions:
     Attributes:
         prediction: The argmax, (B,) int64 on the CPU.
         label_probability: The softmax at the label, (B,) float32 on the CPU.
+        batch_size: How many images at a time fitted into the device's memory.
     """
 
     prediction: Tensor
     label_probability: Tensor
+    batch_size: int
 
 
 def predict(model: nn.Module, pixels: Tensor, labels: Tensor, *, batch_size: int, device: torch.device) -> Predictions:
@@ -28,14 +30,16 @@ def predict(model: nn.Module, pixels: Tensor, labels: Tensor, *, batch_size: int
         model: Maps images (B, 3, H, W) float32 in [0, 1] to logits (B, classes); on `device`.
         pixels: (N, 3, H, W) uint8 on the CPU.
         labels: (N,) int64 on the CPU, true classes.
-        batch_size: Images at a time.
+        batch_size: Images at a time; fewer where they do not fit.
         device: Where the model lies.
     """
-    predictions, probabilities = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+
+    def predict_batch(batch: slice) -> Tensor:
+        probability = model(codec.to_float(pixels[batch].to(device))).softmax(dim=1).cpu()
+        at_label = probability.gather(1, labels[batch].view(-1, 1)).squeeze(1)
+        return torch.stack([probability.argmax(dim=1).double(), at_label.double()])
+
     with torch.inference_mode():
-        for start in range(0, len(pixels), batch_size):
-            chunk, wanted = pixels[start : start + batch_size], labels[start : start + batch_size]
-            probability = model(codec.to_float(chunk.to(device))).softmax(dim=1).cpu()
-            predictions.append(probability.argmax(dim=1))
-            probabilities.append(probability.gather(1, wanted.view(-1, 1)).squeeze(1))
-    return Predictions(torch.cat(predictions), torch.cat(probabilities))
+        made, fitted = batches.run(predict_batch, len(pixels), batch_size)
+    predictions, at_labels = torch.cat([torch.empty(2, 0, dtype=torch.float64), *made], dim=1)
+    return Predictions(predictions.long(), at_labels.float(), fitted)

@@ -1,32 +1,42 @@
 """Shards: where they lie, what is in them, and how they are written.
 
-WebDataset's own expansion and grouping read the tar; around them stands the strictness that a results pipeline needs.
-A tar that was cut at a member boundary reads everywhere as fewer samples, and a damaged header ends Python's `tarfile`
-without a word; here either is an error of that shard.
+WebDataset's own rule groups the members; around it stands the strictness that a results pipeline needs. A tar that was
+cut at a member boundary reads everywhere as fewer samples, and a damaged header ends Python's `tarfile` without a word;
+here either is an error of that shard. A shard is spooled to disk and read sample by sample, so memory does not grow
+with it.
 """
 
+import contextlib
 import csv
 import io
 import json
 import re
+import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import braceexpand
 import webdataset
 from webdataset.autodecode import basichandlers
-from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
+from webdataset.tariterators import base_plus_ext, group_by_keys
 
-from pipeline.errors import MissingError, RecipeError, SampleError, ShardError
+from pipeline.errors import MissingError, RecipeError, SampleError, ShardError, StorageError
 from pipeline.sample import Rejected, Sample
 from pipeline.storage import Storage, Stored, absolute, split
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
+# No photograph is larger than this as a file; a tar may claim, or unpack to, anything.
+MOST_BYTES = 1 << 28
+# A shard of ImageNet has 4,000; an index of more would not fit into memory.
+_MOST_MEMBERS = 1_000_000
 _GLOB = re.compile(r"[*?\[]")
+# Names that WebDataset keeps for itself.
+_META = re.compile(r"__[^/]*__($|/)")
 
 
 @dataclass(frozen=True)
@@ -101,19 +111,100 @@ def shard_name(filename: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", filename.removesuffix(".tar"))
 
 
-def fetch(url: str) -> bytes:
-    """A shard's bytes, whole.
+class Shard:
+    """A complete tar: its samples by index, in tar order, each read when it is asked for.
+
+    Only the index is held in memory, so a shard may be larger than it.
+
+    Args:
+        file: The tar, seekable.
+        name: What to call it in errors.
+        sha256: Of the tar, where somebody has it.
+        size_bytes: Of the tar.
 
     Raises:
-        MissingError: It is not there.
-        StorageError: The store failed.
+        ShardError: The tar is truncated or damaged, or holds one file twice.
     """
-    folder, name = split(url)
-    return Storage(folder).get(name)
+
+    def __init__(self, file: BinaryIO, *, name: str, sha256: str = "", size_bytes: int = 0) -> None:
+        self.name = name
+        self.sha256 = sha256
+        self.size_bytes = size_bytes
+        self._file = file
+        members = _members(file, name)
+        self._records = list(_grouped(members, name))
+        self._passed_over = list(_passed_over(members))
+        first = {str(record["__key__"]): index for index, record in reversed(list(enumerate(self._records)))}
+        self._repeated = {index for index, record in enumerate(self._records) if first[str(record["__key__"])] != index}
+
+    def __len__(self) -> int:
+        return len(self._records) + len(self._passed_over)
+
+    def samples(self, indices: Iterable[int], *, classes: int) -> Iterator[Sample | Rejected]:
+        """Some of the samples, each usable or rejected with its reason.
+
+        Args:
+            indices: Which, from 0; those beyond the last are passed over.
+            classes: Labels must lie in [0, classes).
+        """
+        for index in indices:
+            if index < len(self._records):
+                yield self._sample(index, classes)
+            elif index < len(self):
+                yield self._passed_over[index - len(self._records)]
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The grouped, undecoded samples: `{"__key__": ..., extension: bytes}`."""
+        for record in self._records:
+            yield {
+                name: self._bytes(value) if isinstance(value, tarfile.TarInfo) else value
+                for name, value in record.items()
+            }
+
+    def _sample(self, index: int, classes: int) -> Sample | Rejected:
+        record = self._records[index]
+        key = str(record["__key__"])
+        try:
+            if index in self._repeated:
+                raise SampleError("a sample of this key stands earlier in the shard")
+            if key.startswith("/") or ".." in key.split("/"):
+                raise SampleError("the key points outside its folder")
+            if key != _readable(key):
+                raise SampleError("the key is not UTF-8")
+            return Sample(key, self._bytes(_image(record)), _label(self._bytes(_label_member(record)), classes))
+        except SampleError as error:
+            return Rejected(_readable(key), str(error))
+
+    def _bytes(self, member: tarfile.TarInfo) -> bytes:
+        if member.issparse() or member.size > MOST_BYTES:
+            raise SampleError(f"{member.size:,} bytes as it would be unpacked: more than {MOST_BYTES:,}, or sparse")
+        self._file.seek(member.offset_data)
+        return self._file.read(member.size)
+
+
+@contextlib.contextmanager
+def spool(shard: ShardFile) -> Iterator[Shard]:
+    """A shard, copied whole to a temporary file (in `TMPDIR`) for as long as this is entered.
+
+    Raises:
+        ShardError: The tar is truncated or damaged.
+        MissingError: It is not there.
+        StorageError: The store failed, or the disk has no room for the shard.
+    """
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < shard.size_bytes:
+        raise StorageError(
+            f"{shard.url}: {shard.size_bytes:,} bytes do not fit into {tempfile.gettempdir()}, where {free:,} are "
+            "free; set TMPDIR to a larger disk"
+        )
+    folder, name = split(shard.url)
+    with tempfile.TemporaryFile() as file:
+        digest = Storage(folder).download(name, file)
+        yield Shard(file, name=shard.name, sha256=digest, size_bytes=file.seek(0, io.SEEK_END))
 
 
 def read(data: bytes, *, name: str, classes: int) -> Iterator[Sample | Rejected]:
-    """The samples of a tar in tar order, each usable or rejected with its reason.
+    """The samples of a tar in memory, in tar order, each usable or rejected with its reason.
 
     Args:
         data: The whole tar.
@@ -123,22 +214,8 @@ def read(data: bytes, *, name: str, classes: int) -> Iterator[Sample | Rejected]
     Raises:
         ShardError: The tar is truncated or damaged, or holds one file twice.
     """
-    seen: set[str] = set()
-    members = _members(data, name)
-    for record in _grouped(data, name):
-        key = str(record["__key__"])
-        try:
-            if key in seen:
-                raise SampleError("a sample of this key stands earlier in the shard")
-            if key.startswith("/") or ".." in key.split("/"):
-                raise SampleError("the key points outside its folder")
-            if key != _readable(key):
-                raise SampleError("the key is not UTF-8")
-            yield Sample(key, _image(record), _label(record, classes))
-        except SampleError as error:
-            yield Rejected(_readable(key), str(error))
-        seen.add(key)
-    yield from _passed_over(members)
+    shard = Shard(io.BytesIO(data), name=name)
+    yield from shard.samples(range(len(shard)), classes=classes)
 
 
 def records(data: bytes, *, name: str) -> Iterator[dict[str, Any]]:
@@ -147,14 +224,15 @@ def records(data: bytes, *, name: str) -> Iterator[dict[str, Any]]:
     Raises:
         ShardError: The tar is truncated or damaged, or holds one file twice.
     """
-    _members(data, name)
-    yield from _grouped(data, name)
+    yield from Shard(io.BytesIO(data), name=name).records()
 
 
-def _grouped(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+def _grouped(members: Iterable[tarfile.TarInfo], name: str) -> Iterator[dict[str, Any]]:
+    """Members grouped into samples by WebDataset's own rule: `{"__key__": ..., extension: member}`."""
+    files = ({"fname": m.name, "data": m, "__url__": name} for m in members if m.isreg() and not _META.match(m.name))
     try:
-        yield from group_by_keys(tar_file_expander([{"url": name, "stream": io.BytesIO(data)}]))
-    except (ValueError, tarfile.TarError) as error:
+        yield from group_by_keys(files)
+    except ValueError as error:
         reason = str(error.args[0]).partition(" dict_keys")[0]
         raise ShardError(f"shard {name}: {reason}; make it again") from error
 
@@ -168,30 +246,47 @@ def write(samples: Iterable[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _members(data: bytes, name: str) -> list[tarfile.TarInfo]:
+def _members(file: BinaryIO, name: str) -> list[tarfile.TarInfo]:
     """The members of a tar that they fill up to its end-of-archive of two zero blocks (POSIX.1-1988).
 
     Raises:
         ShardError: The tar is truncated or damaged.
     """
+    members: list[tarfile.TarInfo] = []
+    file.seek(0)
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            members = tar.getmembers()
-            tail = data[tar.offset :]
-    except tarfile.TarError as error:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            at = -1
+            while (member := tar.next()) is not None:
+                # A header with a negative size leads tarfile round in a circle for ever (CVE-2025-8194).
+                if member.size < 0 or tar.offset <= at or len(members) == _MOST_MEMBERS:
+                    raise tarfile.ReadError(f"no sane member at byte {member.offset}")
+                at = tar.offset
+                members.append(member)
+            end = tar.offset
+    # Hostile headers make tarfile raise more than its own errors.
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
         raise ShardError(f"shard {name}: not a complete tar ({error}); fetch or make it again") from error
-    if tail.strip(b"\0"):
-        at = len(data) - len(tail)
-        raise ShardError(f"shard {name}: damaged at byte {at}: no valid header; fetch or make it again")
-    if len(tail) < 1024:
-        raise ShardError(f"shard {name}: truncated: the end-of-archive blocks are missing; fetch or make it again")
+    _require_end(file, end, name)
     return members
+
+
+def _require_end(file: BinaryIO, end: int, name: str) -> None:
+    """Checks that nothing but zeros, and at least two blocks of them, stands from `end` on."""
+    file.seek(end)
+    zeros = 0
+    while piece := file.read(1 << 20):
+        if piece.strip(b"\0"):
+            raise ShardError(f"shard {name}: damaged at byte {end}: no valid header; fetch or make it again")
+        zeros += len(piece)
+    if zeros < 1024:
+        raise ShardError(f"shard {name}: truncated: the end-of-archive blocks are missing; fetch or make it again")
 
 
 def _passed_over(members: Iterable[tarfile.TarInfo]) -> Iterator[Rejected]:
     """The members that WebDataset passes over without a word, but for folders and its own `__metadata__`."""
     for member in members:
-        if member.isdir() or re.match(r"__[^/]*__($|/)", member.name):
+        if member.isdir() or _META.match(member.name):
             continue
         if not member.isreg():
             yield Rejected(_readable(member.name), "a link or a device, not a file")
@@ -207,20 +302,24 @@ def _readable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _image(record: Mapping[str, Any]) -> bytes:
+def _image(record: Mapping[str, Any]) -> tarfile.TarInfo:
     for extension in IMAGE_EXTENSIONS:
         if extension in record:
-            return bytes(record[extension])
+            return cast("tarfile.TarInfo", record[extension])
     raise SampleError(f"no image: none of {', '.join(IMAGE_EXTENSIONS)}")
 
 
-def _label(record: Mapping[str, Any], classes: int) -> int:
+def _label_member(record: Mapping[str, Any]) -> tarfile.TarInfo:
     if "cls" not in record:
         raise SampleError("no label: no cls")
+    return cast("tarfile.TarInfo", record["cls"])
+
+
+def _label(written: bytes, classes: int) -> int:
     try:
-        label = int(basichandlers("cls", record["cls"]))
+        label = int(basichandlers("cls", written))
     except ValueError:
-        raise SampleError(f"the label is no whole number: {record['cls'][:40]!r}") from None
+        raise SampleError(f"the label is no whole number: {written[:40]!r}") from None
     if not 0 <= label < classes:
         raise SampleError(f"label {label} lies outside 0..{classes - 1}")
     return label

@@ -9,136 +9,188 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline import __version__, codec, models, parts, results, score, shards
+from pipeline import __version__, batches, codec, models, parts, results, score, shards, weights
 from pipeline.attack.recipe import Attack, provenance
-from pipeline.errors import SampleError, ShardError, WeightsError
-from pipeline.ledger import Ledger, Marker, Unit
+from pipeline.errors import Interrupted, SampleError, ShardError
+from pipeline.ledger import Committed, Ledger, Marker, Unit
 from pipeline.parts import Images
-from pipeline.plan import Item, Model, Plan, item_parts, units
-from pipeline.sample import Part, Rejected, Sample
-from pipeline.storage import sha256
+from pipeline.plan import Item, Plan, item_parts, scopes
+from pipeline.sample import Part, Rejected
+from pipeline.shards import Shard
+from pipeline.weights import Model
 
 log = logging.getLogger(__name__)
 
 
-class Generator:
-    """Turns items into original and adversarial parts; owns a device and one source model at a time."""
+@dataclass(frozen=True)
+class Made:
+    """What a stage has added to the store.
 
-    def __init__(self, plan: Plan, ledger: Ledger, device: torch.device) -> None:
+    Attributes:
+        parts: Adversarial parts, or result files.
+        images: Images in them.
+        quarantined: Images that could not be used, of the original parts that were made on the way.
+    """
+
+    parts: int = 0
+    images: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: "Made") -> "Made":
+        return Made(self.parts + other.parts, self.images + other.images, self.quarantined + other.quarantined)
+
+
+def _never() -> bool:
+    return False
+
+
+class Generator:
+    """Turns items into original and adversarial parts; owns a device and one source model at a time.
+
+    Args:
+        plan: What is to be made.
+        ledger: Where.
+        device: On what.
+        stopping: Asked before each unit; true ends the item there.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, device: torch.device, stopping: Callable[[], bool] = _never) -> None:
         self.plan = plan
         self.ledger = ledger
         self.device = device
+        self.stopping = stopping
         self._loaded: tuple[str, models.Classifier] | None = None
 
-    def run(self, item: Item) -> int:
-        """Makes what is missing of an item's originals and attacks; returns how many adversarial parts it made.
+    def run(self, item: Item, *, attempt: int = 1) -> Made:
+        """Makes what is missing of an item's originals and attacks.
 
         Raises:
             ShardError: The shard is truncated, damaged or empty.
             StorageError: The store failed.
-            WeightsError: The source's weights are not those that the driver resolved.
+            WeightsError: The source's weights are gone or damaged.
+            Interrupted: It was told to stop, and did so between two units.
         """
-        committed = _committed(self.ledger, self.plan, item)
-        made, started = 0, time.monotonic()
-        for part, images in self._originals(item, committed):
+        committed = self.ledger.committed(scopes(self.plan, item.source), shard=item.take.shard.name)
+        made, started = Made(), time.monotonic()
+        for part, images, quarantined in self._originals(item, committed, attempt):
+            made += Made(quarantined=quarantined)
             clean: Tensor | None = None
             for attack_id, attack in self.plan.attacks.items():
                 unit = Unit(self.plan.dataset, part, item.source, attack_id)
                 if unit in committed:
                     continue
+                _require_going_on(self.stopping)
                 source = self._source(item.source)
                 if clean is None:
                     clean = self._predict(source, images.pixels, images.labels)
-                self._attack(unit, attack, source, images, clean)
-                made += 1
-        log.info("%s: %d adversarial parts in %.1f s", item.name, made, time.monotonic() - started)
+                self._attack(unit, attack, source, images, clean, attempt)
+                made += Made(1, len(images.keys))
+        log.info("%s: %d adversarial parts in %.1f s", item.name, made.parts, time.monotonic() - started)
         return made
 
-    def _originals(self, item: Item, committed: set[Unit]) -> Iterator[tuple[Part, Images]]:
-        """The item's parts that need work, with their images: from the store where committed, else from the shard."""
+    def _originals(self, item: Item, committed: Committed, attempt: int) -> Iterator[tuple[Part, Images, int]]:
+        """The item's parts that need work, with their images and how many were quarantined just now.
+
+        They come from the store where they are committed, else from the shard.
+        """
         known = item_parts(item, committed)
         if known is not None:
             missing = [part for part in known if not self._has_attacks(part, item.source, committed)]
             if all(Unit(self.plan.dataset, part) in committed for part in missing):
                 for part in missing:
-                    yield part, self._stored(Unit(self.plan.dataset, part))
+                    yield part, self._stored(Unit(self.plan.dataset, part)), 0
                 return
-        data = shards.fetch(item.take.shard.url)
-        shard = item.take.shard
-        facts = {"url": shard.url, "size_bytes": len(data), "version": shard.version, "sha256": sha256(data)}
-        before = next((unit for unit in sorted(committed) if unit.kind == "original"), None)
-        if before is not None and self.ledger.marker(before).fact("shard")["sha256"] != facts["sha256"]:
-            raise ShardError(f"{shard.url}: changed since its first parts were made; restore it or rename it")
-        for part, samples in self._parts(item, data):
-            unit = Unit(self.plan.dataset, part)
-            if unit in committed:
-                if not self._has_attacks(part, item.source, committed):
-                    yield part, self._stored(unit)
-            else:
-                yield part, self._make_original(unit, samples, facts)
+        with shards.spool(item.take.shard) as shard:
+            self._require_same(item, shard)
+            for part, indices in self._parts(item, shard):
+                _require_going_on(self.stopping)
+                unit = Unit(self.plan.dataset, part)
+                if unit not in committed:
+                    yield part, *self._make_original(unit, shard, indices, item, attempt)
+                elif not self._has_attacks(part, item.source, committed):
+                    yield part, self._stored(unit), 0
+
+    def _require_same(self, item: Item, shard: Shard) -> None:
+        before = next(iter(self.ledger.units(f"original/{self.plan.dataset}/{shard.name}")), None)
+        if before is not None and self.ledger.marker(before).fact("shard")["sha256"] != shard.sha256:
+            raise ShardError(f"{item.take.shard.url}: changed since its first parts were made; restore it or rename it")
 
     def _stored(self, original: Unit) -> Images:
         marker = self.ledger.marker(original)
         return parts.read(self.ledger.read(marker), name=marker.object)
 
-    def _has_attacks(self, part: Part, source: str, committed: set[Unit]) -> bool:
+    def _has_attacks(self, part: Part, source: str, committed: Committed) -> bool:
         wanted = (Unit(self.plan.dataset, part, source, attack) for attack in self.plan.attacks)
         return Unit(self.plan.dataset, part) in committed and all(unit in committed for unit in wanted)
 
-    def _parts(self, item: Item, data: bytes) -> Iterator[tuple[Part, list[Sample | Rejected]]]:
-        spec, name = self.plan.job.data, item.take.shard.name
-        samples = list(shards.read(data, name=name, classes=spec.classes))[: item.take.images]
-        if not samples:
-            raise ShardError(f"shard {name}: it holds no samples; leave it out of the recipe")
-        count = -(-len(samples) // spec.part_size)
+    def _parts(self, item: Item, shard: Shard) -> Iterator[tuple[Part, range]]:
+        """The item's parts, and which of the shard's samples are in each."""
+        total = len(shard) if item.take.images is None else min(len(shard), item.take.images)
+        if not total:
+            raise ShardError(f"shard {shard.name}: it holds no samples; leave it out of the recipe")
+        size = self.plan.job.data.part_size
+        count = -(-total // size)
         for index in range(item.offset, count, item.stride):
-            yield Part(name, index, count), samples[index * spec.part_size : (index + 1) * spec.part_size]
+            yield Part(shard.name, index, count), range(index * size, min((index + 1) * size, total))
 
-    def _make_original(self, unit: Unit, samples: list[Sample | Rejected], shard: dict[str, Any]) -> Images:
+    def _make_original(self, unit: Unit, shard: Shard, indices: range, item: Item, attempt: int) -> tuple[Images, int]:
         """Decodes, prepares and commits a part; what stands in the store afterwards is what is attacked."""
         spec, started = self.plan.job.data, time.monotonic()
-        kept: list[tuple[Sample, Tensor]] = []
+        keys: list[str] = []
+        labels: list[int] = []
+        kept: list[Tensor] = []
         quarantined: list[Rejected] = []
-        chosen = [sample for sample in samples if spec.chooses(unit.part.shard, sample.key)]
-        for sample in chosen:
-            if isinstance(sample, Rejected):
-                quarantined.append(sample)
+        chosen = 0
+        for sample in shard.samples(indices, classes=spec.classes):
+            if not spec.chooses(unit.part.shard, sample.key):
                 continue
+            chosen += 1
             try:
-                kept.append((sample, codec.decode(sample.image, spec.preparation)))
+                if isinstance(sample, Rejected):
+                    raise SampleError(sample.reason)
+                kept.append(codec.decode(sample.image, spec.preparation))
+                keys.append(sample.key)
+                labels.append(sample.label)
             except SampleError as error:
                 quarantined.append(Rejected(sample.key, str(error)))
-        images = parts.stack([s.key for s, _ in kept], [s.label for s, _ in kept], [pixels for _, pixels in kept])
+        images = parts.stack(keys, labels, kept)
         tar = shards.write(
-            {"__key__": sample.key, "png": codec.encode(pixels), "cls": str(sample.label).encode()}
-            for sample, pixels in kept
+            {"__key__": key, "png": codec.encode(pixels), "cls": str(label).encode()}
+            for key, label, pixels in zip(keys, labels, kept, strict=True)
         )
         facts = {
-            "n_in": len(chosen),
-            "n_ok": len(kept),
-            "n_not_chosen": len(samples) - len(chosen),
+            "n_in": chosen,
+            "n_ok": len(keys),
+            "n_not_chosen": len(indices) - chosen,
             "n_quarantined": len(quarantined),
             "quarantined": [{"key": rejected.key, "reason": rejected.reason} for rejected in quarantined],
             "pixels_sha256": codec.pixels_sha256(images.pixels),
-            "shard": shard,
-            **_circumstances(self.device, self.plan, started),
+            "shard": {
+                "url": item.take.shard.url,
+                "size_bytes": shard.size_bytes,
+                "version": item.take.shard.version,
+                "sha256": shard.sha256,
+            },
+            **_circumstances(self.device, self.plan.job.batch_size, started, attempt),
         }
         marker = self.ledger.commit(unit, tar, "tar", facts)
         if marker.fact("pixels_sha256") == facts["pixels_sha256"]:
-            return images
-        return self._stored(unit)
+            return images, len(quarantined)
+        return self._stored(unit), len(quarantined)
 
-    def _attack(self, unit: Unit, attack: Attack, source: models.Classifier, images: Images, clean: Tensor) -> None:
+    def _attack(
+        self, unit: Unit, attack: Attack, source: models.Classifier, images: Images, clean: Tensor, attempt: int
+    ) -> None:
         started = time.monotonic()
-        pixels = self._adversarial(attack, source, images)
+        pixels, batch_size = self._adversarial(attack, source, images)
         fooled = self._predict(source, pixels, images.labels)
         described = provenance(attack)
         name = next(model.spec.name for model in self.plan.sources if model.id == unit.source)
@@ -173,20 +225,20 @@ class Generator:
             "source": next(model.identity for model in self.plan.sources if model.id == unit.source),
             "pixels_sha256": codec.pixels_sha256(pixels),
             "original_pixels_sha256": codec.pixels_sha256(images.pixels),
-            **_circumstances(self.device, self.plan, started),
+            **_circumstances(self.device, batch_size, started, attempt),
         }
         self.ledger.commit(unit, tar, "tar", facts)
 
-    def _adversarial(self, attack: Attack, source: models.Classifier, images: Images) -> Tensor:
-        """The attack on every image, as stored: (N, 3, H, W) uint8."""
-        size = self.plan.job.batch_size
-        made = [images.pixels[:0]]
-        for start in range(0, len(images.keys), size):
-            batch = slice(start, start + size)
+    def _adversarial(self, attack: Attack, source: models.Classifier, images: Images) -> tuple[Tensor, int]:
+        """The attack on every image, as stored: (N, 3, H, W) uint8; and the batch size that fitted."""
+
+        def attack_batch(batch: slice) -> Tensor:
             pixels, labels = images.pixels[batch].to(self.device), images.labels[batch].to(self.device)
             adversarial = attack(source, codec.to_float(pixels), labels, images.keys[batch])
-            made.append(codec.quantise(adversarial, pixels, attack.epsilon).cpu())
-        return torch.cat(made)
+            return codec.quantise(adversarial, pixels, attack.epsilon).cpu()
+
+        made, batch_size = batches.run(attack_batch, len(images.keys), self.plan.job.batch_size)
+        return torch.cat([images.pixels[:0], *made]), batch_size
 
     def _predict(self, source: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
         size = self.plan.job.batch_size
@@ -196,27 +248,36 @@ class Generator:
         if self._loaded is None or self._loaded[0] != identity:
             model = next(model for model in self.plan.sources if model.id == identity)
             self._loaded = None  # the old one is let go before the new one is loaded
-            self._loaded = (identity, _load(model, self.plan, self.device))
+            self._loaded = (identity, _load(model, self.plan, self.ledger, self.device))
         return self._loaded[1]
 
 
 class Scorer:
-    """Turns committed parts into predictions; owns every target."""
+    """Turns committed parts into predictions; owns every target.
 
-    def __init__(self, plan: Plan, ledger: Ledger, device: torch.device) -> None:
+    Args:
+        plan: What is to be made.
+        ledger: Where.
+        device: On what.
+        stopping: Asked before each unit; true ends the item there.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, device: torch.device, stopping: Callable[[], bool] = _never) -> None:
         self.plan = plan
         self.ledger = ledger
         self.device = device
-        self.targets = [(model, _load(model, plan, device)) for model in plan.targets]
+        self.stopping = stopping
+        self.targets = [(model, _load(model, plan, ledger, device)) for model in plan.targets]
 
-    def run(self, item: Item) -> int:
-        """Scores what is committed of an item and not yet scored; returns how many result files it made.
+    def run(self, item: Item, *, attempt: int = 1) -> Made:
+        """Scores what is committed of an item and not scored yet.
 
         Raises:
             StorageError: The store failed, or stored bytes are damaged.
+            Interrupted: It was told to stop, and did so between two units.
         """
-        committed = _committed(self.ledger, self.plan, item)
-        made, started = 0, time.monotonic()
+        committed = self.ledger.committed(scopes(self.plan, item.source), shard=item.take.shard.name)
+        made, started = Made(), time.monotonic()
         for part in item_parts(item, committed) or []:
             original = Unit(self.plan.dataset, part)
             for unit in (
@@ -229,12 +290,13 @@ class Scorer:
                 marker = self.ledger.marker(unit)
                 images = parts.read(self.ledger.read(marker), name=marker.object)
                 for model, network in targets:
-                    self._score(marker, model, network, images)
-                    made += 1
-        log.info("%s: %d result files in %.1f s", item.name, made, time.monotonic() - started)
+                    _require_going_on(self.stopping)
+                    self._score(marker, model, network, images, attempt)
+                    made += Made(1, len(images.keys))
+        log.info("%s: %d result files in %.1f s", item.name, made.parts, time.monotonic() - started)
         return made
 
-    def _score(self, marker: Marker, model: Model, network: nn.Module, images: Images) -> None:
+    def _score(self, marker: Marker, model: Model, network: nn.Module, images: Images, attempt: int) -> None:
         started = time.monotonic()
         unit = replace(marker.unit, target=model.id)
         said = score.predict(
@@ -270,25 +332,18 @@ class Scorer:
             "n": len(images.keys),
             "scored_sha256": marker.sha256,
             "target": model.identity,
-            **_circumstances(self.device, self.plan, started),
+            **_circumstances(self.device, said.batch_size, started, attempt),
         }
         self.ledger.commit(unit, results.write(schema, columns), "parquet", facts)
 
 
-def _committed(ledger: Ledger, plan: Plan, item: Item) -> set[Unit]:
-    """The units of an item's shard that stand in the ledger, for this plan's attacks and targets."""
-    scopes = {unit.scope for unit in units(plan, item.source, Part(item.take.shard.name, 0, 1))}
-    return {unit for scope in scopes for unit in ledger.units(f"{scope}/{item.take.shard.name}")}
+def _require_going_on(stopping: Callable[[], bool]) -> None:
+    if stopping():
+        raise Interrupted("told to stop; what is committed stands")
 
 
-def _load(model: Model, plan: Plan, device: torch.device) -> models.Classifier:
-    classifier = models.load(model.spec, classes=plan.job.data.classes)
-    if classifier.digest != model.digest:
-        raise WeightsError(
-            f"{model.spec.name}: the weights here hash to {classifier.digest[:12]}, the driver's to "
-            f"{model.digest[:12]}; give every machine the same cache or checkpoint"
-        )
-    return classifier.to(device)
+def _load(model: Model, plan: Plan, ledger: Ledger, device: torch.device) -> models.Classifier:
+    return weights.load(model, ledger.storage, classes=plan.job.data.classes).to(device)
 
 
 def _distances(original: Tensor, adversarial: Tensor) -> dict[str, float]:
@@ -297,10 +352,11 @@ def _distances(original: Tensor, adversarial: Tensor) -> dict[str, float]:
     return {"linf": float(perturbation.abs().max()) / 255, "l2": float(perturbation.norm()) / 255}
 
 
-def _circumstances(device: torch.device, plan: Plan, started: float) -> dict[str, Any]:
+def _circumstances(device: torch.device, batch_size: int, started: float, attempt: int) -> dict[str, Any]:
     """Under what a result was made: with the same, a rerun gives the same bytes."""
     return {
-        "batch_size": plan.job.batch_size,
+        "attempt": attempt,
+        "batch_size": batch_size,
         "worker": f"{platform.node()}:{os.getpid()}",
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),

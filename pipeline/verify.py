@@ -13,6 +13,7 @@ from pipeline.errors import GnpError, IntegrityError
 from pipeline.ledger import KINDS, Ledger, Marker, Unit, named, parse, planned
 from pipeline.parts import Images
 from pipeline.sample import Part
+from pipeline.storage import sha256
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,15 @@ class Audit:
     Attributes:
         objects: Objects whose bytes were re-read and hashed.
         images: Stored adversarial images measured against their originals.
-        problems: Empty if the store is sound.
+        parts: Parts that were gone through.
+        of_parts: Parts that there are.
+        problems: Empty if the store, or the sample of it, is sound.
     """
 
     objects: int
     images: int
+    parts: int
+    of_parts: int
     problems: list[Problem]
 
 
@@ -47,15 +52,23 @@ class _CheckError(Exception):
     """A check that failed; its message is the problem."""
 
 
-def audit(ledger: Ledger) -> Audit:
-    """Re-reads everything: hashes, counts, keys, epsilon on the stored pixels, and what plans say should be there."""
+def audit(ledger: Ledger, *, fraction: float = 1.0, seed: int = 0) -> Audit:
+    """Re-reads the store: hashes, counts, keys, epsilon on the stored pixels, and what plans say should be there.
+
+    Args:
+        ledger: The store.
+        fraction: The share of the parts to re-read, each with all that was made of it; what should be there and is not
+            is always found.
+        seed: Which share.
+    """
     units = [unit for kind in KINDS for unit in ledger.units(kind)]
     by_part: dict[tuple[str, Part], list[Unit]] = defaultdict(list)
     for unit in units:
         by_part[unit.dataset, unit.part].append(unit)
     problems = [*_strangers(ledger), *_missing(ledger, set(units))]
+    chosen = {place: of_part for place, of_part in by_part.items() if _draw(place, seed) < fraction}
     objects = images = 0
-    for _, of_part in sorted(by_part.items()):
+    for _, of_part in sorted(chosen.items()):
         read = _Part(ledger)
         # In the units' own order the original comes first, and each set of images before the results that score it.
         for unit in sorted(of_part):
@@ -64,7 +77,14 @@ def audit(ledger: Ledger) -> Audit:
                 images += read.check(unit)
             except (_CheckError, GnpError, ValueError, KeyError, TypeError) as error:
                 problems.append(Problem(ledger.storage.at(unit.marker), str(error) or type(error).__name__))
-    return Audit(objects, images, problems)
+    return Audit(objects, images, len(chosen), len(by_part), problems)
+
+
+def _draw(place: tuple[str, Part], seed: int) -> float:
+    """A number in [0, 1) by hash of a part and a seed."""
+    dataset, part = place
+    digest = sha256(f"{seed}/{dataset}/{part.shard}/{part.index}".encode())
+    return int(digest[:13], 16) / 16**13
 
 
 class _Part:

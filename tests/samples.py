@@ -12,7 +12,9 @@ from PIL import Image
 from pipeline import plan, shards
 from pipeline.attack.recipe import Attack, build
 from pipeline.codec import Preparation
+from pipeline.ledger import Ledger
 from pipeline.models import ModelSpec
+from pipeline.storage import Storage
 
 CLASSES = 10
 SIDE = 32
@@ -42,6 +44,16 @@ def write_shard(path: Path, samples: Sequence[Mapping[str, Any]]) -> Path:
 def attack(combination: str = "mi", **settings: object) -> Attack:
     """A short attack at 8/255."""
     return build(combination, **{"epsilon": Fraction(8, 255), "steps": 2, **settings})  # type: ignore[arg-type]
+
+
+def resolve(job: plan.Job, store: str = "") -> plan.Plan:
+    """A job's plan; its models' weights are kept in a store, by default one beside the folder of its shards."""
+    return plan.resolve(job, Storage(store or str(Path(job.data.shards[0]).parent.parent / "store"), create=True))
+
+
+def pending(planned: plan.Plan, ledger: Ledger, *, workers: int = 1) -> list[plan.Item]:
+    """What a run would hand out."""
+    return plan.pending(planned, ledger.committed(plan.all_scopes(planned)), workers=workers)
 
 
 def tiny_job(folder: Path, checkpoint: Path, *, attacks: Sequence[Attack] = (), part_size: int = 4) -> plan.Job:

@@ -21,19 +21,26 @@ LAYERS: dict[str, set[str]] = {
     "shards": {"errors", "sample", "storage"},
     "models": {"errors", "storage"},
     "results": {"errors"},
-    "score": {"codec"},
+    "batches": {"errors"},
+    "score": {"batches", "codec"},
+    "runs": {"errors", "storage"},
     "ledger": {"errors", "sample", "storage"},
     "parts": {"codec", "errors", "sample", "shards"},
     "attack": set(),
-    "plan": {"attack", "codec", "errors", "ledger", "models", "sample", "shards", "storage"},
+    "weights": {"errors", "ledger", "models", "storage"},
+    "plan": {"attack", "codec", "errors", "ledger", "models", "sample", "shards", "storage", "weights"},
     "stages": {
-        *("__init__", "attack", "codec", "errors", "ledger", "models", "parts", "plan", "results", "sample", "score"),
-        *("shards", "storage"),
+        *("__init__", "attack", "batches", "codec", "errors", "ledger", "models", "parts", "plan", "results"),
+        *("sample", "score", "shards", "weights"),
     },
     "report": {"errors", "ledger", "results", "sample"},
-    "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards"},
+    "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards", "storage"},
     "picture": {"errors", "ledger", "parts", "report", "results"},
-    "engine": {"errors", "ledger", "plan", "pools", "shards", "stages", "storage"},
+    "card": set(),
+    "garbage": {"errors", "ledger", "runs", "storage"},
+    "status": {"errors", "ledger", "plan", "runs"},
+    "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
+    "engine": {"errors", "ledger", "plan", "pools", "runs", "stages", "storage", "weights"},
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
 }
 
@@ -49,6 +56,7 @@ OWNERS: dict[str, set[str]] = {
     "pydantic": {"config"},
     "matplotlib": {"picture"},
     "scipy": {"report"},
+    "tenacity": {"storage"},
 }
 
 

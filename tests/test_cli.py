@@ -39,7 +39,7 @@ def test_help_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["report", "verify", "ls"])
+@pytest.mark.parametrize("command", ["report", "verify", "ls", "status", "gc", "finalize"])
 def test_a_store_that_is_not_there_is_one_line(gnp: Run, tmp_path: Path, command: str) -> None:
     code, _, err = gnp(command, tmp_path / "typo")
     assert (code, err) == (2, f"error: {tmp_path}/typo: no such folder\n")
@@ -94,7 +94,7 @@ def test_a_run_that_could_use_no_image_says_so(tmp_path: Path, tiny_checkpoint: 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "failed: no image could be used" in done.stderr
-    assert "(0 images, 0 quarantined)" in done.stdout
+    assert "(0 images attacked, 0 quarantined)" in done.stdout
 
 
 def test_a_folder_becomes_shards(gnp: Run, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_folder_becomes_shards(gnp: Run, tmp_path: Path) -> None:
     assert (code, err) == (2, f"error: {tmp_path}/none: no such folder\n")
 
 
-@pytest.mark.parametrize("command", ["report", "verify", "ls"])
+@pytest.mark.parametrize("command", ["report", "verify", "ls", "status", "gc", "finalize"])
 def test_a_folder_that_is_no_store_is_not_called_sound(gnp: Run, tmp_path: Path, command: str) -> None:
     code, out, err = gnp(command, tmp_path)
     assert (code, out) == (2, "")

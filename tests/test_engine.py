@@ -1,4 +1,3 @@
-import logging
 import subprocess
 import sys
 from collections import defaultdict
@@ -6,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import engine, plan
-from pipeline.errors import CapacityError
+from pipeline import engine
+from pipeline.errors import CapacityError, WeightsError
 from pipeline.ledger import Ledger
 from pipeline.plan import Progress
 from pipeline.pools import Pools
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import CLASSES, SIDE, attack, sample, tiny_job, write_shard
+from tests.samples import CLASSES, SIDE, attack, resolve, sample, tiny_job, write_shard
 
 pytestmark = [
     pytest.mark.usefixtures("ray_on_four_devices"),
@@ -34,7 +33,7 @@ def test_every_generator_and_scorer_has_a_device_of_its_own(
 ) -> None:
     for number in range(9):
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
-    planned = plan.resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=40),)))
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=40),)), store_url)
     seen: list[Progress] = []
     outcome = engine.run(planned, store_url, pools=Pools(), on_progress=seen.append)
     assert (outcome.items, outcome.failed) == (9, {})
@@ -51,7 +50,7 @@ def test_every_generator_and_scorer_has_a_device_of_its_own(
 
 def test_pools_that_would_wait_for_ever_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
-    planned = plan.resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
     with pytest.raises(CapacityError, match=r"4 generators .* and 1 scorers .* do not fit 1 nodes with 4 GPUs"):
         engine.run(planned, str(tmp_path / "store"), pools=Pools(generators=4, scorers=1))
 
@@ -64,30 +63,36 @@ def test_of_a_thousand_items_the_one_that_always_raises_is_listed_and_all_others
         path = write_shard(tmp_path / "in" / f"s-{number:04d}.tar", [sample(number)])
         if number == poison:
             path.write_bytes(path.read_bytes()[:-10240])
-    planned = plan.resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i", steps=1),)))
-    with caplog.at_level(logging.INFO, logger="pipeline.engine"):
-        outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools())
+    job = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i", steps=1),))
+    planned = resolve(job)
+    outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools())
     assert outcome.items == count
     ((name, reason),) = outcome.failed.items()
     assert name.startswith(f"s-{poison:04d} from tiny")
     assert "not a complete tar" in reason or "truncated" in reason
-    assert sum("left 1 of 1001 items" in message for message in caplog.messages) == engine.ATTEMPTS
+    assert sum("of 3: s-0500 from tiny" in message for message in caplog.messages) == engine.ATTEMPTS
     ledger = Ledger(Storage(str(tmp_path / "store")))
     for kind in ("original", "adversarial", "clean", "transfer"):
         assert {unit.part.shard for unit in ledger.units(kind)} == {
             take.shard.name for take in planned.takes if take.shard.name != f"s-{poison:04d}"
         }
+    (failure,) = ledger.failures()
+    assert (failure.item, failure.reason, failure.tries) == (name, reason, engine.ATTEMPTS)
+    again = engine.run(planned, str(tmp_path / "store"), pools=Pools())
+    assert (again.items, again.listed) == (0, (failure,)), "what failed is not ground through at every run"
+    retried = engine.run(planned, str(tmp_path / "store"), pools=Pools(), retry_failed=True)
+    assert (retried.items, list(retried.failed)) == (1, [name])
+    write_shard(tmp_path / "in" / f"s-{poison:04d}.tar", [sample(poison)])
+    mended = engine.run(resolve(job), str(tmp_path / "store"), pools=Pools())
+    assert (mended.items, mended.failed, mended.listed) == (1, {}, ()), "a mended shard is tried unasked"
 
 
-def test_workers_that_cannot_start_are_a_reason_and_not_a_hang(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    checkpoint = tmp_path / "gone.safetensors"
-    checkpoint.write_bytes(tiny_checkpoint.read_bytes())
+def test_what_the_actors_cannot_load_is_refused_by_the_driver(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
-    planned = plan.resolve(tiny_job(tmp_path / "in", checkpoint))
-    checkpoint.unlink()
-    outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools())
-    ((_, reason),) = outcome.failed.items()
-    assert "gone.safetensors" in reason
+    planned, store = resolve(tiny_job(tmp_path / "in", tiny_checkpoint)), Storage(str(tmp_path / "store"))
+    store.delete([stored.key for stored in store.list("weights")])
+    with pytest.raises(WeightsError, match=r"tiny: its weights: .* no such object"):
+        engine.run(planned, store.url, pools=Pools())
 
 
 CLUSTER = """

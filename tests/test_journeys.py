@@ -115,7 +115,7 @@ def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_a_run_shows_progress_and_says_how_it_ended(journey: Journey) -> None:
     assert "attacked 10/10 parts, scored 45/45 files" in journey.said
     assert "done: 2 items" in journey.said
-    assert f"({IMAGES} images, 0 quarantined)" in journey.said
+    assert f"({5 * IMAGES} images attacked, 0 quarantined)" in journey.said
 
 
 def test_a_second_run_does_no_work_and_says_so(journey: Journey) -> None:

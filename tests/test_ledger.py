@@ -1,9 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from pipeline.errors import IntegrityError, MissingError
-from pipeline.ledger import Ledger, Unit, fingerprint, named, parse
+from pipeline.ledger import Failure, Ledger, Unit, fingerprint, named, parse
 from pipeline.sample import Part
 from pipeline.storage import Storage
 
@@ -80,8 +81,31 @@ def test_a_flipped_byte_is_noticed(ledger: Ledger) -> None:
 @pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"{}", b'{"unit": 3}', b'{"unit": {"part": {}}}'])
 def test_a_damaged_marker_is_an_integrity_error(ledger: Ledger, junk: bytes) -> None:
     ledger.storage.put(UNITS[0].marker, junk)
+    with pytest.raises(IntegrityError, match="not a record"):
+        ledger.marker(UNITS[0])
+
+
+@pytest.mark.parametrize("record", [{}, {"unit": 3}, {"unit": {"part": {}}}])
+def test_a_record_that_is_no_marker_is_an_integrity_error(ledger: Ledger, record: dict[str, object]) -> None:
+    ledger.storage.put_record(UNITS[0].marker, record)
     with pytest.raises(IntegrityError, match="not a marker"):
         ledger.marker(UNITS[0])
+
+
+def test_a_marker_with_a_flipped_bit_is_an_integrity_error_wherever_it_is(ledger: Ledger) -> None:
+    ledger.commit(UNITS[0], b"data", "tar", {"n": 300})
+    whole = ledger.storage.get(UNITS[0].marker)
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        try:
+            same = json.loads(flipped) == json.loads(whole)
+        except ValueError:
+            same = False
+        ledger.storage.put(UNITS[0].marker, bytes(flipped))
+        if not same:  # a blank that became another blank is no damage
+            with pytest.raises(IntegrityError):
+                ledger.marker(UNITS[0])
 
 
 def test_a_marker_under_another_name_is_an_integrity_error(ledger: Ledger) -> None:
@@ -109,5 +133,32 @@ def test_plans_are_kept_once(ledger: Ledger) -> None:
 def test_a_plan_is_what_its_name_stands_for(ledger: Ledger, junk: bytes) -> None:
     key = f"plans/{ledger.record_plan({'a': 1})}.json"
     ledger.storage.put(key, junk)
-    with pytest.raises(IntegrityError, match="not a plan"):
+    with pytest.raises(IntegrityError, match="not a record"):
         ledger.plan(key)
+    ledger.storage.put_record(key, {"a": 3}, once=False)
+    with pytest.raises(IntegrityError, match="not the plan that its name stands for"):
+        ledger.plan(key)
+
+
+def test_what_stands_is_known_by_scope_shard_and_part(ledger: Ledger) -> None:
+    for unit in UNITS:
+        ledger.commit(unit, b"data", "tar", {})
+    committed = ledger.committed([unit.scope for unit in UNITS])
+    assert all(unit in committed for unit in UNITS)
+    assert committed.count(PART.shard) == 5
+    assert committed.count("other") is None
+    assert committed.bits(UNITS[1].scope, PART.shard) == 1 << 3
+    assert replace(UNITS[1], part=replace(PART, index=4)) not in committed
+    assert ledger.committed([UNITS[0].scope], shard="other").count(PART.shard) is None
+    assert ledger.committed([UNITS[0].scope], shard=PART.shard).count(PART.shard) == 5
+
+
+def test_failures_are_listed_by_plan_and_forgiven(ledger: Ledger) -> None:
+    failures = [Failure(plan, "net-1", "s", "tag", "s from net-1", "it broke", 3, "run") for plan in ("a", "b")]
+    for failure in failures:
+        ledger.fail(failure)
+        ledger.fail(failure)
+    assert ledger.failures() == failures
+    assert ledger.failures("b") == failures[1:]
+    ledger.forgive(failures[:1])
+    assert ledger.failures() == failures[1:]

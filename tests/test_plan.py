@@ -12,7 +12,7 @@ from pipeline.models import ModelSpec
 from pipeline.plan import DataSpec, Job, Plan
 from pipeline.sample import Part
 from pipeline.storage import Storage, sha256
-from tests.samples import attack, sample, tiny_job, write_shard
+from tests.samples import attack, pending, resolve, sample, tiny_job, write_shard
 
 
 @pytest.fixture
@@ -39,53 +39,53 @@ def commit_all(ledger: Ledger, planned: Plan, part: Part) -> None:
 
 
 def test_identities_follow_what_determines_the_pixels(job: Job) -> None:
-    base = plan.resolve(job)
-    assert plan.resolve(job) == base
+    base = resolve(job)
+    assert resolve(job) == base
     other = replace(job, data=replace(job.data, part_size=5))
-    assert plan.resolve(other).dataset != base.dataset
+    assert resolve(other).dataset != base.dataset
     for change in ({"seed": 1}, {"fraction": 0.5}, {"limit": 5}, {"name": "other"}):
         spec = replace(job.data, **change)
-        assert plan.resolve(replace(job, data=spec)).dataset != base.dataset, change
-    assert plan.resolve(replace(job, batch_size=2)).dataset == base.dataset
-    stronger = plan.resolve(replace(job, attacks=(attack("mi", steps=3),)))
+        assert resolve(replace(job, data=spec)).dataset != base.dataset, change
+    assert resolve(replace(job, batch_size=2)).dataset == base.dataset
+    stronger = resolve(replace(job, attacks=(attack("mi", steps=3),)))
     assert stronger.dataset == base.dataset
     assert stronger.attacks.keys() != base.attacks.keys()
     state = load_file(str(job.sources[0].checkpoint))
     state["fc.bias"][0] += 1
     save_file(state, str(job.sources[0].checkpoint))
-    assert plan.resolve(job).sources[0].id != base.sources[0].id, "other weights are another source"
-    base = plan.resolve(job)
+    assert resolve(job).sources[0].id != base.sources[0].id, "other weights are another source"
+    base = resolve(job)
     cropped = replace(job, targets=(replace(job.targets[0], policy="crop"),))
-    assert plan.resolve(cropped).targets[0].id != base.targets[0].id
-    assert plan.resolve(cropped).sources == base.sources
+    assert resolve(cropped).targets[0].id != base.targets[0].id
+    assert resolve(cropped).sources == base.sources
 
 
 def test_everything_is_pending_in_an_empty_store(job: Job, ledger: Ledger) -> None:
-    items = plan.pending(plan.resolve(job), ledger)
+    items = pending(resolve(job), ledger)
     assert [(item.take.shard.name, item.offset, item.stride) for item in items] == [("s-0", 0, 1), ("s-1", 0, 1)]
 
 
 def test_fewer_shards_than_workers_are_split_into_strided_items(job: Job, ledger: Ledger) -> None:
-    planned = plan.resolve(job)
-    items = plan.pending(planned, ledger, workers=5)
+    planned = resolve(job)
+    items = pending(planned, ledger, workers=5)
     assert [(item.offset, item.stride) for item in items] == [(0, 3), (1, 3), (2, 3)] * 2
     commit(ledger, Unit(planned.dataset, Part("s-0", 0, 3)))
-    known = list(ledger.units("original"))
+    known = ledger.committed(plan.all_scopes(planned))
     parts = [plan.item_parts(item, known) for item in items[:3]]
     assert parts == [[Part("s-0", 0, 3)], [Part("s-0", 1, 3)], [Part("s-0", 2, 3)]]
 
 
 def test_what_is_committed_is_not_pending_and_what_is_not_is(job: Job, ledger: Ledger) -> None:
-    planned = plan.resolve(job)
+    planned = resolve(job)
     for part in (Part("s-0", 0, 2), Part("s-0", 1, 2), Part("s-1", 0, 1)):
         commit_all(ledger, planned, part)
-    assert plan.pending(planned, ledger) == []
-    counts = plan.progress(planned, ledger)
+    assert pending(planned, ledger) == []
+    counts = plan.progress(planned.describe(), ledger)
     assert (counts.attacked, counts.to_attack, counts.scored, counts.to_score) == (3, 3, 6, 6)
-    wider = plan.resolve(replace(job, attacks=(*job.attacks, attack("i"))))
-    assert len(plan.pending(wider, ledger)) == 2
-    assert plan.progress(wider, ledger).attacked == 3
-    assert plan.progress(wider, ledger).to_attack == 6
+    wider = resolve(replace(job, attacks=(*job.attacks, attack("i"))))
+    assert len(pending(wider, ledger)) == 2
+    assert plan.progress(wider.describe(), ledger).attacked == 3
+    assert plan.progress(wider.describe(), ledger).to_attack == 6
 
 
 def test_the_same_model_is_loaded_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,23 +97,21 @@ def test_the_same_model_is_loaded_once(job: Job, monkeypatch: pytest.MonkeyPatch
         return real(spec, classes=classes)
 
     monkeypatch.setattr(models, "load", count)
-    plan.resolve(job)
+    resolve(job)
     assert loaded == ["tiny"]
 
 
 @pytest.mark.parametrize(("limit", "takes"), [(3, [3]), (10, [10]), (12, [10, 2]), (99, [10, 6])])
 def test_a_limit_takes_the_first_images(job: Job, limit: int, takes: list[int]) -> None:
-    limited = plan.resolve(replace(job, data=replace(job.data, limit=limit)))
+    limited = resolve(replace(job, data=replace(job.data, limit=limit)))
     assert [take.images for take in limited.takes] == takes
-    assert limited.dataset != plan.resolve(job).dataset
-    backwards = replace(
-        job.data, limit=limit, shards=tuple(reversed([take.shard.url for take in plan.resolve(job).takes]))
-    )
-    assert plan.resolve(replace(job, data=backwards)).dataset != limited.dataset, "the first images are others"
+    assert limited.dataset != resolve(job).dataset
+    backwards = replace(job.data, limit=limit, shards=tuple(reversed([take.shard.url for take in resolve(job).takes])))
+    assert resolve(replace(job, data=backwards)).dataset != limited.dataset, "the first images are others"
 
 
 def test_a_shard_of_other_content_is_refused_and_a_copy_is_not(job: Job, ledger: Ledger) -> None:
-    planned = plan.resolve(job)
+    planned = resolve(job)
     plan.require_unchanged(planned, ledger)
     shard = planned.takes[0].shard
     path = Path(shard.url)
@@ -122,13 +120,13 @@ def test_a_shard_of_other_content_is_refused_and_a_copy_is_not(job: Job, ledger:
     plan.require_unchanged(planned, ledger)
     shutil.copy(path, path.with_suffix(".copy"))
     path.with_suffix(".copy").rename(path)
-    assert plan.resolve(job).takes[0].shard.version != shard.version
-    plan.require_unchanged(plan.resolve(job), ledger)
+    assert resolve(job).takes[0].shard.version != shard.version
+    plan.require_unchanged(resolve(job), ledger)
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
     with pytest.raises(RecipeError, match=r"s-0\.tar is not the 's-0' that this store's results come from"):
-        plan.require_unchanged(plan.resolve(job), ledger)
+        plan.require_unchanged(resolve(job), ledger)
 
 
 def test_a_fraction_is_seeded_by_key_and_about_right() -> None:

@@ -137,7 +137,6 @@ def test_braces_globs_and_lists_name_shards(store_url: str) -> None:
     assert [shard.name for shard in shards.find([f"{storage.url}/*.tar"])] == ["val-0000", "val-0001", "val-0002"]
     listed = shards.find([f"{storage.url}/val-0002.tar", f"{storage.url}/val-0000.tar"])
     assert [shard.name for shard in listed] == ["val-0002", "val-0000"]
-    assert shards.fetch(listed[0].url) == b"x" * 7
     with pytest.raises(MissingError, match=r"val-0003\.tar"):
         shards.find([f"{storage.url}/val-{{0000..0009}}.tar"])
     with pytest.raises(MissingError, match="test-"):
@@ -189,7 +188,8 @@ def test_links_into_a_cache_are_read_under_their_own_names(tmp_path: Path) -> No
     (tmp_path / "snap" / "val-0000.tar").symlink_to("../blobs/3f2a")
     (shard,) = shards.find([f"{tmp_path}/snap/val-{{0000..0000}}.tar"])
     assert shard.name == "val-0000"
-    assert read(shards.fetch(shard.url))
+    with shards.spool(shard) as spooled:
+        assert len(spooled) == 1
 
 
 def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline import codec, parts, plan, results, shards
+from pipeline import codec, parts, plan, results, shards, weights
 from pipeline.errors import ShardError, WeightsError
 from pipeline.ledger import Ledger, Unit
 from pipeline.plan import Job, Plan
 from pipeline.sample import Part
 from pipeline.stages import Generator, Scorer
-from pipeline.storage import Storage
-from tests.samples import attack, jpeg, sample, tiny_job, write_shard
+from pipeline.storage import Storage, sha256
+from tests.samples import attack, jpeg, pending, resolve, sample, tiny_job, write_shard
 
 CPU = torch.device("cpu")
 
@@ -25,9 +25,12 @@ def ledger_in(folder: Path) -> Ledger:
 
 
 def run_all(planned: Plan, ledger: Ledger, workers: int = 1) -> tuple[int, int]:
+    """Runs both stages; returns how many adversarial parts and result files they made."""
+    for model in (*planned.sources, *planned.targets):
+        weights.resolve(model.spec, ledger.storage, classes=planned.job.data.classes)
     generator, scorer = Generator(planned, ledger, CPU), Scorer(planned, ledger, CPU)
-    items = plan.pending(planned, ledger, workers=workers)
-    return sum(generator.run(item) for item in items), sum(scorer.run(item) for item in items)
+    items = pending(planned, ledger, workers=workers)
+    return sum(generator.run(item).parts for item in items), sum(scorer.run(item).parts for item in items)
 
 
 def digests(ledger: Ledger) -> dict[Unit, str]:
@@ -46,14 +49,14 @@ def job(tmp_path: Path, tiny_checkpoint: Path) -> Job:
 
 
 def test_an_undisturbed_run_makes_every_unit_once(job: Job, tmp_path: Path) -> None:
-    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
     assert run_all(planned, ledger) == (8, 12)
-    assert plan.pending(planned, ledger) == []
+    assert pending(planned, ledger) == []
     assert run_all(planned, ledger) == (0, 0)
 
 
 def test_a_rerun_elsewhere_gives_the_same_bytes_whatever_the_workers(job: Job, tmp_path: Path) -> None:
-    planned = plan.resolve(job)
+    planned = resolve(job)
     one, other = ledger_in(tmp_path / "one"), ledger_in(tmp_path / "other")
     run_all(planned, one)
     run_all(planned, other, workers=6)
@@ -61,7 +64,7 @@ def test_a_rerun_elsewhere_gives_the_same_bytes_whatever_the_workers(job: Job, t
 
 
 def test_a_cut_off_run_goes_on_to_the_same_result(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = plan.resolve(job)
+    planned = resolve(job)
     whole, cut = ledger_in(tmp_path / "whole"), ledger_in(tmp_path / "cut")
     run_all(planned, whole)
     real, left = Ledger.commit, 0
@@ -82,35 +85,35 @@ def test_a_cut_off_run_goes_on_to_the_same_result(job: Job, tmp_path: Path, monk
             continue
         break
     monkeypatch.undo()
-    assert plan.pending(planned, cut) == []
+    assert pending(planned, cut) == []
     assert digests(cut) == digests(whole)
     assert len(list(cut.storage.list("shards"))) == len(list(whole.storage.list("shards")))
 
 
 def test_a_new_attack_or_target_computes_only_what_is_new(job: Job, tmp_path: Path) -> None:
     ledger = ledger_in(tmp_path / "store")
-    run_all(plan.resolve(job), ledger)
+    run_all(resolve(job), ledger)
     wider = replace(job, attacks=(*job.attacks, attack("i")))
-    assert run_all(plan.resolve(wider), ledger) == (4, 4)
+    assert run_all(resolve(wider), ledger) == (4, 4)
     second = replace(job.targets[0], name="tiny-again", policy="direct", mean=(0.5, 0.5, 0.5))
-    assert run_all(plan.resolve(replace(wider, targets=(*job.targets, second))), ledger) == (0, 4 + 12)
+    assert run_all(resolve(replace(wider, targets=(*job.targets, second))), ledger) == (0, 4 + 12)
 
 
 def test_stored_originals_are_attacked_without_the_shard(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = ledger_in(tmp_path / "store")
-    run_all(plan.resolve(job), ledger)
+    run_all(resolve(job), ledger)
 
-    def refuse(url: str) -> bytes:
-        raise AssertionError(f"{url} was fetched again")
+    def refuse(shard: shards.ShardFile) -> None:
+        raise AssertionError(f"{shard.url} was fetched again")
 
-    monkeypatch.setattr(shards, "fetch", refuse)
-    assert run_all(plan.resolve(replace(job, attacks=(attack("i"),))), ledger) == (4, 4)
+    monkeypatch.setattr(shards, "spool", refuse)
+    assert run_all(resolve(replace(job, attacks=(attack("i"),))), ledger) == (4, 4)
 
 
 def test_an_adversarial_sample_says_what_was_done(job: Job, tmp_path: Path) -> None:
-    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
     run_all(planned, ledger)
     unit = next(unit for unit in sorted(ledger.units("adversarial")) if "gnp" in unit.attack)
     marker = ledger.marker(unit)
@@ -137,7 +140,7 @@ def test_bad_samples_are_quarantined_and_the_counts_add_up(tmp_path: Path, tiny_
     ]
     write_shard(tmp_path / "in" / "s.tar", samples)
     job = tiny_job(tmp_path / "in", tiny_checkpoint, part_size=8)
-    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
     run_all(planned, ledger)
     (marker,) = ledger.markers(ledger.units("original"))
     facts = marker.facts
@@ -153,9 +156,9 @@ def test_bad_samples_are_quarantined_and_the_counts_add_up(tmp_path: Path, tiny_
 
 def test_a_part_of_nothing_but_bad_samples_is_done_and_empty(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [{"__key__": "bad", "jpg": b"x", "cls": b"1"}])
-    planned, ledger = plan.resolve(tiny_job(tmp_path / "in", tiny_checkpoint)), ledger_in(tmp_path / "store")
+    planned, ledger = resolve(tiny_job(tmp_path / "in", tiny_checkpoint)), ledger_in(tmp_path / "store")
     assert run_all(planned, ledger) == (1, 2)
-    assert plan.pending(planned, ledger) == []
+    assert pending(planned, ledger) == []
     (marker,) = ledger.markers(ledger.units("transfer"))
     assert results.read(ledger.read(marker), name="x").num_rows == 0
 
@@ -164,8 +167,8 @@ def test_an_empty_shard_and_a_truncated_one_are_errors(job: Job, tmp_path: Path)
     (tmp_path / "in" / "s-0.tar").write_bytes(shards.write([]))
     damaged = tmp_path / "in" / "s-1.tar"
     damaged.write_bytes(damaged.read_bytes()[:-10240])
-    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
-    empty, truncated = plan.pending(planned, ledger)
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
+    empty, truncated = pending(planned, ledger)
     generator = Generator(planned, ledger, CPU)
     with pytest.raises(ShardError, match="holds no samples"):
         generator.run(empty)
@@ -175,8 +178,8 @@ def test_an_empty_shard_and_a_truncated_one_are_errors(job: Job, tmp_path: Path)
 
 
 def test_a_shard_that_changes_halfway_is_an_error(job: Job, tmp_path: Path) -> None:
-    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
-    first, second, *_ = plan.pending(planned, ledger, workers=4)
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
+    first, second, *_ = pending(planned, ledger, workers=4)
     generator = Generator(planned, ledger, CPU)
     generator.run(first)
     write_shard(tmp_path / "in" / "s-0.tar", [sample(50 + index) for index in range(10)])
@@ -185,10 +188,11 @@ def test_a_shard_that_changes_halfway_is_an_error(job: Job, tmp_path: Path) -> N
 
 
 def test_an_original_made_by_another_decoder_is_what_is_attacked(job: Job, tmp_path: Path) -> None:
-    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
-    (_, item) = plan.pending(planned, ledger)
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
+    (_, item) = pending(planned, ledger)
     generator = Generator(planned, ledger, CPU)
-    made = dict(generator._originals(item, set()))[Part("s-1", 0, 1)]
+    nothing = ledger.committed(plan.all_scopes(planned))
+    ((_, made, _),) = generator._originals(item, nothing, 1)
     other = ledger_in(tmp_path / "other")
     theirs = made.pixels.clone()
     theirs[:, :, 0, 0] ^= 1
@@ -196,9 +200,12 @@ def test_an_original_made_by_another_decoder_is_what_is_attacked(job: Job, tmp_p
         {"__key__": key, "png": codec.encode(image), "cls": str(label).encode()}
         for key, label, image in zip(made.keys, made.labels.tolist(), theirs, strict=True)
     )
-    facts = {"pixels_sha256": codec.pixels_sha256(theirs), "shard": {"sha256": "x"}}
+    facts = {
+        "pixels_sha256": codec.pixels_sha256(theirs),
+        "shard": {"sha256": sha256((tmp_path / "in" / "s-1.tar").read_bytes())},
+    }
     other.commit(Unit(planned.dataset, Part("s-1", 0, 1)), tar, "tar", facts)
-    attacked = dict(Generator(planned, other, CPU)._originals(item, set()))[Part("s-1", 0, 1)]
+    ((_, attacked, _),) = Generator(planned, other, CPU)._originals(item, nothing, 1)
     assert torch.equal(attacked.pixels, theirs)
 
 
@@ -209,23 +216,23 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_no_image(
     state["fc.bias"][0] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
     source = replace(job.sources[0], checkpoint=str(tmp_path / "nan.safetensors"))
-    planned, ledger = plan.resolve(replace(job, sources=(source,))), ledger_in(tmp_path / "store")
+    planned, ledger = resolve(replace(job, sources=(source,))), ledger_in(tmp_path / "store")
     with pytest.raises(FloatingPointError, match=r"gnp\+mi: the gradient is not finite on image 'image00000'"):
-        Generator(planned, ledger, CPU).run(plan.pending(planned, ledger)[0])
+        Generator(planned, ledger, CPU).run(pending(planned, ledger)[0])
     assert {unit.attack.split("-")[0] for unit in ledger.units("adversarial")} == {"noise"}
 
 
-def test_weights_that_moved_are_refused(job: Job, tmp_path: Path) -> None:
-    planned, ledger = plan.resolve(job), ledger_in(tmp_path / "store")
+def test_weights_that_are_not_those_that_were_resolved_are_refused(job: Job, tmp_path: Path) -> None:
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
     (target,) = planned.targets
     moved = replace(planned, targets=(replace(target, digest="0" * 64),))
-    with pytest.raises(WeightsError, match="the driver's to 000000000000"):
+    with pytest.raises(WeightsError, match="not to 000000000000"):
         Scorer(moved, ledger, CPU)
 
 
 def test_a_fraction_of_the_images_is_taken(job: Job, tmp_path: Path) -> None:
     half = replace(job, data=replace(job.data, fraction=0.5))
-    planned, ledger = plan.resolve(half), ledger_in(tmp_path / "store")
+    planned, ledger = resolve(half), ledger_in(tmp_path / "store")
     run_all(planned, ledger)
     facts = [marker.facts for marker in ledger.markers(ledger.units("original"))]
     assert sum(each["n_in"] + each["n_not_chosen"] for each in facts) == 13

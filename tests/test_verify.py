@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import codec, parts, plan, results, shards
+from pipeline import codec, parts, results, shards
 from pipeline.ledger import Ledger, Marker
 from pipeline.storage import Storage
 from pipeline.verify import audit
-from tests.samples import attack, sample, tiny_job, write_shard
+from tests.samples import attack, resolve, sample, tiny_job, write_shard
 from tests.test_stages import run_all
 
 
@@ -19,7 +19,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
     write_shard(folder / "in" / "s-0.tar", [sample(index) for index in range(6)])
     job = tiny_job(folder / "in", tiny_checkpoint, attacks=(attack("mi"), attack("noise")))
     ledger = Ledger(Storage(str(folder / "store"), create=True))
-    planned = plan.resolve(job)
+    planned = resolve(job)
     ledger.record_plan(planned.describe())
     run_all(planned, ledger)
     return {item.key: ledger.storage.get(item.key) for item in ledger.storage.list()}
@@ -144,14 +144,14 @@ def other_distance(ledger: Ledger) -> None:
 
 def forgetful(ledger: Ledger) -> None:
     marker = first(ledger, "original")
-    own = json.loads(ledger.storage.get(marker.unit.marker))
-    ledger.storage.put(marker.unit.marker, json.dumps({**own, "facts": {}}).encode())
+    own = ledger.storage.record(marker.unit.marker)
+    ledger.storage.put_record(marker.unit.marker, {**own, "facts": {}}, once=False)
 
 
 def elsewhere(ledger: Ledger) -> None:
     marker = first(ledger, "original")
-    own = json.loads(ledger.storage.get(marker.unit.marker))
-    ledger.storage.put(marker.unit.marker, json.dumps({**own, "object": "../../etc/passwd"}).encode())
+    own = ledger.storage.record(marker.unit.marker)
+    ledger.storage.put_record(marker.unit.marker, {**own, "object": "../../etc/passwd"}, once=False)
 
 
 def no_parquet(ledger: Ledger) -> None:
@@ -178,7 +178,7 @@ def whole_shard(ledger: Ledger) -> None:
         (flip, "damaged: its"),
         (lose_object, "no such object"),
         (lose_marker, "missing; run generate again"),
-        (junk_marker, "not a marker"),
+        (junk_marker, "not a record"),
         (stranger, "not a marker; remove it"),
         (outside, "1 images lie outside epsilon = 8/255, the first 'image00001'"),
         (fewer, "keys or labels are not those of its original"),
@@ -191,7 +191,7 @@ def whole_shard(ledger: Ledger) -> None:
         (forgetful, "the marker does not say pixels_sha256"),
         (elsewhere, "its data cannot lie at '../../etc/passwd'"),
         (no_parquet, "not a Parquet file"),
-        (other_plan, "not a plan"),
+        (other_plan, "not a record"),
         (miscounted, "99 images in"),
         (whole_shard, "no part of this shard is committed"),
     ],

@@ -1,0 +1,124 @@
+"""What lies in a store and is of no use: writers that died leave data without a marker, runs leave claims."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pipeline import runs
+from pipeline.errors import IntegrityError, MissingError, StorageError
+from pipeline.ledger import Ledger, Unit, parse
+from pipeline.storage import Stored
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One thing that may go.
+
+    Attributes:
+        key: Of the object; of an upload, its key and id.
+        size_bytes: What its removal frees.
+        why: One line.
+        upload: Whether it is a multipart upload and not an object.
+    """
+
+    key: str
+    size_bytes: int
+    why: str
+    upload: bool = False
+
+
+def find(ledger: Ledger, *, age_s: float) -> list[Garbage]:
+    """What has been of no use for at least `age_s`, by the store's clock.
+
+    Raises:
+        StorageError: The store failed, or may not be written (its clock is read off a write).
+    """
+    storage = ledger.storage
+    now = storage.clock()
+    old = [stored for stored in storage.list() if now - stored.modified >= age_s]
+    live = {run.id for run in runs.seen(storage, now=now) if run.live}
+    return [
+        *_orphans(ledger, old),
+        *_leavings(old, live),
+        *(Garbage(upload, 0, "an upload that nobody finished", True) for upload in storage.stale_uploads(age_s=age_s)),
+    ]
+
+
+def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float) -> int:
+    """Removes what `find` found, but what has come to life since; returns how many things it removed.
+
+    Raises:
+        StorageError: A run is at work (its writers put data before markers), or the store failed.
+    """
+    storage = ledger.storage
+    now = storage.clock()
+    live = next((run for run in runs.seen(storage, now=now) if run.live), None)
+    if live is not None:
+        host = live.record["host"]
+        raise StorageError(f"{storage.url}: run {live.id} on {host} is at work; wait for its end, or stop it first")
+    removed = 0
+    for item in garbage:
+        if item.upload:
+            storage.abort_upload(item.key)
+        elif _still_old(ledger, item.key, now - age_s):
+            storage.delete([item.key])
+        else:
+            continue
+        removed += 1
+    return removed
+
+
+def _still_old(ledger: Ledger, key: str, before: float) -> bool:
+    try:
+        return ledger.storage.stat(key).modified <= before
+    except MissingError:
+        return False
+
+
+def _orphans(ledger: Ledger, old: Iterable[Stored]) -> Iterator[Garbage]:
+    """Data that no marker names."""
+    by_unit: dict[Unit, list[Stored]] = defaultdict(list)
+    for stored in old:
+        if stored.key.startswith(("shards/", "results/")):
+            unit = _unit(stored.key)
+            if unit is None:
+                yield Garbage(stored.key, stored.size_bytes, "nothing that this program writes")
+            else:
+                by_unit[unit].append(stored)
+    committed = {unit for kind in {unit.kind for unit in by_unit} for unit in ledger.units(kind)}
+    for unit, data in by_unit.items():
+        kept = ""
+        if unit in committed:
+            try:
+                kept = ledger.marker(unit).object
+            except IntegrityError:  # a damaged marker: which of them is the data cannot be known
+                continue
+        for stored in data:
+            if stored.key != kept:
+                yield Garbage(stored.key, stored.size_bytes, "data without a marker")
+
+
+def _unit(key: str) -> Unit | None:
+    """The unit that a data object belongs to: `shards/SCOPE/SHARD/00000-of-00001-HASH.tar`."""
+    place = key.partition("/")[2].rpartition("-")[0]
+    unit = parse(f"markers/{place}.json")
+    return unit if unit is not None and key.startswith(f"{unit.data}-") else None
+
+
+def _leavings(old: Iterable[Stored], live: set[str]) -> Iterator[Garbage]:
+    """Claims and records of runs that have ended, and what a killed writer left half done."""
+    old = list(old)
+    finalized = {stored.key.split("/")[1] for stored in old if stored.key.endswith("/manifest.json")}
+    for stored in old:
+        folder, _, rest = stored.key.partition("/")
+        why = ""
+        if folder == "runs" and rest.removesuffix(".json") not in live:
+            why = "the record of a run that has ended"
+        elif folder == "claims" and not live:  # which run a claim is of stands inside it, and there may be millions
+            why = "the claim of a run that has ended"
+        elif folder in ("probe", ".scratch"):
+            why = "left by a writer that was cut off"
+        elif folder == "versions" and rest.split("/")[0] not in finalized:
+            why = "a version that was never finished"
+        if why:
+            yield Garbage(stored.key, stored.size_bytes, why)

@@ -1,0 +1,131 @@
+"""Who is at work: runs that say so every few seconds, and the shards that they have claimed.
+
+Two runs of one recipe can never spoil each other's results, because markers are put-if-absent; claims only keep them
+from doing the same work. They are leases: a claim holds as long as its run has been heard of within `LEASE_S`, by the
+store's own clock (the time at which it says that each run's record was written), so no machine's clock matters.
+
+    runs/RUN.json                                what a run is doing; written anew every `BEAT_S`
+    claims/PLAN/SOURCE/SHARD/00000000.json       which run is at a shard; the highest number holds
+"""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import IntegrityError, MissingError
+from pipeline.storage import Storage
+
+BEAT_S = 10.0
+LEASE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run as others see it.
+
+    Attributes:
+        id: Its name.
+        record: What it last said of itself: plan, state, host, pid and counts.
+        age_s: How long ago, by the store's clock.
+    """
+
+    id: str
+    record: Mapping[str, Any]
+    age_s: float
+
+    @property
+    def live(self) -> bool:
+        """Whether its claims hold."""
+        return self.record.get("state") == "running" and self.age_s < LEASE_S
+
+    @property
+    def here(self) -> bool:
+        """Whether it was started on this machine."""
+        return self.record.get("host") == platform.node()
+
+
+def beat(storage: Storage, run: str, *, plan: str, state: str, counts: Mapping[str, Any]) -> None:
+    """Says that a run is alive (`running`), or how it ended (`done`, `stopped`, `failed`).
+
+    Raises:
+        StorageError: The store failed.
+    """
+    said = {"plan": plan, "state": state, "host": platform.node(), "pid": os.getpid(), **counts}
+    storage.put_record(f"runs/{run}.json", said, once=False)
+
+
+def seen(storage: Storage, *, now: float) -> list[Seen]:
+    """Every run that the store knows of, the latest first.
+
+    Args:
+        storage: The store.
+        now: The time by the store's clock, as `Storage.clock` gives it.
+    """
+    found = []
+    for stored in sorted(storage.list("runs"), key=lambda stored: -stored.modified):
+        try:
+            record = storage.record(stored.key)
+        except (MissingError, IntegrityError):  # removed, or cut off, meanwhile: nobody is alive under that name
+            continue
+        name = stored.key.removeprefix("runs/").removesuffix(".json")
+        found.append(Seen(name, record, now - stored.modified))
+    return found
+
+
+def bury(storage: Storage, run: Seen) -> bool:
+    """Ends the record of a run that says it is alive, was started on this machine, and whose process is gone.
+
+    A run that was killed is then taken over at once, rather than when its lease runs out.
+    """
+    if not (run.live and run.here) or _alive(int(run.record["pid"])):
+        return False
+    storage.put_record(f"runs/{run.id}.json", {**run.record, "state": "failed"}, once=False)
+    return True
+
+
+def claim(storage: Storage, place: str, run: str) -> str | None:
+    """Claims a shard for a run; None if it is that run's now, else the live run that has it.
+
+    Args:
+        storage: The store.
+        place: `PLAN/SOURCE/SHARD`.
+        run: Which run; its record must stand.
+
+    Raises:
+        StorageError: The store failed.
+    """
+    while True:
+        number = 0
+        claims = sorted(stored.key for stored in storage.list(f"claims/{place}"))
+        if claims:
+            holder = str(storage.record(claims[-1])["run"])
+            if holder == run:
+                return None
+            if _holds(storage, holder, run):
+                return holder
+            number = int(claims[-1].rpartition("/")[2].removesuffix(".json")) + 1
+        # Of all that see the last holder dead, put-if-absent lets exactly one be the next.
+        if storage.put_record(f"claims/{place}/{number:08d}.json", {"run": run}):
+            return None
+
+
+def _holds(storage: Storage, holder: str, run: str) -> bool:
+    try:
+        record = storage.record(f"runs/{holder}.json")
+        theirs = storage.stat(f"runs/{holder}.json").modified
+    except (MissingError, IntegrityError):
+        return False
+    ours = storage.stat(f"runs/{run}.json").modified
+    return Seen(holder, record, ours - theirs).live
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

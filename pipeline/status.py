@@ -1,0 +1,104 @@
+"""How a store stands, by the store alone: while runs go on, and after."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline import runs
+from pipeline.errors import StorageError
+from pipeline.ledger import Failure, Ledger
+from pipeline.plan import Progress, progress
+from pipeline.runs import Seen
+
+
+@dataclass(frozen=True)
+class PlanStatus:
+    """How far one recorded plan is.
+
+    Attributes:
+        id: Of the plan.
+        dataset: Identity of its images.
+        progress: Parts attacked, files scored, of how many.
+        failures: What its runs gave up.
+        runs: Who is at it, or has been; the latest first.
+    """
+
+    id: str
+    dataset: str
+    progress: Progress
+    failures: tuple[Failure, ...]
+    runs: tuple[Seen, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        counts = self.progress
+        return (counts.attacked, counts.scored, counts.shards_known) == (
+            counts.to_attack,
+            counts.to_score,
+            counts.shards,
+        )
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Images attacked a second, by the live runs together; None where there is none, or it has just begun."""
+        rates = [run.record["images"] / run.record["seconds"] for run in self.runs if run.live and run.record["images"]]
+        return sum(rates) if rates else None
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the slowest live run is done, at its own pace so far; None where that cannot be said."""
+        left = []
+        for said in (run.record for run in self.runs if run.live):
+            done = said["items"] - said["items_left"]
+            if not done:
+                return None
+            left.append(said["seconds"] * said["items_left"] / done)
+        return max(left, default=None)
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """One image that could not be used, and why."""
+
+    dataset: str
+    shard: str
+    key: str
+    reason: str
+
+
+def status(ledger: Ledger) -> list[PlanStatus]:
+    """Every recorded plan, by listings, and by reading what runs say of themselves and what they gave up.
+
+    Raises:
+        StorageError: The store failed.
+    """
+    seen = runs.seen(ledger.storage, now=_now(ledger))
+    found = []
+    for key in ledger.plans():
+        plan = ledger.plan(key)
+        identity = key.removeprefix("plans/").removesuffix(".json")
+        found.append(
+            PlanStatus(
+                id=identity,
+                dataset=plan["dataset"],
+                progress=progress(plan, ledger),
+                failures=tuple(ledger.failures(identity)),
+                runs=tuple(run for run in seen if run.record.get("plan") == identity),
+            )
+        )
+    return found
+
+
+def quarantined(ledger: Ledger) -> Iterator[Quarantined]:
+    """Every image that could not be used, off the markers of the original parts."""
+    for marker in ledger.markers(sorted(ledger.units("original"))):
+        for row in marker.fact("quarantined"):
+            yield Quarantined(marker.unit.dataset, marker.unit.part.shard, row["key"], row["reason"])
+
+
+def _now(ledger: Ledger) -> float:
+    """The store's clock; where it may only be read, the last sign of life in it."""
+    try:
+        return ledger.storage.clock()
+    except StorageError:
+        return max((stored.modified for stored in ledger.storage.list("runs")), default=0.0)

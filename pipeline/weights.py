@@ -1,0 +1,103 @@
+"""Weights beside the results: a model is resolved once, and from then on loaded by digest.
+
+A hub's tag or a checkpoint's file may move while a run of days goes on. So the driver loads each model once, stores
+its weights under their own hash, and records what the recipe's words meant; workers, later runs and audits read those.
+A thousand workers ask the store, never a hub.
+
+    models/FINGERPRINT.json        what a recipe's entry was resolved to
+    weights/SHA256.safetensors     the weights
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline import models
+from pipeline.errors import IntegrityError, MissingError, WeightsError
+from pipeline.ledger import fingerprint, named
+from pipeline.models import Classifier, ModelSpec
+from pipeline.storage import Storage, sha256, split
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its identity resolved.
+
+    Attributes:
+        spec: What the recipe says.
+        id: Name and fingerprint of the identity, as it stands in keys.
+        digest: sha256 of the state dict.
+        identity: Everything that determines its output.
+        weights: sha256 of the stored weights file.
+    """
+
+    spec: ModelSpec
+    id: str
+    digest: str
+    identity: dict[str, Any]
+    weights: str
+
+
+def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
+    """What a recipe's entry stands for: by the store's record of it, or, the first time, by loading it.
+
+    A tag's record holds for ever. A checkpoint's holds while the file is the same; another file is another model.
+
+    Raises:
+        WeightsError: The weights cannot be had, or do not fit.
+        StorageError: The store failed.
+    """
+    key = f"models/{fingerprint({**asdict(spec), 'classes': classes})}.json"
+    file = _file_version(spec)
+    try:
+        record = storage.record(key)
+    except MissingError:
+        record = {}
+    if not record or record["file"] != file:
+        classifier = models.load(spec, classes=classes)
+        data = models.dump(classifier)
+        record = {"identity": models.identity(spec, classifier), "weights": sha256(data), "file": file}
+        storage.put_once(_key(record["weights"]), data)
+        if not storage.put_record(key, record, once=spec.checkpoint is None):
+            record = storage.record(key)  # another run resolved the tag first
+    identity = record["identity"]
+    return Model(spec, named(spec.name, identity), identity["digest"], identity, record["weights"])
+
+
+def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
+    """A resolved model, from the store.
+
+    Raises:
+        WeightsError: The weights are gone or damaged, or do not fit the architecture here.
+    """
+    try:
+        data = storage.get(_key(model.weights), sha256_hex=model.weights)
+    except (MissingError, IntegrityError) as error:
+        raise WeightsError(f"{model.spec.name}: its weights: {error}") from error
+    preprocessing = {name: value for name, value in model.identity.items() if name not in ("model", "digest")}
+    classifier = models.restore(model.spec, data, preprocessing, classes=classes)
+    if classifier.digest != model.digest:
+        raise WeightsError(
+            f"{model.spec.name}: the stored weights load to {classifier.digest[:12]}, not to {model.digest[:12]}: "
+            "another version of timm or torch? see the markers' versions"
+        )
+    return classifier
+
+
+def _key(weights: str) -> str:
+    return f"weights/{weights}.safetensors"
+
+
+def _file_version(spec: ModelSpec) -> str:
+    """The size and the store's tag of a checkpoint file; empty for a tag.
+
+    Raises:
+        WeightsError: The file is not there.
+    """
+    if spec.checkpoint is None:
+        return ""
+    folder, name = split(spec.checkpoint)
+    try:
+        found = Storage(folder).stat(name)
+    except MissingError as error:
+        raise WeightsError(f"checkpoint {error}") from error
+    return f"{found.size_bytes} {found.version}"
