@@ -8,7 +8,7 @@ STORE  ?= folder
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check format lock picture clean
+.PHONY: demo test check chaos scale format lock picture clean
 
 demo: $(VENV)/installed  ## the main job on real photographs, end to end; STORE=s3 runs it on a real S3 server
 ifeq ($(STORE),s3)
@@ -25,6 +25,12 @@ check: $(VENV)/installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+chaos: $(VENV)/installed  ## the fault campaign: 200 faults and more, injected for real, in half an hour; as root, with faketime installed
+	$(BIN)/python -m tests.chaos.campaign
+
+scale: $(VENV)/installed  ## 100,000 parts on a real S3 server, a 5 GB shard, 100,000 items: time, memory, requests
+	$(BIN)/python -m tests.scale
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix-only .

@@ -22,6 +22,66 @@ import botocore.exceptions
 _START_S = 60
 
 
+class Server:
+    """The server as a process that can be killed and started again on the same data and ports.
+
+    Args:
+        folder: Where it keeps its data and its log.
+
+    Attributes:
+        environment: What AWS tools need to use it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder / "server.log"
+        ports = _free_ports(5)
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
+        }
+        options = dict(zip(("s3.port", "master.port", "volume.port", "filer.port", "admin.port"), ports, strict=True))
+        self._command = [
+            str(Path(sys.executable).with_name("weed")),
+            "mini",
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            *(f"-{name}={port}" for name, port in options.items()),
+            *("-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.iam=false"),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it, and returns when a write goes through.
+
+        Raises:
+            TimeoutError: It did not answer in time; its log says why.
+        """
+        with self._log.open("ab") as log:
+            environment = {**os.environ, **self.environment, "GOMEMLIMIT": "400MiB"}
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
+        try:
+            _wait(self.environment, self._process, self._log)
+        except BaseException:
+            self.stop()
+            raise
+
+    def kill(self) -> None:
+        """Ends it as a power cut would: SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+
+    def stop(self) -> None:
+        """Ends it in good order."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+
+
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[dict[str, str]]:
     """Runs the server while entered; yields the environment that AWS tools need to use it.
@@ -32,34 +92,12 @@ def server(folder: Path) -> Iterator[dict[str, str]]:
     Raises:
         TimeoutError: It did not answer in time; its log says why.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    ports = _free_ports(5)
-    environment = {
-        "AWS_ACCESS_KEY_ID": "local",
-        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
-    }
-    options = dict(zip(("s3.port", "master.port", "volume.port", "filer.port", "admin.port"), ports, strict=True))
-    command = [
-        str(Path(sys.executable).with_name("weed")),
-        "mini",
-        f"-dir={folder}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        *(f"-{name}={port}" for name, port in options.items()),
-        *("-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.iam=false"),
-    ]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **environment, "GOMEMLIMIT": "400MiB"}
-        )
-        try:
-            _wait(environment, process, folder / "server.log")
-            yield environment
-        finally:
-            process.terminate()
-            process.wait(30)
+    running = Server(folder)
+    running.start()
+    try:
+        yield running.environment
+    finally:
+        running.stop()
 
 
 def client(environment: dict[str, str]):  # type: ignore[no-untyped-def]  # boto3 makes its clients' types at run time

@@ -40,7 +40,7 @@ def generate(
         typer.Option(help="A Ray cluster (`auto` for the one this machine belongs to); default: a local one."),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also try again what earlier runs of this recipe gave up.")
+        bool, typer.Option("--retry-failed", help="Also try again failed items and quarantined images.")
     ] = False,
     max_failed: Annotated[
         int, typer.Option(min=0, help="So many failed items (shards, or parts of them) still make exit code 0.")
@@ -108,14 +108,15 @@ def status(
     It reads the store alone, so it answers while a run goes on elsewhere as well as after.
     """
     from jobs import tables
-    from pipeline import status as rooms
+    from pipeline import quarantine
+    from pipeline.status import status as look
 
     ledger = _open(store)
     if quarantined:
-        for image in rooms.quarantined(ledger):
+        for image in quarantine.listed(ledger):
             sys.stdout.write(f"{image.dataset}/{image.shard}/{image.key}: {image.reason}\n")
     else:
-        tables.show_status(rooms.status(ledger), console=console)
+        tables.show_status(look(ledger), console=console)
 
 
 @app.command()

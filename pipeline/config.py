@@ -6,6 +6,7 @@ where it lives.
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,6 +24,9 @@ from pipeline.models import ModelSpec
 from pipeline.plan import DataSpec, Job
 from pipeline.pools import Pools
 from pipeline.storage import absolute
+
+# Of bounded length: "1e999999999" is a number that takes all of the memory and of the day.
+_NUMBER = re.compile(r"[-+]?[0-9]{0,30}(/[0-9]{1,30}|\.[0-9]{0,30})?([eE][-+]?[0-9]{1,3})?")
 
 
 def _tag(value: Any) -> Any:
@@ -45,10 +49,15 @@ def _known(spec: ModelSpec) -> ModelSpec:
 def _number(value: Any) -> Fraction:
     """A number as its digits say, not as the nearest binary fraction: 0.1 is 1/10."""
     try:
-        return Fraction(str(value))
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f'{value!r} is no number; write a number, or a fraction such as "16/255"') from None
+        if _NUMBER.fullmatch(str(value)):
+            return Fraction(str(value))
+    except ZeroDivisionError:
+        pass
+    raise ValueError(f'{value!r} is no number; write a number, or a fraction such as "16/255"')
 
+
+# What the deepest key of a recipe is: attacks.1.gnp.r, with room to name a wrong one below.
+_DEEPEST = 10
 
 Number = Annotated[Fraction, BeforeValidator(_number)]
 Data = Annotated[DataSpec, BeforeValidator(_one_pattern)]
@@ -178,10 +187,12 @@ def load(path: Path) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # TOML's own, and what UTF-8, long numbers and deep nesting raise
+        raise RecipeError(f"{path}: not TOML: {_one_line(str(error))}") from error
     try:
-        return Recipe.model_validate(_without_booleans(values, f"{path}: "))
+        _require_plain(values, path)
+        recipe = Recipe.model_validate(values)
+        _require_unquoted(values, recipe, path)
     except ValidationError as error:
         faults = error.errors()
         inner = [fault["loc"] for fault in faults]
@@ -191,22 +202,56 @@ def load(path: Path) -> Recipe:
             for fault in faults
             if fault["type"] != "too_short" or not any(loc[: len(fault["loc"])] == fault["loc"] != loc for loc in inner)
         ]
-        raise RecipeError("\n".join(f"{path}: {_fault(fault)}" for fault in told)) from error
+        raise RecipeError("\n".join(f"{path}: {_one_line(_fault(fault))}" for fault in told)) from error
+    return recipe
 
 
-def _without_booleans(value: Any, where: str = "") -> Any:
-    """Refuses true and false, which nothing in a recipe takes and which Python counts as 1 and 0."""
+def _require_plain(value: Any, path: Path, where: tuple[Any, ...] = ()) -> None:
+    """Refuses what nothing in a recipe takes, and what Python lets pass: it counts true as 1, and has no largest int.
+
+    Raises:
+        RecipeError: A boolean, a number of more than TOML's 64 bits, or tables in tables without end.
+    """
+    place = f"{path}: {_one_line(_dotted(where[:_DEEPEST]))}"
+    if len(where) > _DEEPEST:
+        raise RecipeError(f"{place}…: nothing in a recipe lies so deep")
     if isinstance(value, bool):
-        raise RecipeError(f"{where.strip('.')} = {str(value).lower()}: nothing in a recipe is true or false")
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        _without_booleans(item, f"{where}.{key}")
-    return value
+        raise RecipeError(f"{place} = {str(value).lower()}: nothing in a recipe is true or false")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise RecipeError(f"{place}: a whole number of more than 64 bits")
+    for key, item in _items(value):
+        _require_plain(item, path, (*where, key))
+
+
+def _require_unquoted(written: Any, meant: Any, path: Path, where: tuple[Any, ...] = ()) -> None:
+    """Refuses `steps = "10"`, which pydantic reads as 10: fractions alone are written as text.
+
+    Raises:
+        RecipeError: Text stands where a number is meant.
+    """
+    if isinstance(written, str) and isinstance(meant, (int, float)):
+        raise RecipeError(f"{path}: {_one_line(f'{_dotted(where)} = {written!r}')}: write the number without quotes")
+    for key, item in _items(written):
+        _require_unquoted(item, meant[key] if isinstance(key, int) else getattr(meant, key), path, (*where, key))
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+
+
+def _dotted(where: Iterable[Any]) -> str:
+    return ".".join(str(step) for step in where)
+
+
+def _one_line(text: str) -> str:
+    """Text without line breaks or other characters that a terminal obeys, of at most some lines' length."""
+    plain = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[:2000])
+    return plain + "…" * (len(text) > 2000)
 
 
 def _fault(fault: Any) -> str:
     """One line of what pydantic found."""
-    where = ".".join(str(part) for part in fault["loc"]) or "recipe"
+    where = _dotted(fault["loc"]) or "recipe"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), fault['loc'][:-1])}"

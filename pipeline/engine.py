@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from pipeline import runs, weights
+from pipeline import quarantine, runs, weights
 from pipeline.errors import CapacityError, GnpError, IntegrityError, Interrupted, MissingError, StorageError
 from pipeline.ledger import Failure, Ledger
 from pipeline.plan import Item, Plan, Progress, all_scopes, pending, progress, require_unchanged
@@ -98,7 +98,7 @@ def run(
         store: URL of the store; every worker opens it from its own environment.
         pools: How many workers, and what each is given.
         address: A Ray cluster; by default the one of this process, or else a local one.
-        retry_failed: Try again what earlier runs of this plan gave up.
+        retry_failed: Try again what earlier runs of this plan gave up, and images that could not be used.
         stop: Set it to end the run early. SIGTERM and Ctrl-C do, where this is called in the main thread.
         on_progress: Called every few seconds, from another thread.
         on_notice: Called with a line about other runs that are at the same plan.
@@ -116,6 +116,8 @@ def run(
     require_unchanged(plan, ledger)
     plan_id = ledger.record_plan(plan.describe())
     listed = _failures(plan, ledger, plan_id, retry=retry_failed)
+    if retry_failed:
+        _retry_quarantined(plan, ledger, on_notice)
     passed_over = {(failure.source, failure.shard) for failure in listed}
 
     def left(workers: int = 1) -> list[Item]:
@@ -165,6 +167,16 @@ def _failures(plan: Plan, ledger: Ledger, plan_id: str, *, retry: bool) -> tuple
     void = [failure for failure in listed if retry or versions.get(failure.shard) != failure.version]
     ledger.forgive(void)
     return tuple(failure for failure in listed if failure not in void)
+
+
+def _retry_quarantined(plan: Plan, ledger: Ledger, on_notice: Callable[[str], None]) -> None:
+    """Has quarantined images tried again, unless another run could be reading what that revokes."""
+    live = next((run for run in runs.seen(ledger.storage, now=ledger.storage.clock()) if run.live), None)
+    if live is not None and not runs.bury(ledger.storage, live):
+        on_notice(f"quarantined images are not tried again while run {live.id} on {live.record['host']} is at work")
+        return
+    for part in quarantine.reconsider(plan, ledger):
+        on_notice(f"quarantined images of {part.shard}, part {part.index} of {part.count}, can be used now")
 
 
 def _usable(plan: Plan, ledger: Ledger) -> bool:
@@ -441,13 +453,15 @@ class _Office:
             return
         self._look_at_nodes(now=True)
         if slot.node in self._alive:
-            self._try_again(pool, item, f"its worker died: {reason}")
+            self._try_again(pool, item, f"its worker died: {reason}", deadly=True)
         else:  # the machine is gone: no fault of the item's
             log.warning("a node is gone; %s goes back into the queue", item.name)
             self._queues[pool.stage].appendleft(item)
 
-    def _try_again(self, pool: _Pool, item: Item, reason: str, *, store_failed: bool = False) -> None:
-        """Puts an item back, or lists it as failed; what was attacked of it is scored all the same."""
+    def _try_again(
+        self, pool: _Pool, item: Item, reason: str, *, store_failed: bool = False, deadly: bool = False
+    ) -> None:
+        """Puts an item back, or lists it as failed; what was attacked of it is scored, unless it kills workers."""
         if self._store_failures > 2 * (self._generators.size + self._scorers.size) + 4:
             raise StorageError(f"the store keeps failing: {reason}")
         key = (pool.stage.__name__, item.name)
@@ -469,7 +483,7 @@ class _Office:
         self.failed.setdefault(item.name, failure)
         if not store_failed:  # what the store was to blame for is tried again by the next run, unasked
             Ledger(self._storage).fail(failure)
-        if pool is self._generators:
+        if pool is self._generators and not deadly:
             self._queues[Scorer].append(item)
 
     def _look_at_nodes(self, *, now: bool = False) -> None:

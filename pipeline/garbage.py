@@ -1,5 +1,7 @@
 """What lies in a store and is of no use: writers that died leave data without a marker, runs leave claims."""
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 from pipeline import runs
 from pipeline.errors import IntegrityError, MissingError, StorageError
 from pipeline.ledger import Ledger, Unit, parse
-from pipeline.storage import Stored
+from pipeline.storage import Storage, Stored
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ def find(ledger: Ledger, *, age_s: float) -> list[Garbage]:
     """
     storage = ledger.storage
     now = storage.clock()
-    old = [stored for stored in storage.list() if now - stored.modified >= age_s]
+    everything = list(storage.list())
+    old = [stored for stored in everything if now - stored.modified >= age_s]
+    old_keys = {stored.key for stored in old}
     live = {run.id for run in runs.seen(storage, now=now) if run.live}
     return [
-        *_orphans(ledger, old),
-        *_leavings(old, live),
+        *(orphan for orphan in _orphans(ledger, everything) if orphan.key in old_keys),
+        *_leavings(old, live, _versions_in_use(storage, now - age_s)),
         *(Garbage(upload, 0, "an upload that nobody finished", True) for upload in storage.stale_uploads(age_s=age_s)),
     ]
 
@@ -56,11 +60,11 @@ def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float) -> int:
     if live is not None:
         host = live.record["host"]
         raise StorageError(f"{storage.url}: run {live.id} on {host} is at work; wait for its end, or stop it first")
-    removed = 0
+    removed, in_use = 0, _versions_in_use(storage, now - age_s)
     for item in garbage:
         if item.upload:
             storage.abort_upload(item.key)
-        elif _still_old(ledger, item.key, now - age_s):
+        elif _version(item.key) not in in_use and _still_old(ledger, item.key, now - age_s):
             storage.delete([item.key])
         else:
             continue
@@ -75,10 +79,10 @@ def _still_old(ledger: Ledger, key: str, before: float) -> bool:
         return False
 
 
-def _orphans(ledger: Ledger, old: Iterable[Stored]) -> Iterator[Garbage]:
-    """Data that no marker names."""
+def _orphans(ledger: Ledger, everything: Iterable[Stored]) -> Iterator[Garbage]:
+    """Data that neither a marker names nor the manifest of a finished version."""
     by_unit: dict[Unit, list[Stored]] = defaultdict(list)
-    for stored in old:
+    for stored in everything:
         if stored.key.startswith(("shards/", "results/")):
             unit = _unit(stored.key)
             if unit is None:
@@ -86,16 +90,32 @@ def _orphans(ledger: Ledger, old: Iterable[Stored]) -> Iterator[Garbage]:
             else:
                 by_unit[unit].append(stored)
     committed = {unit for kind in {unit.kind for unit in by_unit} for unit in ledger.units(kind)}
+    finalized = _finalized(ledger.storage, everything)
     for unit, data in by_unit.items():
-        kept = ""
-        if unit in committed:
-            try:
-                kept = ledger.marker(unit).object
-            except IntegrityError:  # a damaged marker: which of them is the data cannot be known
-                continue
+        if unit in committed and len(data) == 1:
+            continue  # nothing else could be what its marker names, which is not read: there may be millions
+        try:
+            kept = ledger.marker(unit).object if unit in committed else ""
+        except IntegrityError:  # a damaged marker: which of them is the data cannot be known
+            continue
         for stored in data:
-            if stored.key != kept:
+            if stored.key != kept and stored.key not in finalized:
                 yield Garbage(stored.key, stored.size_bytes, "data without a marker")
+
+
+def _finalized(storage: Storage, everything: Iterable[Stored]) -> set[str]:
+    """The objects of every finished version: also those that have since been made anew.
+
+    Raises:
+        IntegrityError: A manifest cannot be read, so that what is to be kept is not known.
+    """
+    kept: set[str] = set()
+    for key in (stored.key for stored in everything if re.fullmatch(r"versions/[^/]+/manifest\.json", stored.key)):
+        try:
+            kept |= {str(entry["object"]) for entry in json.loads(storage.get(key))["objects"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(f"{storage.at(key)}: not a manifest ({error}); restore it, or remove it") from error
+    return kept
 
 
 def _unit(key: str) -> Unit | None:
@@ -105,10 +125,22 @@ def _unit(key: str) -> Unit | None:
     return unit if unit is not None and key.startswith(f"{unit.data}-") else None
 
 
-def _leavings(old: Iterable[Stored], live: set[str]) -> Iterator[Garbage]:
+def _versions_in_use(storage: Storage, before: float) -> set[str]:
+    """The versions that are finished, or that somebody may be making: files of an earlier try stay as old as they are."""
+    return {
+        _version(stored.key)
+        for stored in storage.list("versions")
+        if stored.modified > before or stored.key == f"versions/{_version(stored.key)}/manifest.json"
+    }
+
+
+def _version(key: str) -> str:
+    """Of which version a file is; empty for what is of none."""
+    return key.split("/")[1] if key.startswith("versions/") else ""
+
+
+def _leavings(old: Iterable[Stored], live: set[str], in_use: set[str]) -> Iterator[Garbage]:
     """Claims and records of runs that have ended, and what a killed writer left half done."""
-    old = list(old)
-    finalized = {stored.key.split("/")[1] for stored in old if stored.key.endswith("/manifest.json")}
     for stored in old:
         folder, _, rest = stored.key.partition("/")
         why = ""
@@ -118,7 +150,7 @@ def _leavings(old: Iterable[Stored], live: set[str]) -> Iterator[Garbage]:
             why = "the claim of a run that has ended"
         elif folder in ("probe", ".scratch"):
             why = "left by a writer that was cut off"
-        elif folder == "versions" and rest.split("/")[0] not in finalized:
+        elif folder == "versions" and _version(stored.key) not in in_use:
             why = "a version that was never finished"
         if why:
             yield Garbage(stored.key, stored.size_bytes, why)

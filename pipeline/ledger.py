@@ -182,15 +182,28 @@ class Ledger:
         try:
             own = fields.pop("unit")
             marker = Marker(unit=Unit(**{**own, "part": Part(**own["part"])}), **fields)
+            whose = marker.unit.marker
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise IntegrityError(f"{self.storage.at(unit.marker)}: not a marker ({error})") from error
         if marker.unit != unit:
-            raise IntegrityError(f"{self.storage.at(unit.marker)}: this is the marker of {marker.unit.marker}")
-        if not str(marker.object).startswith(f"{unit.data}-") or not isinstance(marker.facts, dict):
+            raise IntegrityError(f"{self.storage.at(unit.marker)}: this is the marker of {whose}")
+        if not re.fullmatch(rf"{re.escape(unit.data)}-[^/]+", str(marker.object)) or not isinstance(marker.facts, dict):
             raise IntegrityError(
                 f"{self.storage.at(unit.marker)}: not a marker (its data cannot lie at {marker.object!r})"
             )
+        if not re.fullmatch("[0-9a-f]{64}", str(marker.sha256)):  # without one, its data would be believed unread
+            raise IntegrityError(f"{self.storage.at(unit.marker)}: not a marker (it names no sha256)")
         return marker
+
+    def revoke(self, dataset: str, parts: Collection[Part]) -> None:
+        """Takes back all that is committed of some parts; their data become orphans.
+
+        What was made of something goes before it, so wherever this is cut off, what still stands is whole.
+        """
+        if not parts:
+            return
+        for kind in reversed(KINDS):
+            self.storage.delete([unit.marker for unit in self.units(f"{kind}/{dataset}") if unit.part in parts])
 
     def markers(self, units: Iterable[Unit]) -> Iterator[Marker]:
         """The markers of many units, read side by side, in order."""

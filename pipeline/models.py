@@ -295,12 +295,16 @@ def _read_state(checkpoint: str) -> dict[str, Tensor]:
         with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file:
             file.write(data)
             file.flush()
-            state: dict[str, Tensor] = timm.models.load_state_dict(file.name, use_ema=False, weights_only=True)
+            state: Any = timm.models.load_state_dict(file.name, use_ema=False, weights_only=True)
     except GnpError as error:
         raise WeightsError(f"checkpoint {error}") from error
     except Exception as error:  # a damaged or hostile file fails anywhere inside pickle, zip or safetensors
         raise WeightsError(f"{checkpoint}: not a readable checkpoint ({_gist(error)})") from error
-    return state
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise WeightsError(f"{checkpoint}: not a checkpoint: it holds something else than tensors by name")
+    return cast("dict[str, Tensor]", state)
 
 
 def _gist(error: BaseException) -> str:

@@ -10,6 +10,7 @@ store's own clock (the time at which it says that each run's record was written)
 
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from pipeline.storage import Storage
 
 BEAT_S = 10.0
 LEASE_S = 60.0
+# What a run may be called: a name that cannot be a file's would be asked of the store for a minute.
+_RUN = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def bury(storage: Storage, run: Seen) -> bool:
 
     A run that was killed is then taken over at once, rather than when its lease runs out.
     """
-    if not (run.live and run.here) or _alive(int(run.record["pid"])):
+    pid = run.record.get("pid")
+    if not (run.live and run.here) or not isinstance(pid, int) or _alive(pid):
         return False
     storage.put_record(f"runs/{run.id}.json", {**run.record, "state": "failed"}, once=False)
     return True
@@ -100,15 +104,24 @@ def claim(storage: Storage, place: str, run: str) -> str | None:
         number = 0
         claims = sorted(stored.key for stored in storage.list(f"claims/{place}"))
         if claims:
-            holder = str(storage.record(claims[-1])["run"])
+            holder = _claimant(storage, claims[-1])
             if holder == run:
                 return None
-            if _holds(storage, holder, run):
+            if holder and _holds(storage, holder, run):
                 return holder
             number = int(claims[-1].rpartition("/")[2].removesuffix(".json")) + 1
         # Of all that see the last holder dead, put-if-absent lets exactly one be the next.
         if storage.put_record(f"claims/{place}/{number:08d}.json", {"run": run}):
             return None
+
+
+def _claimant(storage: Storage, claim: str) -> str:
+    """Which run a claim is of; nobody's where it is gone or damaged, for it would hold the shard up for ever."""
+    try:
+        run = str(storage.record(claim).get("run"))
+    except (MissingError, IntegrityError):
+        return ""
+    return run if _RUN.fullmatch(run) else ""
 
 
 def _holds(storage: Storage, holder: str, run: str) -> bool:
@@ -126,6 +139,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):  # of another user, or no number of a process: its lease will tell
         return True
     return True

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from tarfile import HeaderError
+from typing import Any, BinaryIO, Self, cast
 
 import braceexpand
 import webdataset
@@ -35,8 +36,24 @@ MOST_BYTES = 1 << 28
 # A shard of ImageNet has 4,000; an index of more would not fit into memory.
 _MOST_MEMBERS = 1_000_000
 _GLOB = re.compile(r"[*?\[]")
-# Names that WebDataset keeps for itself.
+# Names that WebDataset keeps for itself: it passes over such folders and files, and a sample with such an extension.
 _META = re.compile(r"__[^/]*__($|/)")
+# A path has at most 4,096 bytes.
+_MOST_EXTENDED_BYTES = 1 << 14
+# What tarfile's patterns take quadratic time to read (CVE-2024-6232; mended in Python 3.11.10 and 3.12.6).
+_MANY_DIGITS = re.compile(rb"[0-9]{201}")
+_BLOCK = 512
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+# Every member carries a copy of them.
+_MOST_GLOBAL_FIELDS = 100
+# The label is a decimal number.
+_MOST_LABEL_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -229,7 +246,11 @@ def records(data: bytes, *, name: str) -> Iterator[dict[str, Any]]:
 
 def _grouped(members: Iterable[tarfile.TarInfo], name: str) -> Iterator[dict[str, Any]]:
     """Members grouped into samples by WebDataset's own rule: `{"__key__": ..., extension: member}`."""
-    files = ({"fname": m.name, "data": m, "__url__": name} for m in members if m.isreg() and not _META.match(m.name))
+    files = (
+        {"fname": m.name, "data": m, "__url__": name}
+        for m in members
+        if m.isreg() and not _META.match(m.name) and not _META.match(base_plus_ext(m.name)[1] or "")
+    )
     try:
         yield from group_by_keys(files)
     except ValueError as error:
@@ -246,6 +267,27 @@ def write(samples: Iterable[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose own claims are believed only as far as they are sane."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _EXTENDED and header.size > _MOST_EXTENDED_BYTES):
+            raise HeaderError(f"a header of type {header.type!r} claims {header.size:,} bytes")
+        return header
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        file = cast("BinaryIO", tarfile.fileobj)
+        at = file.tell()
+        header = cls.frombuf(file.read(_BLOCK), tarfile.encoding or "utf-8", tarfile.errors or "surrogateescape")
+        if header.type in _EXTENDED and _MANY_DIGITS.search(file.read(header.size)):
+            raise HeaderError("an extended header with a number of more than 200 digits")
+        file.seek(at)
+        return super().fromtarfile(tarfile)
+
+
 def _members(file: BinaryIO, name: str) -> list[tarfile.TarInfo]:
     """The members of a tar that they fill up to its end-of-archive of two zero blocks (POSIX.1-1988).
 
@@ -253,19 +295,27 @@ def _members(file: BinaryIO, name: str) -> list[tarfile.TarInfo]:
         ShardError: The tar is truncated or damaged.
     """
     members: list[tarfile.TarInfo] = []
+    size_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             at = -1
             while (member := tar.next()) is not None:
                 # A header with a negative size leads tarfile round in a circle for ever (CVE-2025-8194).
-                if member.size < 0 or tar.offset <= at or len(members) == _MOST_MEMBERS:
+                if member.size < 0 or not at < tar.offset or len(members) == _MOST_MEMBERS:
                     raise tarfile.ReadError(f"no sane member at byte {member.offset}")
+                if tar.offset > size_bytes:
+                    raise tarfile.ReadError("unexpected end of data")
+                # A pax field can say that a file is longer than what lies there for it.
+                if member.isreg() and not member.issparse() and member.offset_data + member.size > tar.offset:
+                    raise tarfile.ReadError(f"the member at byte {member.offset} claims {member.size:,} bytes")
+                if len(member.pax_headers) > _MOST_GLOBAL_FIELDS:
+                    raise tarfile.ReadError(f"the member at byte {member.offset} has {len(member.pax_headers)} fields")
                 at = tar.offset
                 members.append(member)
             end = tar.offset
     # Hostile headers make tarfile raise more than its own errors.
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, LookupError) as error:
         raise ShardError(f"shard {name}: not a complete tar ({error}); fetch or make it again") from error
     _require_end(file, end, name)
     return members
@@ -295,6 +345,8 @@ def _passed_over(members: Iterable[tarfile.TarInfo]) -> Iterator[Rejected]:
                 _readable(member.name),
                 "not a sample: a file is named KEY.EXTENSION, its name does not begin with a dot",
             )
+        elif _META.match(base_plus_ext(member.name)[1]):
+            yield Rejected(_readable(member.name), "its extension is one that WebDataset keeps for itself")
 
 
 def _readable(name: str) -> str:
@@ -312,7 +364,10 @@ def _image(record: Mapping[str, Any]) -> tarfile.TarInfo:
 def _label_member(record: Mapping[str, Any]) -> tarfile.TarInfo:
     if "cls" not in record:
         raise SampleError("no label: no cls")
-    return cast("tarfile.TarInfo", record["cls"])
+    member = cast("tarfile.TarInfo", record["cls"])
+    if member.size > _MOST_LABEL_BYTES:
+        raise SampleError(f"the label is no whole number: it has {member.size:,} bytes")
+    return member
 
 
 def _label(written: bytes, classes: int) -> int:

@@ -1,6 +1,5 @@
 """How a store stands, by the store alone: while runs go on, and after."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline import runs
@@ -41,7 +40,8 @@ class PlanStatus:
     @property
     def images_per_s(self) -> float | None:
         """Images attacked a second, by the live runs together; None where there is none, or it has just begun."""
-        rates = [run.record["images"] / run.record["seconds"] for run in self.runs if run.live and run.record["images"]]
+        said = [run.record for run in self.runs if run.live]
+        rates = [each["images"] / each["seconds"] for each in said if each["images"] and each["seconds"]]
         return sum(rates) if rates else None
 
     @property
@@ -54,16 +54,6 @@ class PlanStatus:
                 return None
             left.append(said["seconds"] * said["items_left"] / done)
         return max(left, default=None)
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """One image that could not be used, and why."""
-
-    dataset: str
-    shard: str
-    key: str
-    reason: str
 
 
 def status(ledger: Ledger) -> list[PlanStatus]:
@@ -87,13 +77,6 @@ def status(ledger: Ledger) -> list[PlanStatus]:
             )
         )
     return found
-
-
-def quarantined(ledger: Ledger) -> Iterator[Quarantined]:
-    """Every image that could not be used, off the markers of the original parts."""
-    for marker in ledger.markers(sorted(ledger.units("original"))):
-        for row in marker.fact("quarantined"):
-            yield Quarantined(marker.unit.dataset, marker.unit.part.shard, row["key"], row["reason"])
 
 
 def _now(ledger: Ledger) -> float:

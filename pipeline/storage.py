@@ -14,6 +14,7 @@ and a mismatch is read again before it is called damage, because a byte can flip
 
 import contextlib
 import hashlib
+import html
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from urllib.parse import unquote
 
 import boto3
@@ -58,6 +59,7 @@ _RETRY: "RetryConfig" = {
 }
 # How often an object is read before bytes that do not match are called damage.
 _READS = 4
+_ANSWER = re.compile(r"<Code>(?P<code>[^<]*)</Code>\s*<Message>(?P<message>[^<]*)</Message>")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -141,6 +143,9 @@ class Storage:
             self._store = LocalStore(self.url)
         else:
             raise RecipeError(f"store {url!r}: not a store; write s3://bucket/prefix, file:///folder or a folder")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.url}: an open store holds credentials and is not pickled; send its URL instead")
 
     def at(self, key: str) -> str:
         """The address of an object, for messages and for other readers."""
@@ -319,9 +324,10 @@ class Storage:
         if self._folder is not None:
             return []
         bucket, prefix = self._place
+        below = f"{prefix}/" if prefix else ""  # or another store's, whose prefix begins with this one, would be found
         now = self.clock()
         with self._explained(""):
-            pages = boto3.client("s3").get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
+            pages = boto3.client("s3").get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=below)
             return [
                 f"{upload['Key']} {upload['UploadId']}"
                 for page in pages
@@ -438,7 +444,7 @@ def split(url: str) -> tuple[str, str]:
 def _s3_store(bucket: str, prefix: str) -> S3Store:
     try:
         session = boto3.Session()
-        client = session.client("s3")
+        client = _s3_client(session, bucket)
         credentials = Boto3CredentialProvider(session)
     except (ValueError, botocore.exceptions.BotoCoreError) as error:
         raise StorageError(
@@ -455,6 +461,26 @@ def _s3_store(bucket: str, prefix: str) -> S3Store:
         retry_config=_RETRY,
         client_options={"allow_http": endpoint.startswith("http://"), "timeout": timedelta(minutes=2)},
         endpoint=own,
+    )
+
+
+def _s3_client(session: boto3.Session, bucket: str) -> Any:
+    """A client, for what boto3 finds out: the region and the endpoint.
+
+    Raises:
+        StorageError: The endpoint is no address.
+        BotoCoreError: Something else stands in the way.
+    """
+    reason = "neither http:// nor https://"
+    try:
+        client = session.client("s3")
+        if client.meta.endpoint_url.startswith(("http://", "https://")):
+            return client
+    except ValueError as error:
+        reason = _first_line(error)
+    raise StorageError(
+        f"s3://{bucket}: the endpoint is no address ({reason}); AWS_ENDPOINT_URL, or endpoint_url in the AWS profile, "
+        "must be one such as http://127.0.0.1:9000"
     )
 
 
@@ -507,6 +533,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    """The gist of a client's error: obstore's messages run to a page of Rust structures."""
+    """The gist of a client's error: obstore's messages run to a page of Rust structures around S3's answer in XML."""
+    answer = _ANSWER.search(str(error))
+    if answer is not None:
+        return html.unescape(f"{answer['code']}: {' '.join(answer['message'].split())}")[:300]
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]

@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,19 @@ from pipeline.storage import Storage
 from tests.samples import CLASSES
 
 ROOT = Path(__file__).parents[1]
+# How many inputs each reader was given, and how many histories the ledger lived through.
+TRIED: Counter[str] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how much was tried at random, which the number of tests does not tell."""
+    histories = TRIED["histories"]
+    readers = {reader: count for reader, count in TRIED.items() if reader != "histories"}
+    if readers:
+        listed = ", ".join(f"{reader} {count:,}" for reader, count in readers.items())
+        terminalreporter.write_line(f"fuzzed: {listed}: {sum(readers.values()):,} inputs")
+    if histories:
+        terminalreporter.write_line(f"lived through: {histories:,} histories of the ledger")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,6 +84,6 @@ def ray_on_four_devices(s3: dict[str, str]) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    ray.init(num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -40,7 +40,8 @@ LAYERS: dict[str, set[str]] = {
     "garbage": {"errors", "ledger", "runs", "storage"},
     "status": {"errors", "ledger", "plan", "runs"},
     "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
-    "engine": {"errors", "ledger", "plan", "pools", "runs", "stages", "storage", "weights"},
+    "quarantine": {"codec", "errors", "ledger", "plan", "sample", "shards"},
+    "engine": {"errors", "ledger", "plan", "pools", "quarantine", "runs", "stages", "storage", "weights"},
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
 }
 

@@ -1,11 +1,12 @@
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from pipeline import engine
+from pipeline import engine, runs
 from pipeline.errors import CapacityError, WeightsError
 from pipeline.ledger import Ledger
 from pipeline.plan import Progress
@@ -93,6 +94,64 @@ def test_what_the_actors_cannot_load_is_refused_by_the_driver(tmp_path: Path, ti
     store.delete([stored.key for stored in store.list("weights")])
     with pytest.raises(WeightsError, match=r"tiny: its weights: .* no such object"):
         engine.run(planned, store.url, pools=Pools())
+
+
+def test_an_item_that_takes_too_long_is_stopped_tried_again_and_listed(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(8)])
+    endless = attack("mi", name="endless", steps=10**9)
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), endless)))
+    outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools(generators=1, scorers=1, item_minutes=0.05))
+    assert set(outcome.failed.values()) == {"took longer than item_minutes = 0.05"}
+    ledger = Ledger(Storage(str(tmp_path / "store")))
+    attacked, scored = list(ledger.units("adversarial")), list(ledger.units("transfer"))
+    assert {unit.attack.split("-")[0] for unit in attacked} == {"i"}, "what was done in time is kept"
+    assert len(attacked) == len(scored), "and scored"
+
+
+def test_when_there_is_no_room_for_workers_the_run_ends_with_a_reason(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    import ray
+
+    class Squatter:
+        def here(self) -> None:
+            pass
+
+    squatter = ray.remote(Squatter).options(num_gpus=4).remote()
+    ray.get(squatter.here.remote())
+    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    try:
+        with pytest.raises(CapacityError, match=r"no generator could start, .* the cluster has no room for it"):
+            engine.run(planned, str(tmp_path / "store"), pools=Pools(start_minutes=0.05))
+    finally:
+        ray.kill(squatter)
+    assert engine.run(planned, str(tmp_path / "store"), pools=Pools()).failed == {}
+
+
+def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    for number in range(4):
+        write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=200),)))
+    stop = threading.Event()
+
+    def stop_at_the_first_part(counts: Progress) -> None:
+        if counts.attacked:
+            stop.set()
+
+    outcome = engine.run(
+        planned,
+        str(tmp_path / "store"),
+        pools=Pools(generators=1, scorers=1),
+        stop=stop,
+        on_progress=stop_at_the_first_part,
+    )
+    assert (outcome.stopped, outcome.failed) == (True, {})
+    ledger = Ledger(Storage(str(tmp_path / "store")))
+    (seen,) = runs.seen(ledger.storage, now=ledger.storage.clock())
+    assert seen.record["state"] == "stopped"
+    assert 0 < len(list(ledger.units("adversarial"))) < 8
+    again = engine.run(planned, str(tmp_path / "store"), pools=Pools())
+    assert (again.stopped, again.failed) == (False, {})
+    assert len(list(ledger.units("transfer"))) == 8
 
 
 CLUSTER = """

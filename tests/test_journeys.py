@@ -115,7 +115,7 @@ def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_a_run_shows_progress_and_says_how_it_ended(journey: Journey) -> None:
     assert "attacked 10/10 parts, scored 45/45 files" in journey.said
     assert "done: 2 items" in journey.said
-    assert f"({5 * IMAGES} images attacked, 0 quarantined)" in journey.said
+    assert f"({2 * IMAGES} images attacked, 0 quarantined)" in journey.said
 
 
 def test_a_second_run_does_no_work_and_says_so(journey: Journey) -> None:
@@ -300,3 +300,78 @@ def test_a_picture_names_the_classes(journey: Journey, tmp_path: Path) -> None:
     image = Image.open(io.BytesIO(picture.draw(ledger, row, class_name=models.class_name)))
     assert image.format == "PNG"
     assert image.width > 900
+
+
+def test_status_says_that_all_is_done_and_by_whom(journey: Journey) -> None:
+    done = journey.gnp("status", journey.store)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, *runs = done.stdout.splitlines()
+    assert first.startswith("plan ")
+    assert first.endswith(": complete")
+    assert second == "  attacked 10/10 parts, scored 45/45 files"
+    assert any(": done, heard of " in run and f"{2 * IMAGES} images attacked" in run for run in runs)
+    assert journey.gnp("status", journey.store, "--quarantined").stdout == ""
+
+
+def test_a_sample_is_audited_on_request(journey: Journey) -> None:
+    for share, parts in (("0", 0), ("0.5", None), ("1", 5)):
+        done = journey.gnp("verify", journey.store, "--sample", share, "--seed", "1")
+        assert done.returncode == 0
+        said = done.stdout.splitlines()[-1]
+        assert said.endswith("adversarial images measured: all sound")
+        assert (" parts, " in said) == (parts != 5)
+        if parts is not None:
+            assert said.startswith(f"{parts * 12} objects re-read")
+    assert journey.gnp("verify", journey.store, "--sample", "1.5").returncode == 2
+
+
+def test_a_version_is_made_once_and_read_by_other_programs(journey: Journey) -> None:
+    done, again = (journey.gnp("finalize", journey.store) for _ in range(2))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert again.stdout == done.stdout
+    where, _, said = done.stdout.strip().partition(": ")
+    images, rows = 2 * IMAGES, 3 * IMAGES + 2 * 3 * IMAGES
+    assert said == f"{images} adversarial images, {rows} rows, {5 + 10 + 15 + 30} objects"
+    frame = polars.read_parquet(f"{where}/transfer-*.parquet", storage_options=polars_options(journey))
+    assert frame.sort(frame.columns).equals(table(journey, "transfer").sort(frame.columns))
+    storage = Storage(journey.store)
+    assert json.loads(storage.get("latest.json"))["version"] == where.rpartition("/")[2]
+    assert journey.gnp("verify", journey.store).returncode == 0
+
+
+def test_garbage_is_listed_then_removed_and_nothing_else(journey: Journey) -> None:
+    assert journey.gnp("gc", journey.store).stdout == "0 things, 0 bytes; --delete removes them\n"
+    plant_orphans(journey)
+    before = {item.key for item in Storage(journey.store).list()}
+    listed = journey.gnp("gc", journey.store, "--older-than", "0")
+    *lines, last = listed.stdout.splitlines()
+    found = {line.partition(": ")[0] for line in lines}
+    assert last.startswith(f"{len(lines)} things, ")
+    assert found < before
+    assert {key.split("/")[0] for key in found} == {"shards", "results", "runs", "claims"}
+    assert sum(line.split(": ")[1].startswith("data without a marker") for line in lines) == 2
+    assert {item.key for item in Storage(journey.store).list()} == before, "nothing is removed unasked"
+    removed = journey.gnp("gc", journey.store, "--older-than", "0", "--delete")
+    assert removed.stdout.splitlines()[-1] == f"{len(lines)} of {len(lines)} removed"
+    assert {item.key for item in Storage(journey.store).list()} == before - found
+    assert journey.gnp("verify", journey.store).returncode == 0
+    assert "nothing to do" in journey.generate().stdout
+
+
+def test_an_incomplete_store_is_not_finalized_unless_that_is_wanted(journey: Journey) -> None:
+    storage = Storage(journey.store)
+    lost = max(item.key for item in storage.list("markers/transfer"))
+    marker = storage.get(lost)
+    storage.delete([lost])
+    try:
+        refused = journey.gnp("finalize", journey.store)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "0 shards and 1 results that runs set out to make are missing" in refused.stderr
+        partial = journey.gnp("finalize", journey.store, "--partial")
+        assert (partial.returncode, partial.stdout.strip()[-11:]) == (0, ", 1 MISSING")
+        assert ": incomplete" in journey.gnp("status", journey.store).stdout
+        audited = journey.gnp("verify", journey.store, "--sample", "0")
+        assert (audited.returncode, "missing; run generate again" in audited.stdout) == (1, True)
+    finally:
+        storage.put(lost, marker)
+    assert journey.gnp("verify", journey.store, "--sample", "0").returncode == 0

@@ -85,9 +85,28 @@ def test_a_damaged_marker_is_an_integrity_error(ledger: Ledger, junk: bytes) -> 
         ledger.marker(UNITS[0])
 
 
-@pytest.mark.parametrize("record", [{}, {"unit": 3}, {"unit": {"part": {}}}])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"unit": 3},
+        {"unit": {"part": {}}},
+        {"unit": {"dataset": [], "part": {"shard": "s", "index": "0", "count": 1}}},
+    ],
+)
 def test_a_record_that_is_no_marker_is_an_integrity_error(ledger: Ledger, record: dict[str, object]) -> None:
     ledger.storage.put_record(UNITS[0].marker, record)
+    with pytest.raises(IntegrityError, match="not a marker"):
+        ledger.marker(UNITS[0])
+
+
+@pytest.mark.parametrize("wrong", [{"sha256": None}, {"sha256": "0"}, {"object": f"{UNITS[0].data}-/../../x"}])
+def test_a_marker_that_names_no_data_to_be_verified_is_an_integrity_error(
+    ledger: Ledger, wrong: dict[str, object]
+) -> None:
+    ledger.commit(UNITS[0], b"data", "tar", {})
+    record = ledger.storage.record(UNITS[0].marker)
+    ledger.storage.put_record(UNITS[0].marker, {**record, **wrong}, once=False)
     with pytest.raises(IntegrityError, match="not a marker"):
         ledger.marker(UNITS[0])
 

@@ -86,10 +86,12 @@ class Hostile:
 def test_an_unreadable_checkpoint_is_refused_and_never_executed(tmp_path: Path) -> None:
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     torch.save(Hostile(), tmp_path / "hostile.pth")
+    torch.save({"fc.bias": 1}, tmp_path / "numbers.pth")
     (tmp_path / "model.onnx").write_bytes(b"x")
     for name, message in (
         ("junk.safetensors", "not a readable checkpoint"),
         ("hostile.pth", "not a readable checkpoint"),
+        ("numbers.pth", "holds something else than tensors by name"),
         ("model.onnx", "unknown kind"),
         ("none.pth", "no such object"),
     ):

@@ -1,5 +1,9 @@
 import os
+import random
+import tempfile
 import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +11,7 @@ import pytest
 
 from pipeline.errors import IntegrityError, MissingError, RecipeError, StorageError
 from pipeline.storage import Storage, absolute, sha256, split
+from tests.chaos.proxy import Fault, FaultKind, Proxy
 
 
 def test_what_is_put_is_got_back_verified(storage: Storage) -> None:
@@ -180,3 +185,132 @@ def test_a_lost_answer_is_settled_by_reading_back(s3: dict[str, str], monkeypatc
     monkeypatch.setattr(obstore, "put", written_then_lost)
     assert storage.put_once("marker", b"mine")
     assert not storage.put_once("marker", b"yours")
+
+
+def test_a_download_copies_every_byte_and_says_their_hash(storage: Storage, tmp_path: Path) -> None:
+    for size_bytes in (0, 1, 25_000_000):
+        data = random.Random(size_bytes).randbytes(size_bytes)
+        storage.put("in/x.tar", data)
+        with (tmp_path / "copy").open("w+b") as file:
+            file.write(b"what a try before has left" * 10)
+            assert storage.download("in/x.tar", file) == sha256(data)
+            file.seek(0)
+            assert file.read() == data
+    with (tmp_path / "copy").open("w+b") as file, pytest.raises(MissingError, match=r"none\.tar: no such object"):
+        storage.download("in/none.tar", file)
+
+
+def test_a_record_is_read_back_and_any_change_of_it_is_noticed(storage: Storage) -> None:
+    record = {"text": "ε = 8/255", "number": 0.1, "nested": {"list": [1, None, True]}}
+    assert storage.put_record("r.json", record)
+    assert storage.record("r.json") == record
+    assert storage.put_record("r.json", record), "the same once more stands"
+    assert not storage.put_record("r.json", {"text": "other"})
+    assert storage.record("r.json") == record
+    assert storage.put_record("r.json", {"text": "other"}, once=False)
+    assert storage.record("r.json") == {"text": "other"}
+    whole = storage.get("r.json")
+    for damaged in (b"", whole[:-1], whole.replace(b"other", b"othes"), b"{}", b"[]", b"7", b"\xff", b"[" * 100_000):
+        storage.put("r.json", damaged)
+        with pytest.raises(IntegrityError, match=r"r\.json: not a record"):
+            storage.record("r.json")
+    with pytest.raises(MissingError):
+        storage.record("none.json")
+
+
+def test_a_stat_is_what_a_listing_says(storage: Storage) -> None:
+    storage.put("a/b", b"bytes")
+    (listed,) = storage.list("a")
+    assert storage.stat("a/b") == listed
+    with pytest.raises(MissingError):
+        storage.stat("a/c")
+
+
+def test_what_is_deleted_is_gone_and_what_was_gone_is_no_error(storage: Storage) -> None:
+    for key in ("a/1", "a/2 +ü", "b"):
+        storage.put(key, b"x")
+    storage.delete(["a/1", "a/2 +ü", "none"])
+    storage.delete(["a/1"])
+    storage.delete([])
+    assert [item.key for item in storage.list()] == ["b"]
+
+
+def test_the_stores_clock_goes_by_what_it_writes_on_objects(storage: Storage) -> None:
+    before = storage.clock()
+    storage.put("a", b"x")
+    after = storage.clock()
+    assert int(before) <= storage.stat("a").modified <= after + 1, "S3 tells whole seconds"
+    assert list(storage.list("probe")) == []
+
+
+def test_a_listing_of_many_pages_is_whole_and_deletes_run_in_pages(storage: Storage) -> None:
+    keys = {f"many/{number % 7}/{number:05d}" for number in range(2_345)}
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda key: storage.put(key, b""), sorted(keys)))
+    storage.put("many-others", b"")
+    listed = [item.key for item in storage.list("many")]
+    assert len(listed) == len(set(listed)) == len(keys)
+    assert set(listed) == keys
+    storage.delete(sorted(keys))
+    assert [item.key for item in storage.list()] == ["many-others"]
+
+
+@pytest.mark.parametrize("kind", ["reset", "refuse"])
+def test_cut_connections_are_survived(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, kind: FaultKind) -> None:
+    with Proxy(s3["AWS_ENDPOINT_URL"], seed=1) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        storage = Storage(f"s3://demo/{uuid.uuid4().hex}")
+        proxy.inject(Fault(kind, 0.3))
+        for number in range(30):
+            assert storage.put_once(f"once/{number:02d}", b"mine" * 1000)
+            assert not storage.put_once(f"once/{number:02d}", b"yours")
+            storage.put(f"put/{number:02d}", b"x" * 1000)
+        for _ in range(5):
+            assert [item.key for item in storage.list("once")] == [f"once/{number:02d}" for number in range(30)]
+        for number in range(30):
+            assert storage.get(f"once/{number:02d}") == b"mine" * 1000
+            assert storage.stat(f"put/{number:02d}").size_bytes == 1000
+        with tempfile.TemporaryFile() as file:
+            assert storage.download("once/00", file) == sha256(b"mine" * 1000)
+        storage.delete([f"put/{number:02d}" for number in range(30)])
+        assert list(storage.list("put")) == []
+        assert proxy.counts[kind] > 20
+
+
+def test_a_flip_on_the_way_is_read_again(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(s3["AWS_ENDPOINT_URL"], seed=1) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        storage = Storage(f"s3://demo/{uuid.uuid4().hex}")
+        data = random.Random(0).randbytes(10_000)
+        storage.put("shards/x", data)
+        storage.put_record("plans/x.json", {"a": 1})
+        for _ in range(10):
+            proxy.inject(Fault("flip", 1.0, limit=2))
+            assert storage.get("shards/x", sha256_hex=sha256(data)) == data
+            proxy.inject(Fault("flip", 1.0, limit=2))
+            with tempfile.TemporaryFile() as file:
+                assert storage.download("shards/x", file) == sha256(data)
+            proxy.inject(Fault("flip", 1.0, limit=2))
+            assert storage.record("plans/x.json") == {"a": 1}
+        proxy.inject(Fault("flip", 1.0))
+        with pytest.raises(IntegrityError, match="damaged"):
+            storage.get("shards/x", sha256_hex=sha256(data))
+        with pytest.raises(IntegrityError, match="reads gave different bytes"), tempfile.TemporaryFile() as file:
+            storage.download("shards/x", file)
+
+
+def test_a_refusal_is_told_by_its_code_and_not_in_xml(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match=r"demo/prefix/key: SignatureDoesNotMatch: The request signature") as refused:
+        Storage("s3://demo/prefix").get("key")
+    assert "<" not in str(refused.value)
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "http://", "ftp://x", "http://a b"])
+def test_an_endpoint_that_is_no_address_is_told_as_such(
+    s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StorageError, match="the endpoint is no address.*AWS_ENDPOINT_URL") as refused:
+        Storage("s3://demo/prefix")
+    assert "credentials" not in str(refused.value)

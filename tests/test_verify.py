@@ -219,3 +219,51 @@ def test_pixels_are_hashed_not_believed(ledger: Ledger) -> None:
     marker = first(ledger, "adversarial", "mi")
     rewrite(ledger, marker, ledger.read(marker), pixels_sha256="0" * 64)
     assert any("hash to something else" in line for line in problems(ledger))
+
+
+@pytest.fixture(scope="module")
+def many_parts(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Ledger:
+    """A sound store of 40 parts, one image each."""
+    folder = tmp_path_factory.mktemp("many")
+    write_shard(folder / "in" / "s-0.tar", [sample(index) for index in range(40)])
+    ledger = Ledger(Storage(str(folder / "store"), create=True))
+    planned = resolve(tiny_job(folder / "in", tiny_checkpoint, attacks=(attack("noise"),), part_size=1))
+    ledger.record_plan(planned.describe())
+    run_all(planned, ledger)
+    return ledger
+
+
+def test_a_sample_is_a_share_of_the_parts_whole_and_follows_the_seed(many_parts: Ledger) -> None:
+    whole = audit(many_parts)
+    assert (whole.parts, whole.of_parts, whole.objects, whole.images) == (40, 40, 160, 40)
+    for fraction in (0.25, 0.5):
+        found = audit(many_parts, fraction=fraction)
+        assert (found.objects, found.images, found.of_parts) == (4 * found.parts, found.parts, 40)
+        assert 0 < found.parts < 40
+        assert audit(many_parts, fraction=fraction) == found, "the same seed takes the same parts"
+    assert audit(many_parts, fraction=0.25).parts <= audit(many_parts, fraction=0.5).parts
+    assert len({audit(many_parts, fraction=0.5, seed=seed).parts for seed in range(8)}) > 1
+    nothing = audit(many_parts, fraction=0)
+    assert (nothing.parts, nothing.objects, nothing.problems) == (0, 0, [])
+
+
+def test_every_part_is_in_the_sample_of_some_seed_and_damage_in_it_is_found(many_parts: Ledger) -> None:
+    unit = next(unit for unit in many_parts.units("adversarial") if unit.part.index == 17)
+    marker = many_parts.marker(unit)
+    sound = many_parts.storage.get(marker.object)
+    many_parts.storage.put(marker.object, sound[:-1])
+    try:
+        found = [audit(many_parts, fraction=0.2, seed=seed) for seed in range(30)]
+    finally:
+        many_parts.storage.put(marker.object, sound)
+    hits = [each for each in found if each.problems]
+    assert 0 < len(hits) < 30
+    assert all("damaged" in hit.problems[0].what for hit in hits)
+
+
+def test_what_is_missing_is_found_outside_the_sample_too(ledger: Ledger) -> None:
+    for damage in (lose_marker, stranger, whole_shard):
+        damage(ledger)
+    found = audit(ledger, fraction=0)
+    assert found.parts == 0
+    assert len(found.problems) == 3

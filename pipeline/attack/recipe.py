@@ -63,8 +63,8 @@ def build(
         )
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be at least 1")
-    if step_size is not None and step_size <= 0:
-        raise ValueError(f"step_size = {step_size}: must be positive")
+    if step_size is not None and not 0 < step_size <= 1:
+        raise ValueError(f"step_size = {step_size}: must lie in (0, 1], for pixels in [0, 1]")
     if decay is not None and not 0 <= decay < math.inf:
         raise ValueError(f"decay = {decay}: must be a number from 0")
     if transforms is None:

@@ -51,8 +51,10 @@ class GradientNormPenalty:
     beta: float = 0.8
 
     def __post_init__(self) -> None:
-        if not 0 < self.r < math.inf:
-            raise ValueError(f"r = {self.r}: must be positive")
+        # Pixels lie in [0, 1]: no two differ by more than 1, no two images of 577 x 577 by more than 1,000 in L2.
+        most = 1000 if self.norm == "l2" else 1
+        if not 0 < self.r <= most:
+            raise ValueError(f"r = {self.r}: must be positive, and at most {most} with norm = {self.norm!r}")
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta = {self.beta}: must be a number from 0")
 

@@ -1,0 +1,334 @@
+"""What a run costs where there is much of everything; no test, but a program: `python -m tests.scale --only a`.
+
+    a    resuming a plan of which 100,000 parts stand on a real S3 server: time, memory, requests
+    b    a shard of 5 GB of large photographs through both stages: peak memory of the process
+    c    the driver's memory after 1,000, 10,000 and 100,000 items, with a real Ray and workers that do nothing
+
+Each measures a process of its own, imports included, and adds its figures to build/scale.json.
+"""
+
+import asyncio
+import contextlib
+import gc
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from infra import local_s3
+from pipeline import plan, storage
+from pipeline.attack.recipe import build, provenance
+from pipeline.ledger import Ledger, named
+from pipeline.models import ModelSpec
+from pipeline.plan import DataSpec, Item, Job, Plan, Take
+from pipeline.sample import Part
+from pipeline.shards import ShardFile
+from pipeline.storage import Storage
+from pipeline.weights import Model
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "build" / "scale.json"
+SHARDS, PARTS = 1_000, 100
+# (shard, part) → which of its four markers is left out.
+UNFINISHED = {(3, 0): 0, (3, 1): 1, (3, 99): 3, (500, 50): 2, (500, 51): 3, (999, 0): 1, (999, 99): 3}
+PHOTOGRAPHS, SIDE = 500, 1862
+ITEMS = (1_000, 10_000, 100_000)
+
+
+def peak_mb() -> float:
+    """The most memory that this process has had; `ru_maxrss` would begin with that of the process it was forked off."""
+    return _status_kb("VmHWM") / 1000
+
+
+def memory_mb() -> float:
+    """The memory that this process has."""
+    return _status_kb("VmRSS") / 1000
+
+
+def _status_kb(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def measured(function: Callable[..., dict[str, Any]], *arguments: object, **environment: str) -> dict[str, Any]:
+    """What a function of this file returns in a fresh process."""
+    code = f"import json, sys; from tests import scale; print(json.dumps(scale.{function.__name__}(*sys.argv[1:])))"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+# --- a: resuming ------------------------------------------------------------------------------------------------------
+
+
+def great_plan() -> Plan:
+    """1,000 shards, one source, one attack, one target: four markers a part."""
+    attack = build("gnp+mi", epsilon=Fraction(8, 255), steps=10)
+    spec = ModelSpec("resnet50.tv_in1k")
+    identity = {"model": spec.model, "digest": "0" * 64, "policy": "direct", "input_size": 224}
+    model = Model(spec, named(spec.name, identity), "0" * 64, identity, "0" * 64)
+    shards = [ShardFile(f"s3://in/s-{n:05d}.tar", f"s-{n:05d}", 10**9, f"v{n}") for n in range(SHARDS)]
+    return Plan(
+        job=Job(DataSpec("imagenet", ("s3://in/*.tar",)), (spec,), (attack,), (spec,)),
+        dataset=named("imagenet", {"part_size": 512}),
+        takes=tuple(Take(shard, None) for shard in shards),
+        sources=(model,),
+        attacks={named(attack.name, provenance(attack)): attack},
+        targets=(model,),
+    )
+
+
+def great_markers(planned: Plan) -> Iterator[str]:
+    (source,) = planned.sources
+    for shard, take in enumerate(planned.takes):
+        for index in range(PARTS):
+            units = plan.units(planned, source.id, Part(take.shard.name, index, PARTS))
+            left_out = UNFINISHED.get((shard, index))
+            yield from (unit.marker for place, unit in enumerate(units) if place != left_out)
+
+
+async def fill(store: Storage, keys: Iterator[str]) -> int:
+    """Puts small objects, many side by side; returns how many."""
+    count = 0
+
+    async def put() -> None:
+        nonlocal count
+        for key in keys:
+            await storage.obstore.put_async(store._store, key, b"{}", use_multipart=False)
+            count += 1
+
+    await asyncio.gather(*(put() for _ in range(64)))
+    return count
+
+
+def resume(url: str) -> dict[str, Any]:
+    """Plans what is left of the great plan, and checks that it is exactly that."""
+    asked: Counter[str] = Counter()
+    with contextlib.ExitStack() as counting:
+        for name in ("list", "get", "head", "put"):
+            counting.enter_context(_counted(name, asked))
+        planned, ledger, before = great_plan(), Ledger(Storage(url)), peak_mb()
+        started, cpu = time.monotonic(), time.process_time()
+        committed = ledger.committed(plan.all_scopes(planned))
+        listed = time.monotonic()
+        items = plan.pending(planned, committed)
+        ended, cpu = time.monotonic(), time.process_time() - cpu
+    unfinished = {f"s-{shard:05d}" for shard, _ in UNFINISHED}
+    assert [item.take.shard.name for item in items] == sorted(unfinished), "the plan is wrong"
+    assert sum(bits.bit_count() for found in committed.scopes.values() for _, bits in found.values()) == (
+        4 * SHARDS * PARTS - len(UNFINISHED)
+    )
+    return {
+        "seconds": round(ended - started, 2),
+        "listing_s": round(listed - started, 2),
+        "cpu_s": round(cpu, 2),
+        "peak_mb": round(peak_mb()),
+        "before_mb": round(before),
+        "requests": dict(asked),
+    }
+
+
+@contextlib.contextmanager
+def _counted(name: str, asked: Counter[str]) -> Iterator[None]:
+    real = getattr(storage.obstore, name)
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        asked[name] += 1
+        return real(*arguments, **options)
+
+    setattr(storage.obstore, name, count)
+    yield
+    setattr(storage.obstore, name, real)
+
+
+def row_a() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, local_s3.server(Path(folder)) as environment:
+        os.environ.update(environment)
+        url, started = "s3://demo/scale", time.monotonic()
+        keys = asyncio.run(fill(Storage(url), great_markers(great_plan())))
+        filled = time.monotonic() - started
+        found = measured(resume, url)
+    found |= {"parts": SHARDS * PARTS, "keys": keys, "filled_s": round(filled)}
+    growth_mb = found["peak_mb"] - found["before_mb"]  # torch alone is more than 500 MB, and cannot be left out
+    found["ok"] = found["seconds"] < 10 and growth_mb < 500 and not found["requests"].get("get")
+    lists, cpu_s = found["requests"]["list"], found["cpu_s"]
+    # At 50 ms a listing: one after another, or as many at a time as the ledger has readers; and this process's own work.
+    found["extrapolated"] = [
+        {
+            "keys": many,
+            "requests": round(lists * many / keys),
+            "one_stream_s": round(lists * many / keys * 0.05),
+            "32_streams_s": round(lists * many / keys * 0.05 / 32, 1),
+            "cpu_s": round(cpu_s * many / keys, 1),
+        }
+        for many in (1_000_000, 4_000_000, 20_000_000)
+    ]
+    return found
+
+
+# --- b: a great shard -------------------------------------------------------------------------------------------------
+
+
+def great_shard(path: Path) -> int:
+    """500 PPMs of noise, 10 MB each, as they come from no camera but decode at once; returns the tar's size."""
+    noise = os.urandom(SIDE * SIDE * 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for index in range(PHOTOGRAPHS):
+            image = b"P6 %d %d 255\n" % (SIDE, SIDE) + noise[index * 997 :] + noise[: index * 997]
+            for name, data in ((f"{index:05d}.ppm", image), (f"{index:05d}.cls", b"%d" % (index % 10))):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path.stat().st_size
+
+
+def both_stages(folder: str) -> dict[str, Any]:
+    """The noise attack and its scores on every shard of FOLDER/in, with the tiny network."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from pipeline.stages import Generator, Scorer
+    from tests import samples
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    checkpoint = Path(folder) / "tiny.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=samples.CLASSES).state_dict(), checkpoint)
+    job = samples.tiny_job(Path(folder) / "in", checkpoint, attacks=(samples.attack("noise"),), part_size=512)
+    planned = samples.resolve(job)
+    ledger, cpu, before = Ledger(Storage(f"{folder}/store")), torch.device("cpu"), peak_mb()
+    started = time.monotonic()
+    (item,) = samples.pending(planned, ledger)
+    made, generated = Generator(planned, ledger, cpu).run(item), peak_mb()
+    scored = Scorer(planned, ledger, cpu).run(item)
+    assert (made.images, scored.images) == (PHOTOGRAPHS, 2 * PHOTOGRAPHS), "images are missing"
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_mb": round(peak_mb()),
+        "peak_generating_mb": round(generated),
+        "before_mb": round(before),
+        "images": made.images,
+    }
+
+
+def row_b() -> dict[str, Any]:
+    (ROOT / "build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
+        size_bytes = great_shard(Path(folder) / "in" / "s-0.tar")
+        found = measured(both_stages, folder, TMPDIR=folder, OMP_NUM_THREADS="1")
+    return {**found, "shard_bytes": size_bytes, "ok": found["peak_mb"] < 2000}
+
+
+# --- c: the driver ----------------------------------------------------------------------------------------------------
+
+
+class _Idle:
+    """A worker that has done an item as soon as it gets it."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def ready(self) -> str:
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def stop(self) -> None:
+        pass
+
+    def run(self, item: Item, attempt: int) -> Any:
+        from pipeline.engine import Receipt
+
+        del item, attempt
+        return Receipt("done")
+
+
+def hand_out(budget_s: str) -> dict[str, Any]:
+    """The driver's memory after so many items; what would go beyond the budget is left out."""
+    from pipeline import engine
+    from pipeline.pools import Node, Pools, size
+
+    setattr(engine, "_Worker", _Idle)  # noqa: B010  # mypy would have the class's own type
+    engine.ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    pools = Pools(generators=1, scorers=1)
+    items = [_item(number) for number in range(max(ITEMS))]  # what the plan itself takes is no growth
+    found: dict[str, Any] = {"before_mb": round(memory_mb()), "after": []}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Storage(folder)
+        planned = replace(great_plan(), takes=())
+        office = engine._Office(planned, "plan", store, size(pools, [Node(2, 0)]), pools)
+        done, started = 0, time.monotonic()
+        for count in ITEMS:
+            spent = time.monotonic() - started
+            if done and spent * (count - done) / done > float(budget_s):
+                found["left_out"] = f"{count} items would take {spent * count / done:.0f} s"
+                break
+            office.work(items[done:count], threading.Event())
+            gc.collect()
+            seconds = round(time.monotonic() - started, 1)
+            found["after"].append({"items": count, "mb": round(memory_mb(), 1), "seconds": seconds})
+            done = count
+        office.close()
+    engine.ray.shutdown()
+    return found
+
+
+def _item(number: int) -> Item:
+    name = f"s-{number:06d}"
+    return Item(Take(ShardFile(f"s3://in/{name}.tar", name, 10**9, f"v{number}"), None), "source-000000000000")
+
+
+def row_c() -> dict[str, Any]:
+    found = measured(hand_out, 400, OMP_NUM_THREADS="1")
+    first, *_, last = found["after"]
+    return {
+        **found,
+        "mb_per_1000_items": round(1000 * (last["mb"] - first["mb"]) / (last["items"] - first["items"]), 3),
+    }
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def main(only: Literal["", "a", "b", "c"] = "") -> None:
+    """Measures, shows and writes."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    console = Console()
+    found = json.loads(OUT.read_text()) if OUT.exists() else {}
+    for name, row in (("a", row_a), ("b", row_b), ("c", row_c)):
+        if only not in ("", name):
+            continue
+        found[name] = row()
+        OUT.parent.mkdir(exist_ok=True)
+        OUT.write_text(json.dumps(found, indent=1))
+        table = Table("figure", "value", title=f"row {name}")
+        for key, value in found[name].items():
+            lines = value if isinstance(value, list) else [value]
+            for line in lines:
+                table.add_row(key, json.dumps(line))
+        console.print(table)
+    if not all(row.get("ok", True) for row in found.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

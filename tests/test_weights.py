@@ -1,0 +1,166 @@
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import models, weights
+from pipeline.errors import WeightsError
+from pipeline.models import ModelSpec
+from pipeline.storage import Storage
+from pipeline.weights import Model
+from tests.samples import CLASSES, SIDE
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    """A checkpoint that a test may change or remove."""
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    return path
+
+
+def spec_of(checkpoint: Path) -> ModelSpec:
+    return ModelSpec("test_resnet", name="tiny", checkpoint=str(checkpoint), input_size=SIDE)
+
+
+def resolve(spec: ModelSpec, storage: Storage) -> Model:
+    return weights.resolve(spec, storage, classes=CLASSES)
+
+
+def change(checkpoint: Path) -> None:
+    state = load_file(checkpoint)
+    state["fc.bias"][0] += 1
+    save_file(state, checkpoint)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("a model was loaded")
+
+
+def test_what_is_resolved_once_is_loaded_no_more(
+    storage: Storage, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = resolve(spec_of(checkpoint), storage)
+    monkeypatch.setattr(models, "load", refuse)
+    assert resolve(spec_of(checkpoint), storage) == first
+
+
+def test_a_tag_means_for_ever_what_it_meant_first(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def hub(spec: ModelSpec) -> torch.nn.Module:  # no hub can be reached here; whatever it gives is another each time
+        made.append(spec)
+        return models._architecture(spec, CLASSES)
+
+    monkeypatch.setattr(models, "_pretrained", hub)
+    tag = ModelSpec("test_resnet.r160_in1k", input_size=SIDE)
+    first = resolve(tag, storage)
+    assert resolve(tag, storage) == first
+    assert len(made) == 1
+    assert weights.load(first, storage, classes=CLASSES).digest == first.digest
+
+
+def test_a_changed_checkpoint_is_another_model(storage: Storage, checkpoint: Path) -> None:
+    before = resolve(spec_of(checkpoint), storage)
+    change(checkpoint)
+    after = resolve(spec_of(checkpoint), storage)
+    assert len({before.id, after.id}) == len({before.digest, after.digest}) == 2
+    for model in (before, after):  # a run that began with the old one can end with it
+        assert weights.load(model, storage, classes=CLASSES).digest == model.digest
+    assert resolve(spec_of(checkpoint), storage) == after
+
+
+def test_the_same_weights_in_another_file_are_the_same_model(storage: Storage, checkpoint: Path) -> None:
+    first = resolve(spec_of(checkpoint), storage)
+    copy = checkpoint.with_name("copy.pth")
+    torch.save(load_file(checkpoint), copy)
+    second = resolve(spec_of(copy), storage)
+    assert (second.id, second.weights) == (first.id, first.weights)
+    assert len(list(storage.list("weights"))) == 1
+
+
+def test_a_model_from_the_store_gives_bit_for_bit_what_the_checkpoint_gives(storage: Storage, checkpoint: Path) -> None:
+    stored = weights.load(resolve(spec_of(checkpoint), storage), storage, classes=CLASSES)
+    direct = models.load(spec_of(checkpoint), classes=CLASSES)
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 40, 40)
+    with torch.inference_mode():
+        assert torch.equal(stored(images), direct(images))
+    assert stored.preprocessing == direct.preprocessing
+
+
+def test_a_resolved_model_needs_its_checkpoint_no_more(storage: Storage, checkpoint: Path) -> None:
+    model = resolve(spec_of(checkpoint), storage)
+    checkpoint.unlink()
+    assert weights.load(model, storage, classes=CLASSES).digest == model.digest
+    with pytest.raises(WeightsError, match=r"checkpoint .*mine\.safetensors: no such object"):
+        resolve(spec_of(checkpoint), storage)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: None, "no such object"),
+        (lambda data: data[:-1], "damaged"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged"),
+        (lambda data: b"", "damaged"),
+    ],
+    ids=["gone", "cut", "flipped", "empty"],
+)
+def test_stored_weights_that_are_gone_or_damaged_are_one_line(
+    storage: Storage, checkpoint: Path, damage: object, message: str
+) -> None:
+    model = resolve(spec_of(checkpoint), storage)
+    (stored,) = storage.list("weights")
+    damaged = damage(storage.get(stored.key))  # type: ignore[operator]
+    storage.delete([stored.key]) if damaged is None else storage.put(stored.key, damaged)
+    with pytest.raises(WeightsError, match=message) as refused:
+        weights.load(model, storage, classes=CLASSES)
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith("tiny: its weights: ")
+
+
+def test_those_that_resolve_at_once_agree(storage: Storage, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, lock, found = threading.Barrier(4), threading.Lock(), []
+    real = models.load
+
+    def together(*arguments: object, **options: object) -> models.Classifier:
+        ready.wait(60)  # each has found no record, and loads
+        with lock:
+            return real(*arguments, **options)  # type: ignore[arg-type]
+
+    def race() -> None:
+        found.append(resolve(spec_of(checkpoint), storage))
+
+    monkeypatch.setattr(models, "load", together)
+    threads = [threading.Thread(target=race) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(model == found[0] for model in found)
+
+
+def test_those_that_resolve_a_moving_tag_at_once_agree(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, lock, found = threading.Barrier(4), threading.Lock(), []
+
+    def hub(spec: ModelSpec) -> torch.nn.Module:
+        ready.wait(60)
+        with lock:
+            return models._architecture(spec, CLASSES)
+
+    def race() -> None:
+        found.append(resolve(ModelSpec("test_resnet.r160_in1k", input_size=SIDE), storage))
+
+    monkeypatch.setattr(models, "_pretrained", hub)
+    threads = [threading.Thread(target=race) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(model == found[0] for model in found)
+    assert len(list(storage.list("weights"))) == 4, "what lost the race is of no use, and does no harm"
