@@ -16,14 +16,14 @@ import json
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline import card, results
 from pipeline.errors import IntegrityError, MissingError
-from pipeline.ledger import KINDS, Ledger, Marker, Unit, fingerprint, planned
+from pipeline.ledger import KINDS, Ledger, Marker, Unit, fingerprint
 from pipeline.sample import Part
 from pipeline.storage import Storage, sha256
 
@@ -77,7 +77,7 @@ def finalize(ledger: Ledger, *, partial: bool = False) -> Version:
     if not units:
         raise MissingError(f"{storage.url}: nothing is committed here yet; run generate first")
     _require_one_division(storage, units)
-    store = _Store(ledger.plans(), missing(ledger, units))
+    store = _Store(ledger.plans(), ledger.missing(units))
     if any(store.missing) and not partial:
         raise MissingError(
             f"{storage.url}: {store.missing[0]} shards and {store.missing[1]} results that runs set out to make are "
@@ -103,18 +103,6 @@ def finalize(ledger: Ledger, *, partial: bool = False) -> Version:
     _publish(storage, version)
     log.info("%s: %d images, %d rows", storage.at(version.key), version.images, version.rows)
     return version
-
-
-def missing(ledger: Ledger, committed: Collection[Unit]) -> tuple[int, int]:
-    """How many shards that plans name have nothing committed, and how many results of the others are not committed."""
-    standing = set(committed)
-    shards: set[tuple[str, str]] = set()
-    units: set[Unit] = set()
-    for plan in map(ledger.plan, ledger.plans()):
-        without, wanted = planned(plan, standing)
-        shards |= {(plan["dataset"], shard) for shard in without}
-        units |= set(wanted)
-    return len(shards), len(units)
 
 
 @dataclass

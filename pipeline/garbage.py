@@ -11,6 +11,9 @@ from pipeline.errors import IntegrityError, MissingError, StorageError
 from pipeline.ledger import Ledger, Unit, parse
 from pipeline.storage import Storage, Stored
 
+# So many things are removed before it is looked again whether a run has begun.
+_AT_ONCE = 50
+
 
 @dataclass(frozen=True)
 class Garbage:
@@ -54,22 +57,27 @@ def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float) -> int:
     Raises:
         StorageError: A run is at work (its writers put data before markers), or the store failed.
     """
-    storage = ledger.storage
-    now = storage.clock()
-    live = next((run for run in runs.seen(storage, now=now) if run.live), None)
-    if live is not None:
-        host = live.record["host"]
-        raise StorageError(f"{storage.url}: run {live.id} on {host} is at work; wait for its end, or stop it first")
-    removed, in_use = 0, _versions_in_use(storage, now - age_s)
-    for item in garbage:
+    storage, removed = ledger.storage, 0
+    for index, item in enumerate(garbage):
+        if index % _AT_ONCE == 0:  # again and again: a run could begin meanwhile, and commit what was an orphan
+            before = storage.clock() - age_s
+            _require_nobody_at_work(storage, before + age_s)
+            in_use = _versions_in_use(storage, before)
         if item.upload:
             storage.abort_upload(item.key)
-        elif _version(item.key) not in in_use and _still_old(ledger, item.key, now - age_s):
+        elif _version(item.key) not in in_use and _still_old(ledger, item.key, before):
             storage.delete([item.key])
         else:
             continue
         removed += 1
     return removed
+
+
+def _require_nobody_at_work(storage: Storage, now: float) -> None:
+    live = next((run for run in runs.seen(storage, now=now) if run.live), None)
+    if live is not None:
+        host = live.record["host"]
+        raise StorageError(f"{storage.url}: run {live.id} on {host} is at work; wait for its end, or stop it first")
 
 
 def _still_old(ledger: Ledger, key: str, before: float) -> bool:
@@ -126,7 +134,7 @@ def _unit(key: str) -> Unit | None:
 
 
 def _versions_in_use(storage: Storage, before: float) -> set[str]:
-    """The versions that are finished, or that somebody may be making: files of an earlier try stay as old as they are."""
+    """The versions that are finished, or that somebody may be making: what an earlier try left is not made younger."""
     return {
         _version(stored.key)
         for stored in storage.list("versions")

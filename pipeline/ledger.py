@@ -265,6 +265,17 @@ class Ledger:
             raise IntegrityError(f"{self.storage.at(key)}: not the plan that its name stands for; remove it")
         return plan
 
+    def missing(self, committed: Collection[Unit]) -> tuple[int, int]:
+        """How many shards that plans name have nothing committed, and how many results of the others are missing."""
+        standing = set(committed)
+        shards: set[tuple[str, str]] = set()
+        units: set[Unit] = set()
+        for plan in map(self.plan, self.plans()):
+            without, wanted = planned(plan, standing)
+            shards |= {(plan["dataset"], shard) for shard in without}
+            units |= set(wanted)
+        return len(shards), len(units)
+
     def fail(self, failure: "Failure") -> None:
         """Lists what a run gave up; a later one of the same plan passes it over until it is told to retry."""
         self.storage.put_record(failure.key, asdict(failure), once=False)

@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 
 from pipeline import results
 from pipeline.errors import IntegrityError
-from pipeline.ledger import Ledger, Unit, planned
+from pipeline.ledger import Ledger, Unit
 from pipeline.sample import Part
 
 Denominator = Literal["all", "target", "joint"]
@@ -148,13 +148,15 @@ def summarise(ledger: Ledger) -> Report:
         for table in _tables(ledger, attacked[place]):
             row = table.success(tables[table.unit.target], everywhere)
             success[table.unit.scope] = _add(success.get(table.unit.scope), row)
+    missing = ledger.missing({*ledger.units("original"), *ledger.units("adversarial"), *clean, *transfer})
     return Report(
         success=list(success.values()),
         accuracy=list(accuracy.values()),
         joint=joint,
         images=_images(ledger),
         unscored=len(transfer) - len(ready),
-        **_missing(ledger, {*ledger.units("original"), *ledger.units("adversarial"), *clean, *transfer}),
+        missing_shards=missing[0],
+        missing_results=missing[1],
     )
 
 
@@ -280,16 +282,6 @@ def _joint_targets(clean: Iterable[Unit]) -> dict[str, list[str]]:
         dataset: sorted(target for target, parts in targets.items() if parts == set().union(*targets.values()))
         for dataset, targets in seen.items()
     }
-
-
-def _missing(ledger: Ledger, committed: set[Unit]) -> dict[str, int]:
-    shards: set[tuple[str, str]] = set()
-    units: set[Unit] = set()
-    for plan in map(ledger.plan, ledger.plans()):
-        without, wanted = planned(plan, committed)
-        shards |= {(plan["dataset"], shard) for shard in without}
-        units |= set(wanted)
-    return {"missing_shards": len(shards), "missing_results": len(units)}
 
 
 def _images(ledger: Ledger) -> dict[str, dict[str, int]]:

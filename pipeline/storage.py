@@ -60,6 +60,8 @@ _RETRY: "RetryConfig" = {
 # How often an object is read before bytes that do not match are called damage.
 _READS = 4
 _ANSWER = re.compile(r"<Code>(?P<code>[^<]*)</Code>\s*<Message>(?P<message>[^<]*)</Message>")
+# What S3 lists at a time.
+_PAGE = 1000
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -370,13 +372,15 @@ class Storage:
         after: str | None = None  # S3 lists in the order of keys, so a page that breaks off is asked for again
         while page := self._page(prefix, after):
             yield from page
+            if len(page) < _PAGE:  # the client fills its pages, so a short one is the last
+                return
             after = page[-1].key
 
     @_patiently
     def _page(self, prefix: str, after: str | None) -> tuple[Stored, ...]:
         """The next objects below a folder, in the order of keys; none at the end."""
         with self._explained(prefix):
-            pages = obstore.list(self._store, prefix or None, offset=after, chunk_size=1000)
+            pages = obstore.list(self._store, prefix or None, offset=after, chunk_size=_PAGE)
             return tuple(_stored(meta) for meta in next(iter(pages), ()))
 
     @_patiently

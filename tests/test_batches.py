@@ -83,7 +83,7 @@ def test_pythons_own_memory_error_halves_as_well() -> None:
 
 def test_other_errors_pass_through_at_once() -> None:
     for error in (RuntimeError("CUDA error: device-side assert triggered"), ValueError("shapes differ")):
-        calls = []
+        calls: list[slice] = []
 
         def fail(batch: slice, error: Exception = error, calls: list[slice] = calls) -> Tensor:
             calls.append(batch)

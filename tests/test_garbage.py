@@ -121,7 +121,7 @@ def test_nothing_is_removed_while_a_run_is_at_work(ledger: Ledger) -> None:
     ledger.storage.put(orphan, b"orphan")
     runs.beat(ledger.storage, "busy", plan="p", state="running", counts={})
     found = garbage.find(ledger, age_s=0)
-    with pytest.raises(StorageError, match="run busy on .* is at work; wait for its end, or stop it first"):
+    with pytest.raises(StorageError, match=r"run busy on .* is at work; wait for its end, or stop it first"):
         garbage.remove(ledger, found, age_s=0)
     assert orphan in everything(ledger)
     runs.beat(ledger.storage, "busy", plan="p", state="done", counts={})

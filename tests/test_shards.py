@@ -291,9 +291,9 @@ def test_a_disk_without_room_is_one_line_before_anything_is_copied(
     (file,) = shards.find([str(path)])
     usage = shutil.disk_usage(tmp_path)._replace(free=file.size_bytes - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(StorageError, match=r"bytes do not fit into .* are free; set TMPDIR to a larger disk") as full:
-        with shards.spool(file):
-            pass
+    said = r"bytes do not fit into .* are free; set TMPDIR to a larger disk"
+    with pytest.raises(StorageError, match=said) as full, shards.spool(file):
+        pass
     assert "\n" not in str(full.value)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=file.size_bytes))
     with shards.spool(file) as shard:
@@ -356,12 +356,13 @@ def test_a_shard_is_read_in_a_quarter_of_the_memory_that_it_would_take(tmp_path:
     assert float(grown_mb) < 150
 
 
-def raw_header(name: str, kind: bytes = b"0", size: bytes = b"00000000000\0") -> bytes:
+def raw_header(name: str, kind: bytes = b"0", size: bytes = b"00000000000\0", *, extended: bytes = b"\0") -> bytes:
     """A header whose checksum is right, whatever else it says."""
     info = tarfile.TarInfo(name)
     info.type = kind
     block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
     block[124:136] = size
+    block[482:483] = extended
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
@@ -378,9 +379,7 @@ def pax(body: bytes) -> bytes:
         raw_header("a.jpg", size=b"\xff" * 10 + b"\xfe\x00"),  # CVE-2025-8194: round in a circle for ever
         pax(b"1" * 16_000) + raw_header("a.jpg"),  # CVE-2024-6232: a second for each such header
         pax(b"26 GNU.sparse.realsize=99\n") + raw_header("a.jpg"),  # would read what lies behind it
-        raw_header("a.jpg", b"S")[:482]
-        + b"\1"
-        + raw_header("a.jpg", b"S")[483:],  # goes on, and the file is at its end
+        raw_header("a.jpg", b"S", extended=b"\1") + b"x",  # goes on, where the file is at its end
         pax(b"9 a=bcde\n") * 500 + raw_header("a.jpg"),
     ],
     ids=["long name", "negative", "digits", "real size", "sparse", "chain"],

@@ -255,6 +255,26 @@ def test_a_listing_of_many_pages_is_whole_and_deletes_run_in_pages(storage: Stor
     assert [item.key for item in storage.list()] == ["many-others"]
 
 
+def test_a_small_folder_is_listed_in_one_request(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+
+    storage = Storage(f"s3://demo/{uuid.uuid4().hex}")
+    for number in range(6):
+        storage.put(f"a/{number}", b"")
+    real, asked = obstore.list, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(obstore, "list", counted)
+    assert len(list(storage.list("a"))) == 6
+    assert len(asked) == 1
+    monkeypatch.setattr("pipeline.storage._PAGE", 3)  # the server fills pages of any size likewise
+    assert len(list(storage.list("a"))) == 6
+    assert len(asked) == 1 + 3, "two full pages, and the end"
+
+
 @pytest.mark.parametrize("kind", ["reset", "refuse"])
 def test_cut_connections_are_survived(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, kind: FaultKind) -> None:
     with Proxy(s3["AWS_ENDPOINT_URL"], seed=1) as proxy:
@@ -311,6 +331,6 @@ def test_an_endpoint_that_is_no_address_is_told_as_such(
     s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(StorageError, match="the endpoint is no address.*AWS_ENDPOINT_URL") as refused:
+    with pytest.raises(StorageError, match=r"the endpoint is no address.*AWS_ENDPOINT_URL") as refused:
         Storage("s3://demo/prefix")
     assert "credentials" not in str(refused.value)

@@ -290,33 +290,34 @@ class Campaign:
 
     def two_at_once(self) -> Row:
         """Two runs of one recipe: the same results, and none of the work twice."""
-        place = self._store()
-        started = time.monotonic()
-        first, second = self.site.start(self.recipe, place), self.site.start(self.recipe, place)
-        said = [process.communicate(timeout=600)[0] for process in (first, second)]
-        codes = (first.returncode, second.returncode)
-        told = sum("is at the same work" in text for text in said)
-        data = [stored for folder in ("shards", "results") for stored in Storage(place).list(folder)]
-        note = f"exit codes {codes}; {told} said what the other was doing; {len(data) - len(self.reference)} orphans"
+        place, started = self._store(), time.monotonic()
+        note = self._both([self.site.start(self.recipe, place) for _ in range(2)], place)
         return Row("two runs of one recipe at once", 1, compare(self.reference, place), self._each(started, 1), note)
 
     def clock_skew(self) -> Row:
         """A second run whose clock is an hour off, beside a first one; on a folder, as S3 refuses such clocks."""
-        place = str(self.site.folder / "skewed")
-        started = time.monotonic()
         if shutil.which("faketime") is None:
-            return Row("clock an hour off", 0, Damage(0, 0, 0), 0.0, "NOT RUN: apt-get install faketime")
-        first = self.site.start(self.recipe, place)
-        library = next(Path("/usr/lib").rglob("libfaketimeMT.so.1"))
-        skew = {"LD_PRELOAD": str(library), "FAKETIME": "+1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-        second = self.site.start(self.recipe, place, environment=skew)
-        said = [process.communicate(timeout=600)[0] for process in (first, second)]
-        codes = (first.returncode, second.returncode)
-        self.site.complete(self.recipe, place)
+            return Row("clock of a second run an hour off", 0, Damage(0, 0, 0), 0.0, "NOT RUN: install faketime")
+        place, started = str(self.site.folder / "skewed"), time.monotonic()
+        recipe = self.site.recipe(f"{self.site.folder}/in/s-*.tar")
+        skew = {"LD_PRELOAD": str(next(Path("/usr/lib").rglob("libfaketimeMT.so.1"))), "FAKETIME": "+1h"}
+        runs = [self.site.start(recipe, place), self.site.start(recipe, place, environment=skew)]
+        note = self._both(runs, place)
+        refused = self.site.start(recipe, self._store(), environment=skew)
+        said, _ = refused.communicate(timeout=600)
+        note += f"; on S3: exit code {refused.returncode}, {'RequestTimeTooSkewed' if 'TooSkewed' in said else said}"
+        return Row("clock of a second run an hour off", 2, compare(self.reference, place), self._each(started, 2), note)
+
+    def _both(self, runs: list[subprocess.Popen[str]], place: str) -> str:
+        """Waits for two runs at once; says how they ended, and how much work was done twice."""
+        said = [process.communicate(timeout=600)[0] for process in runs]
+        codes = tuple(process.returncode for process in runs)
+        if any(codes):
+            self.site.complete(self.recipe, place)
         data = [stored for folder in ("shards", "results") for stored in Storage(place).list(folder)]
         told = sum("is at the same work" in text for text in said)
-        note = f"exit codes {codes}; {told} said what the other was doing; {len(data) - len(self.reference)} orphans"
-        return Row("clock of a second run an hour off", 1, compare(self.reference, place), self._each(started, 1), note)
+        orphans = len(data) - len(self.reference)
+        return f"exit codes {codes}; {told} said what the other was doing; {orphans} results made twice"
 
     def _faulty(self, name: str, kind: str, times: int) -> Row:
         place, folder = self._store(), self._faults(**{kind: times})
