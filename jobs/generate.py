@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline import config, engine, plan
 from pipeline.engine import Outcome
-from pipeline.plan import Progress as Counts
+from pipeline.progress import Progress as Counts
 from pipeline.storage import Storage
 
 

@@ -27,8 +27,9 @@ import torch
 from pipeline import quarantine, runs, weights
 from pipeline.errors import CapacityError, GnpError, IntegrityError, Interrupted, MissingError, StorageError
 from pipeline.ledger import Failure, Ledger
-from pipeline.plan import Item, Plan, Progress, all_scopes, pending, progress, require_unchanged
+from pipeline.plan import Item, Plan, all_scopes, pending, require_unchanged
 from pipeline.pools import Node, Pools, Sizing, size
+from pipeline.progress import Progress, progress
 from pipeline.stages import Generator, Made, Scorer
 from pipeline.storage import Storage
 
@@ -171,10 +172,10 @@ def _failures(plan: Plan, ledger: Ledger, plan_id: str, *, retry: bool) -> tuple
 
 def _retry_quarantined(plan: Plan, ledger: Ledger, on_notice: Callable[[str], None]) -> None:
     """Has quarantined images tried again, unless another run could be reading what that revokes."""
-    live = next((run for run in runs.seen(ledger.storage, now=ledger.storage.clock()) if run.live), None)
-    if live is not None and not runs.bury(ledger.storage, live):
-        on_notice(f"quarantined images are not tried again while run {live.id} on {live.record['host']} is at work")
-        return
+    for run in runs.seen(ledger.storage, now=ledger.storage.clock()):
+        if run.live and not runs.bury(ledger.storage, run):
+            on_notice(f"quarantined images are not tried again while run {run.id} on {run.record['host']} is at work")
+            return
     for part in quarantine.reconsider(plan, ledger):
         on_notice(f"quarantined images of {part.shard}, part {part.index} of {part.count}, can be used now")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pipeline import runs
 from pipeline.errors import StorageError
 from pipeline.ledger import Failure, Ledger
-from pipeline.plan import Progress, progress
+from pipeline.progress import Progress, progress
 from pipeline.runs import Seen
 
 

@@ -52,7 +52,7 @@ def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
         record = storage.record(key)
     except MissingError:
         record = {}
-    if not record or record["file"] != file:
+    if not record or record["file"] != file or not _stand(storage, record["weights"]):
         classifier = models.load(spec, classes=classes)
         data = models.dump(classifier)
         record = {"identity": models.identity(spec, classifier), "weights": sha256(data), "file": file}
@@ -81,6 +81,14 @@ def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
             "another version of timm or torch? see the markers' versions"
         )
     return classifier
+
+
+def _stand(storage: Storage, weights: str) -> bool:
+    try:
+        storage.stat(_key(weights))
+    except MissingError:
+        return False
+    return True
 
 
 def _key(weights: str) -> str:

@@ -141,9 +141,24 @@ def resume(url: str) -> dict[str, Any]:
         "listing_s": round(listed - started, 2),
         "cpu_s": round(cpu, 2),
         "peak_mb": round(peak_mb()),
+        "private_mb": round(_status_kb("RssAnon") / 1000),
         "before_mb": round(before),
         "requests": dict(asked),
     }
+
+
+def look(url: str) -> dict[str, Any]:
+    """What `gnp status` takes, from its first import to its last line."""
+    started = time.monotonic()
+    with subprocess.Popen([sys.executable, "-m", "jobs", "status", url], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = process.stdout.read().decode()
+        _, code, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(code)
+    total = SHARDS * PARTS
+    missing = Counter(place for place in UNFINISHED.values())
+    assert f"attacked {total - missing[1]}/{total} parts" in said, said
+    return {"seconds": round(time.monotonic() - started, 2), "peak_mb": round(used.ru_maxrss / 1000)}
 
 
 @contextlib.contextmanager
@@ -165,10 +180,14 @@ def row_a() -> dict[str, Any]:
         url, started = "s3://demo/scale", time.monotonic()
         keys = asyncio.run(fill(Storage(url), great_markers(great_plan())))
         filled = time.monotonic() - started
+        Ledger(Storage(url)).record_plan(great_plan().describe())
         found = measured(resume, url)
+        found["status"] = look(url)
     found |= {"parts": SHARDS * PARTS, "keys": keys, "filled_s": round(filled)}
-    growth_mb = found["peak_mb"] - found["before_mb"]  # torch alone is more than 500 MB, and cannot be left out
-    found["ok"] = found["seconds"] < 10 and growth_mb < 500 and not found["requests"].get("get")
+    # Of the process that plans, what is its own: torch's libraries, mapped from disk, are 300 MB more.
+    fits = found["private_mb"] < 500 and found["status"]["peak_mb"] < 500
+    in_time = found["seconds"] < 10 and found["status"]["seconds"] < 10
+    found["ok"] = fits and in_time and not found["requests"].get("get")
     lists, cpu_s = found["requests"]["list"], found["cpu_s"]
     # At 50 ms a listing: one after another, or as many at a time as the ledger has readers; and what this process does.
     found["extrapolated"] = [

@@ -1,6 +1,8 @@
 """The dependency rules of README's "Who may import whom", read off the syntax trees."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,10 +40,11 @@ LAYERS: dict[str, set[str]] = {
     "picture": {"errors", "ledger", "parts", "report", "results"},
     "card": set(),
     "garbage": {"errors", "ledger", "runs", "storage"},
-    "status": {"errors", "ledger", "plan", "runs"},
+    "progress": {"ledger", "sample"},
+    "status": {"errors", "ledger", "progress", "runs"},
     "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
     "quarantine": {"codec", "errors", "ledger", "plan", "sample", "shards"},
-    "engine": {"errors", "ledger", "plan", "pools", "quarantine", "runs", "stages", "storage", "weights"},
+    "engine": {"errors", "ledger", "plan", "pools", "progress", "quarantine", "runs", "stages", "storage", "weights"},
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
 }
 
@@ -119,6 +122,11 @@ def test_the_rules_have_no_circle() -> None:
 def test_jobs_leave_the_work_to_the_pipeline() -> None:
     for path in sorted((ROOT / "jobs").glob("*.py")):
         assert not {name.split(".")[0] for name in imports(path)} & {"ray", "pyarrow", "obstore", "webdataset"}, path
+
+
+def test_a_look_at_a_store_does_not_wait_for_torch() -> None:
+    code = "import sys, jobs.cli, jobs.tables, pipeline.status, pipeline.garbage; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_library_does_not_print() -> None:

@@ -9,8 +9,8 @@ import pytest
 from pipeline import engine, runs
 from pipeline.errors import CapacityError, WeightsError
 from pipeline.ledger import Ledger
-from pipeline.plan import Progress
 from pipeline.pools import Pools
+from pipeline.progress import Progress
 from pipeline.storage import Storage
 from tests.conftest import ROOT
 from tests.samples import CLASSES, SIDE, attack, resolve, sample, tiny_job, write_shard

@@ -10,6 +10,7 @@ from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger, Unit
 from pipeline.models import ModelSpec
 from pipeline.plan import DataSpec, Job, Plan
+from pipeline.progress import progress
 from pipeline.sample import Part
 from pipeline.storage import Storage, sha256
 from tests.samples import attack, pending, resolve, sample, tiny_job, write_shard
@@ -80,12 +81,12 @@ def test_what_is_committed_is_not_pending_and_what_is_not_is(job: Job, ledger: L
     for part in (Part("s-0", 0, 2), Part("s-0", 1, 2), Part("s-1", 0, 1)):
         commit_all(ledger, planned, part)
     assert pending(planned, ledger) == []
-    counts = plan.progress(planned.describe(), ledger)
+    counts = progress(planned.describe(), ledger)
     assert (counts.attacked, counts.to_attack, counts.scored, counts.to_score) == (3, 3, 6, 6)
     wider = resolve(replace(job, attacks=(*job.attacks, attack("i"))))
     assert len(pending(wider, ledger)) == 2
-    assert plan.progress(wider.describe(), ledger).attacked == 3
-    assert plan.progress(wider.describe(), ledger).to_attack == 6
+    assert progress(wider.describe(), ledger).attacked == 3
+    assert progress(wider.describe(), ledger).to_attack == 6
 
 
 def test_the_same_model_is_loaded_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 from pipeline import runs
 from pipeline.errors import IntegrityError, StorageError
 from pipeline.ledger import Failure, Ledger
-from pipeline.plan import Job, Progress
+from pipeline.plan import Job
+from pipeline.progress import Progress
 from pipeline.runs import Seen
 from pipeline.status import PlanStatus, status
 from pipeline.storage import Storage
