@@ -107,15 +107,16 @@ def status(
 
     It reads the store alone, so it answers while a run goes on elsewhere as well as after.
     """
-    from jobs import tables
-    from pipeline import quarantine
-    from pipeline.status import status as look
-
     ledger = _open(store)
     if quarantined:
+        from pipeline import quarantine
+
         for image in quarantine.listed(ledger):
             sys.stdout.write(f"{image.dataset}/{image.shard}/{image.key}: {image.reason}\n")
     else:
+        from jobs import tables
+        from pipeline.status import status as look
+
         tables.show_status(look(ledger), console=console)
 
 
