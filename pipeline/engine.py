@@ -26,8 +26,8 @@ import torch
 
 from pipeline import quarantine, runs, weights
 from pipeline.errors import CapacityError, GnpError, IntegrityError, Interrupted, MissingError, StorageError
-from pipeline.ledger import Failure, Ledger
-from pipeline.plan import Item, Plan, all_scopes, pending, require_unchanged
+from pipeline.ledger import Committed, Failure, Ledger
+from pipeline.plan import Item, Plan, all_scopes, complete, pending, require_unchanged
 from pipeline.pools import Node, Pools, Sizing, size
 from pipeline.progress import Progress, progress
 from pipeline.stages import Generator, Made, Scorer
@@ -116,22 +116,23 @@ def run(
     ledger = Ledger(storage)
     require_unchanged(plan, ledger)
     plan_id = ledger.record_plan(plan.describe())
-    listed = _failures(plan, ledger, plan_id, retry=retry_failed)
     if retry_failed:
         _retry_quarantined(plan, ledger, on_notice)
+    committed = ledger.committed(all_scopes(plan))
+    listed = _failures(plan, ledger, plan_id, committed, retry=retry_failed)
     passed_over = {(failure.source, failure.shard) for failure in listed}
 
-    def left(workers: int = 1) -> list[Item]:
-        items = pending(plan, ledger.committed(all_scopes(plan)), workers=workers)
+    def left(committed: Committed, workers: int) -> list[Item]:
+        items = pending(plan, committed, workers=workers)
         return [item for item in items if (item.source, item.take.shard.name) not in passed_over]
 
-    if not left():
+    if not left(committed, 1):
         return Outcome(0, {}, listed, Made(), _usable(plan, ledger), stopped=False, seconds=time.monotonic() - started)
     for model in {model.weights: model for model in (*plan.sources, *plan.targets)}.values():
         weights.load(model, storage, classes=plan.job.data.classes)  # what cannot be loaded fails here, once, by name
     sizing = size(pools, _connect(address))
     log.info("%s", sizing)
-    items = left(sizing.generators)
+    items = left(committed, sizing.generators)
     office = _Office(replace(plan, takes=()), plan_id, storage, sizing, pools)
     with _Heart(office, storage), _Watch(plan, ledger, on_progress), _signals_set(stop):
         for line in _others(storage, plan_id, office.run):
@@ -139,35 +140,43 @@ def run(
         try:
             remaining = items
             for _ in range(ATTEMPTS):
-                office.work(remaining, stop)
-                done_with = office.failed.keys()
-                remaining = [item for item in left(sizing.generators) if item.name not in done_with]
-                if not remaining or stop.is_set():
+                office.work([item for item in remaining if item.name not in office.failed], stop)
+                remaining = left(ledger.committed(all_scopes(plan)), sizing.generators)
+                if stop.is_set() or office.failed.keys() >= {item.name for item in remaining}:
                     break
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise CapacityError(f"the Ray cluster went away: {_gist(error)}") from error
         finally:
             office.close()
-        office.state = "stopped" if stop.is_set() and remaining else "done"
-    lost = dict.fromkeys(
-        (item.name for item in remaining if not stop.is_set()), "its results were lost again and again"
-    )
+        stopped = stop.is_set() and bool(remaining)
+        office.state = "stopped" if stopped else "done"
+    reasons = {name: failure.reason for name, failure in office.failed.items()}
+    if not stopped:
+        reasons = {item.name: "its results were lost again and again" for item in remaining} | reasons
     return Outcome(
         items=len(items),
-        failed={name: failure.reason for name, failure in office.failed.items()} | lost,
+        failed={item.name: reasons[item.name] for item in remaining if item.name in reasons},
         listed=listed,
         made=office.made,
         usable=_usable(plan, ledger),
-        stopped=bool(stop.is_set() and remaining),
+        stopped=stopped,
         seconds=time.monotonic() - started,
     )
 
 
-def _failures(plan: Plan, ledger: Ledger, plan_id: str, *, retry: bool) -> tuple[Failure, ...]:
-    """What earlier runs gave up and is not to be tried again; what is to be is taken off the list."""
-    versions = {take.shard.name: take.shard.version for take in plan.takes}
+def _failures(plan: Plan, ledger: Ledger, plan_id: str, committed: Committed, *, retry: bool) -> tuple[Failure, ...]:
+    """What earlier runs gave up and is not to be tried again; what is to be, or is done, is taken off the list."""
+    takes = {take.shard.name: take for take in plan.takes}
+
+    def stands(failure: Failure) -> bool:
+        take = takes.get(failure.shard)
+        if retry or take is None or take.shard.version != failure.version:
+            return False
+        return not complete(plan, Item(take, failure.source), committed)
+
     listed = ledger.failures(plan_id)
-    void = [failure for failure in listed if retry or versions.get(failure.shard) != failure.version]
-    ledger.forgive(void)
-    return tuple(failure for failure in listed if failure not in void)
+    ledger.forgive(failure for failure in listed if not stands(failure))
+    return tuple(filter(stands, listed))
 
 
 def _retry_quarantined(plan: Plan, ledger: Ledger, on_notice: Callable[[str], None]) -> None:
