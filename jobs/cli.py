@@ -5,6 +5,7 @@ Imports of torch and Ray are left to the commands that need them, so that `--hel
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,7 +38,7 @@ def generate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images, for a trial.")] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="A Ray cluster (`auto` for the one this machine belongs to); default: a local one."),
+        typer.Option(help="A Ray cluster, such as `auto`; default: that of RAY_ADDRESS, or else one for this run."),
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Also try again failed items and quarantined images.")
@@ -58,6 +59,7 @@ def generate(
 
     Example: `gnp generate jobs/recipes/imagenet.toml --store s3://bucket/prefix --limit 100`
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # imports take seconds
     from jobs.generate import run
 
     raise typer.Exit(
@@ -168,7 +170,7 @@ def finalize(
 def verify(
     store: Store,
     sample: Annotated[
-        float, typer.Option(min=0, max=1, help="The share of the parts to re-read; completeness is checked of all.")
+        float, typer.Option(min=1e-9, max=1, help="The share of the parts to re-read; completeness is checked of all.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Which share.")] = 0,
 ) -> None:

@@ -1,6 +1,8 @@
 """The main job: recipe → plan → engine, with progress, and one closing line that says how it ended."""
 
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from rich.console import Console
@@ -29,6 +31,8 @@ def run(
     Raises:
         GnpError: The run could not start, or could not go on.
     """
+    stop = threading.Event()
+    _interrupt_on_sigterm(stop)
     loaded = config.load(recipe)
     console.print("[dim]finding shards, settling what each model is[/dim]")
     planned = plan.resolve(loaded.job(limit=limit), Storage(store, create=True))
@@ -39,6 +43,7 @@ def run(
             pools=loaded.engine,
             address=address,
             retry_failed=retry_failed,
+            stop=stop,
             on_progress=bars.show,
             on_notice=bars.say,
         )
@@ -52,7 +57,18 @@ def run(
     if not outcome.usable and not outcome.failed and not outcome.listed:
         sys.stderr.write("failed: no image could be used; see the recipe's fraction, preparation and classes\n")
         return 1
-    return 1 if len(outcome.failed) + len(outcome.listed) > max_failed else 0
+    return 1 if outcome.incomplete > max_failed else 0
+
+
+def _interrupt_on_sigterm(stop: threading.Event) -> None:
+    """Until workers are at work, SIGTERM ends the program as Ctrl-C does: at once, by `KeyboardInterrupt`."""
+
+    def handle(*_: object) -> None:
+        stop.set()  # should the exception be lost, in some finalizer, the run ends before it hands anything out
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handle)
 
 
 def _closing_line(outcome: Outcome, store: str) -> str:

@@ -12,13 +12,14 @@ that is about to go; an end with a reason when nothing can start) is what Ray Da
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from pipeline import quarantine, runs, weights
 from pipeline.errors import CapacityError, GnpError, IntegrityError, Interrupted, MissingError, StorageError
 from pipeline.ledger import Committed, Failure, Ledger
-from pipeline.plan import Item, Plan, all_scopes, complete, pending, require_unchanged
+from pipeline.plan import Item, Plan, all_scopes, complete, pending, require_unchanged, scopes
 from pipeline.pools import Node, Pools, Sizing, size
 from pipeline.progress import Progress, progress
 from pipeline.stages import Generator, Made, Scorer
@@ -66,6 +67,7 @@ class Outcome:
         items: How many items had work to do; 0 where everything was committed before.
         failed: Name of every item that is still incomplete → the reason.
         listed: Failures of earlier runs of this plan that were not tried again.
+        incomplete: How many items of the plan something is still missing from, whoever's they were.
         made: What this run added: adversarial parts and their images; images quarantined.
         usable: Whether any image of this data could be used, in this run or an earlier one.
         stopped: Whether it was told to stop before the end.
@@ -75,6 +77,7 @@ class Outcome:
     items: int
     failed: dict[str, str]
     listed: tuple[Failure, ...]
+    incomplete: int
     made: Made
     usable: bool
     stopped: bool
@@ -98,7 +101,7 @@ def run(
         plan: What is to be made.
         store: URL of the store; every worker opens it from its own environment.
         pools: How many workers, and what each is given.
-        address: A Ray cluster; by default the one of this process, or else a local one.
+        address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
         retry_failed: Try again what earlier runs of this plan gave up, and images that could not be used.
         stop: Set it to end the run early. SIGTERM and Ctrl-C do, where this is called in the main thread.
         on_progress: Called every few seconds, from another thread.
@@ -120,28 +123,38 @@ def run(
         _retry_quarantined(plan, ledger, on_notice)
     committed = ledger.committed(all_scopes(plan))
     listed = _failures(plan, ledger, plan_id, committed, retry=retry_failed)
-    passed_over = {(failure.source, failure.shard) for failure in listed}
 
     def left(committed: Committed, workers: int) -> list[Item]:
-        items = pending(plan, committed, workers=workers)
-        return [item for item in items if (item.source, item.take.shard.name) not in passed_over]
+        return [item for item in pending(plan, committed, workers=workers) if not _passed_over(item, listed, committed)]
+
+    def outcome(office: _Office | None, failed: dict[str, str], *, items: int, stopped: bool) -> Outcome:
+        return Outcome(
+            items=items,
+            failed=failed,
+            listed=listed,
+            incomplete=len(pending(plan, committed)),
+            made=office.made if office else Made(),
+            usable=_usable(plan, ledger),
+            stopped=stopped,
+            seconds=time.monotonic() - started,
+        )
 
     if not left(committed, 1):
-        return Outcome(0, {}, listed, Made(), _usable(plan, ledger), stopped=False, seconds=time.monotonic() - started)
+        return outcome(None, {}, items=0, stopped=False)
     for model in {model.weights: model for model in (*plan.sources, *plan.targets)}.values():
         weights.load(model, storage, classes=plan.job.data.classes)  # what cannot be loaded fails here, once, by name
     sizing = size(pools, _connect(address))
     log.info("%s", sizing)
-    items = left(committed, sizing.generators)
-    office = _Office(replace(plan, takes=()), plan_id, storage, sizing, pools)
+    remaining = items = left(committed, sizing.generators)
+    office = _Office(replace(plan, takes=()), plan_id, storage, sizing, pools, items=len(items))
     with _Heart(office, storage), _Watch(plan, ledger, on_progress), _signals_set(stop):
         for line in _others(storage, plan_id, office.run):
             on_notice(line)
         try:
-            remaining = items
             for _ in range(ATTEMPTS):
                 office.work([item for item in remaining if item.name not in office.failed], stop)
-                remaining = left(ledger.committed(all_scopes(plan)), sizing.generators)
+                committed = ledger.committed(all_scopes(plan))
+                remaining = left(committed, sizing.generators)
                 if stop.is_set() or office.failed.keys() >= {item.name for item in remaining}:
                     break
         except (ray.exceptions.RayError, ConnectionError) as error:
@@ -153,15 +166,8 @@ def run(
     reasons = {name: failure.reason for name, failure in office.failed.items()}
     if not stopped:
         reasons = {item.name: "its results were lost again and again" for item in remaining} | reasons
-    return Outcome(
-        items=len(items),
-        failed={item.name: reasons[item.name] for item in remaining if item.name in reasons},
-        listed=listed,
-        made=office.made,
-        usable=_usable(plan, ledger),
-        stopped=stopped,
-        seconds=time.monotonic() - started,
-    )
+    failed = {item.name: reasons[item.name] for item in remaining if item.name in reasons}
+    return outcome(office, failed, items=len(items), stopped=stopped)
 
 
 def _failures(plan: Plan, ledger: Ledger, plan_id: str, committed: Committed, *, retry: bool) -> tuple[Failure, ...]:
@@ -172,17 +178,29 @@ def _failures(plan: Plan, ledger: Ledger, plan_id: str, committed: Committed, *,
         take = takes.get(failure.shard)
         if retry or take is None or take.shard.version != failure.version:
             return False
-        return not complete(plan, Item(take, failure.source), committed)
+        return not complete(plan, Item(take, failure.source, failure.offset, failure.stride), committed)
 
     listed = ledger.failures(plan_id)
     ledger.forgive(failure for failure in listed if not stands(failure))
     return tuple(filter(stands, listed))
 
 
+def _passed_over(item: Item, listed: Sequence[Failure], committed: Committed) -> bool:
+    """Whether each part of an item is one that an earlier run gave up; that run may have had other strides."""
+    shard = item.take.shard.name
+    own = [failure for failure in listed if (failure.source, failure.shard) == (item.source, shard)]
+    # While the number of parts is unknown, strides repeat themselves after their common multiple.
+    count = committed.count(shard) or item.offset + math.lcm(item.stride, *(failure.stride for failure in own))
+    return bool(own) and all(
+        any(part % failure.stride == failure.offset for failure in own)
+        for part in range(item.offset, count, item.stride)
+    )
+
+
 def _retry_quarantined(plan: Plan, ledger: Ledger, on_notice: Callable[[str], None]) -> None:
     """Has quarantined images tried again, unless another run could be reading what that revokes."""
     for run in runs.seen(ledger.storage, now=ledger.storage.clock()):
-        if run.live and not runs.bury(ledger.storage, run):
+        if run.live:
             on_notice(f"quarantined images are not tried again while run {run.id} on {run.record['host']} is at work")
             return
     for part in quarantine.reconsider(plan, ledger):
@@ -228,7 +246,7 @@ class _Worker:
     """One actor: a stage; items in, receipts out. An item's failure is a receipt, never the actor's end."""
 
     def __init__(self, stage: Stage, plan: Plan, plan_id: str, store: str, threads: int, run: str) -> None:
-        self._threads, self._place, self._run = threads, plan_id, run
+        self._threads, self._plan, self._plan_id, self._run = threads, plan, plan_id, run
         _settle_arithmetic(threads)
         device = torch.device("cuda") if torch.cuda.is_available() and ray.get_gpu_ids() else torch.device("cpu")
         self._stopping = threading.Event()
@@ -245,21 +263,34 @@ class _Worker:
 
     def run(self, item: Item, attempt: int) -> Receipt:
         _settle_arithmetic(self._threads)  # a thread of its own runs this, and threads are counted by thread
-        place = f"{self._place}/{item.source}/{item.take.shard.name}"
+        self._stage.made = Made()
         try:
-            holder = runs.claim(self._ledger.storage, place, self._run)
+            holder = None if self._is_complete(item) else self._claim(item)
             if holder is not None:
                 return Receipt("held", holder)
             return Receipt("done", made=self._stage.run(item, attempt=attempt))
         except Interrupted as told:
-            return Receipt("stopped", str(told))
+            return Receipt("stopped", str(told), self._stage.made)
         except GnpError as error:
             at_fault = isinstance(error, StorageError) and not isinstance(error, (MissingError, IntegrityError))
-            return Receipt("failed", str(error), store_failed=at_fault)
+            return Receipt("failed", str(error), self._stage.made, store_failed=at_fault)
         except Exception as error:  # a defect: listed with the item, and whole in the worker's log
             log.exception("item %s", item)
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            return Receipt("broken" if _is_sticky(error) else "failed", reason)
+            return Receipt("broken" if _is_sticky(error) else "failed", reason, self._stage.made)
+
+    def _is_complete(self, item: Item) -> bool:
+        """Whether nothing is left of an item: another run, which still holds its shard, may have done it."""
+        found = self._ledger.committed(scopes(self._plan, item.source), shard=item.take.shard.name)
+        return complete(self._plan, item, found)
+
+    def _claim(self, item: Item) -> str | None:
+        return runs.claim(self._ledger.storage, _place(self._plan_id, item), self._run)
+
+
+def _place(plan_id: str, item: Item) -> str:
+    """What is claimed for an item: its shard, so that runs of different strides keep out of each other's way."""
+    return f"{plan_id}/{item.source}/{item.take.shard.name}"
 
 
 def _is_sticky(error: Exception) -> bool:
@@ -315,11 +346,13 @@ class _Pool:
 class _Office:
     """Hands items to workers until each is done or given up."""
 
-    def __init__(self, plan: Plan, plan_id: str, storage: Storage, sizing: Sizing, limits: Pools) -> None:
+    def __init__(
+        self, plan: Plan, plan_id: str, storage: Storage, sizing: Sizing, limits: Pools, *, items: int
+    ) -> None:
         self.run = uuid.uuid4().hex[:12]
         self.plan_id = plan_id
         self.state = "running"
-        self.items = 0
+        self.items = items
         self.made = Made()
         self.failed: dict[str, Failure] = {}
         self.started = time.monotonic()
@@ -335,10 +368,9 @@ class _Office:
 
     def counts(self) -> dict[str, Any]:
         """What the run says of itself while it goes on."""
-        waiting = len(self._queues[Generator]) + len(self._held) + sum(not s.idle for s in self._generators.slots)
         return {
             "items": self.items,
-            "items_left": waiting + len(self._queues[Scorer]) + sum(not s.idle for s in self._scorers.slots),
+            "items_left": sum(map(len, self._queues.values())) + len(self._held) + len(self._busy()),
             "images": self.made.images,
             "failed": len(self.failed),
             "seconds": round(time.monotonic() - self.started, 1),
@@ -351,7 +383,6 @@ class _Office:
             CapacityError: No worker of a kind could start.
             StorageError: The store keeps failing.
         """
-        self.items = max(self.items, len(items))
         self._queues[Generator].extend(items)
         while not stop.is_set() and (self._held or any(self._queues.values()) or self._busy()):
             self._look_at_nodes()
@@ -376,8 +407,10 @@ class _Office:
         now, gpus = time.monotonic(), self._sizing.generator_gpus
         if pool.stage is Scorer:
             gpus = self._sizing.scorer_gpus
-        working = [slot for slot in pool.slots if not slot.starting]
-        if working or not pool.slots:
+        wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
+        if pool.stage is Scorer:  # while generators are at work, so that loading the targets does not wait for them
+            wanted = max(wanted, len(self._queues[Generator]) + len(self._busy()))
+        if not wanted or any(not slot.starting for slot in pool.slots):
             pool.without_since = now
         elif now - pool.without_since > 60 * self._limits.start_minutes or pool.failed_starts >= _STARTS:
             raise CapacityError(
@@ -386,9 +419,6 @@ class _Office:
             )
         if now < pool.not_before:
             return
-        wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
-        if pool.stage is Scorer:  # while generators are at work, so that loading the targets does not wait for them
-            wanted = max(wanted, len(self._queues[Generator]) + len(self._busy()))
         for _ in range(min(pool.size, wanted) - len(pool.slots)):
             actor = (
                 ray.remote(type(pool.stage.__name__, (_Worker,), {}))
@@ -484,6 +514,8 @@ class _Office:
             plan=self.plan_id,
             source=item.source,
             shard=item.take.shard.name,
+            offset=item.offset,
+            stride=item.stride,
             version=item.take.shard.version,
             item=item.name,
             reason=reason,
@@ -493,6 +525,7 @@ class _Office:
         self.failed.setdefault(item.name, failure)
         if not store_failed:  # what the store was to blame for is tried again by the next run, unasked
             Ledger(self._storage).fail(failure)
+            runs.release(self._storage, _place(self.plan_id, item), self.run)
         if pool is self._generators and not deadly:
             self._queues[Scorer].append(item)
 
@@ -513,11 +546,11 @@ class _Office:
 
     def _stop(self) -> None:
         """Lets every worker reach the end of its unit, for a while."""
-        busy = self._busy()
-        for slot in busy:
+        until = time.monotonic() + _GRACE_S
+        for slot in self._busy():
             slot.actor.stop.remote()
-        if busy:
-            ray.wait([slot.future for slot in busy], num_returns=len(busy), timeout=_GRACE_S)
+        while self._busy() and time.monotonic() < until:
+            self._collect()
 
     def _drop(self, pool: _Pool, slot: _Slot) -> None:
         pool.slots.remove(slot)
@@ -539,22 +572,24 @@ def _connect(address: str | None) -> list[Node]:
         CapacityError: There is no Ray at the address.
     """
     if not ray.is_initialized():
-        dashboard = None if address else False
+        # Left to itself, Ray would join whatever cluster somebody has started on this machine. Jobs set RAY_ADDRESS.
+        where = address or os.environ.get("RAY_ADDRESS") or "local"
+        dashboard = False if where == "local" else None
+        before = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address=where, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
         except (ValueError, ConnectionError, RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise CapacityError(f"no Ray at {address or 'this machine'}: {reason}") from error
+            raise CapacityError(f"no Ray at {where}: {reason}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own handler ends the process at once, with code 15
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0)) for node in resources if node.get("CPU")]
 
 
 @contextlib.contextmanager
 def _signals_set(stop: threading.Event) -> Iterator[None]:
-    """While entered, SIGTERM and Ctrl-C set `stop`; a second one ends the process as it otherwise would.
-
-    Entered after Ray has started, which installs a handler of its own.
-    """
+    """While entered, SIGTERM and Ctrl-C set `stop`; a second one ends the process as it otherwise would."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -589,7 +624,7 @@ class _Heart:
         while not self._stop.wait(runs.BEAT_S):
             try:
                 self._beat("running")
-            except GnpError as error:  # the lease may run out; results stay right
+            except Exception as error:  # the lease may run out; results stay right
                 log.warning("heartbeat: %s", error)
 
     def __enter__(self) -> None:
@@ -620,7 +655,7 @@ class _Watch:
             started = time.monotonic()
             try:
                 self._look()
-            except GnpError as error:  # a look that fails must not end the run that it looks at
+            except Exception as error:  # a look that fails must not end the run that it looks at
                 log.warning("progress: %s", error)
             wait = max(1.0, 20 * (time.monotonic() - started))
 

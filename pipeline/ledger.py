@@ -9,7 +9,7 @@ alone, so planning and progress cost one listing.
     markers/clean/DATASET/TARGET/PART.json                          clean predictions
     markers/transfer/DATASET/SOURCE/ATTACK/TARGET/PART.json         adversarial predictions
     plans/ID.json                                                   what a run set out to make
-    failures/PLAN/SOURCE/SHARD.json                                 what a run of it gave up, and why
+    failures/PLAN/SOURCE/SHARD/0-1.json                             what a run of it gave up, and why
 
 DATASET, SOURCE, ATTACK and TARGET are `name-fingerprint`, where the fingerprint covers all that determines the pixels
 or predictions; PART is `SHARD/00003-of-00005`. A changed recipe therefore writes elsewhere and never mixes with old
@@ -306,6 +306,8 @@ class Failure:
         plan: The plan's id.
         source: Identity of the model attacked.
         shard: Name of the input shard.
+        offset: The first part of it.
+        stride: From one part to the next; 1 where it is the whole shard.
         version: The store's tag of the shard: once the shard is another, the failure is void.
         item: What the run called it.
         reason: One line.
@@ -316,6 +318,8 @@ class Failure:
     plan: str
     source: str
     shard: str
+    offset: int
+    stride: int
     version: str
     item: str
     reason: str
@@ -325,7 +329,7 @@ class Failure:
     @property
     def key(self) -> str:
         """Where it is recorded."""
-        return f"failures/{self.plan}/{self.source}/{self.shard}.json"
+        return f"failures/{self.plan}/{self.source}/{self.shard}/{self.offset}-{self.stride}.json"
 
 
 @dataclass(frozen=True)

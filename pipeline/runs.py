@@ -4,6 +4,8 @@ Two runs of one recipe can never spoil each other's results, because markers are
 from doing the same work. They are leases: a claim holds as long as its run has been heard of within `LEASE_S`, by the
 store's own clock (the time at which it says that each run's record was written), so no machine's clock matters.
 
+A claim is held until its run ends, or gives the shard up; what is complete needs none.
+
     runs/RUN.json                                what a run is doing; written anew every `BEAT_S`
     claims/PLAN/SOURCE/SHARD/00000000.json       which run is at a shard; the highest number holds
 """
@@ -15,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import IntegrityError, MissingError
+from pipeline.errors import IntegrityError, MissingError, StorageError
 from pipeline.storage import Storage
 
 BEAT_S = 10.0
@@ -115,6 +117,18 @@ def claim(storage: Storage, place: str, run: str) -> str | None:
             return None
 
 
+def release(storage: Storage, place: str, run: str) -> None:
+    """Gives a shard back that a run holds and has given up, so that another may try it.
+
+    Raises:
+        StorageError: The store failed.
+    """
+    claims = sorted(stored.key for stored in storage.list(f"claims/{place}"))
+    if claims and _claimant(storage, claims[-1]) == run:
+        number = int(claims[-1].rpartition("/")[2].removesuffix(".json")) + 1
+        storage.put_record(f"claims/{place}/{number:08d}.json", {"run": ""})
+
+
 def _claimant(storage: Storage, claim: str) -> str:
     """Which run a claim is of; nobody's where it is gone or damaged, for it would hold the shard up for ever."""
     try:
@@ -130,7 +144,10 @@ def _holds(storage: Storage, holder: str, run: str) -> bool:
         theirs = storage.stat(f"runs/{holder}.json").modified
     except (MissingError, IntegrityError):
         return False
-    ours = storage.stat(f"runs/{run}.json").modified
+    try:
+        ours = storage.stat(f"runs/{run}.json").modified
+    except MissingError as error:  # removed under a run that lives: it is written again within seconds
+        raise StorageError(f"the record of this run is gone: {error}") from error
     return Seen(holder, record, ours - theirs).live
 
 

@@ -4,6 +4,7 @@ Both stages ask the ledger what is missing and make only that, part by part, so 
 where the last one stood, and a preempted worker loses one part at most.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline import __version__, batches, codec, models, parts, results, score, shards, weights
 from pipeline.attack.recipe import Attack, provenance
-from pipeline.errors import Interrupted, SampleError, ShardError
+from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, SampleError, ShardError
 from pipeline.ledger import Committed, Ledger, Marker, Unit
 from pipeline.parts import Images
 from pipeline.plan import Item, Plan, item_parts, scopes
@@ -67,56 +69,63 @@ class Generator:
         self.ledger = ledger
         self.device = device
         self.stopping = stopping
+        self.made = Made()
         self._loaded: tuple[str, models.Classifier] | None = None
 
     def run(self, item: Item, *, attempt: int = 1) -> Made:
-        """Makes what is missing of an item's originals and attacks.
+        """Makes what is missing of an item's originals and attacks; `made` says how far it has come.
+
+        A part or an attack that fails does not keep the others from being made; its error is raised at the end.
 
         Raises:
             ShardError: The shard is truncated, damaged or empty.
             StorageError: The store failed.
             WeightsError: The source's weights are gone or damaged.
+            FloatingPointError: A gradient is not finite.
             Interrupted: It was told to stop, and did so between two units.
         """
+        self.made, started = Made(), time.monotonic()
+        failures = _Failures()
         committed = self.ledger.committed(scopes(self.plan, item.source), shard=item.take.shard.name)
-        made, started = Made(), time.monotonic()
-        for part, images, quarantined in self._originals(item, committed, attempt):
-            made += Made(quarantined=quarantined)
-            clean: Tensor | None = None
-            for attack_id, attack in self.plan.attacks.items():
-                unit = Unit(self.plan.dataset, part, item.source, attack_id)
-                if unit in committed:
-                    continue
-                _require_going_on(self.stopping)
-                source = self._source(item.source)
-                if clean is None:
-                    clean = self._predict(source, images.pixels, images.labels)
-                self._attack(unit, attack, source, images, clean, attempt)
-                made += Made(1, len(images.keys))
-        log.info("%s: %d adversarial parts in %.1f s", item.name, made.parts, time.monotonic() - started)
-        return made
+        for part, read in self._originals(item, committed, attempt):
+            _require_going_on(self.stopping)
+            with failures.noted():
+                images = read()
+                clean: Tensor | None = None
+                for attack_id, attack in self.plan.attacks.items():
+                    unit = Unit(self.plan.dataset, part, item.source, attack_id)
+                    if unit in committed:
+                        continue
+                    _require_going_on(self.stopping)
+                    with failures.noted():
+                        source = self._source(item.source)
+                        clean = self._predict(source, images.pixels, images.labels) if clean is None else clean
+                        self._attack(unit, attack, source, images, clean, attempt)
+                        self.made += Made(1, len(images.keys))
+        failures.tell()
+        log.info("%s: %d adversarial parts in %.1f s", item.name, self.made.parts, time.monotonic() - started)
+        return self.made
 
-    def _originals(self, item: Item, committed: Committed, attempt: int) -> Iterator[tuple[Part, Images, int]]:
-        """The item's parts that need work, with their images and how many were quarantined just now.
+    def _originals(self, item: Item, committed: Committed, attempt: int) -> Iterator[tuple[Part, Callable[[], Images]]]:
+        """The item's parts that need work, and how to come by their images.
 
-        They come from the store where they are committed, else from the shard.
+        They are read from the store where they are committed, else made from the shard.
         """
         known = item_parts(item, committed)
         if known is not None:
             missing = [part for part in known if not self._has_attacks(part, item.source, committed)]
             if all(Unit(self.plan.dataset, part) in committed for part in missing):
                 for part in missing:
-                    yield part, self._stored(Unit(self.plan.dataset, part)), 0
+                    yield part, partial(self._stored, Unit(self.plan.dataset, part))
                 return
         with shards.spool(item.take.shard) as shard:
             self._require_same(item, shard)
             for part, indices in self._parts(item, shard):
-                _require_going_on(self.stopping)
                 unit = Unit(self.plan.dataset, part)
                 if unit not in committed:
-                    yield part, *self._make_original(unit, shard, indices, item, attempt)
+                    yield part, partial(self._make_original, unit, shard, indices, item, attempt)
                 elif not self._has_attacks(part, item.source, committed):
-                    yield part, self._stored(unit), 0
+                    yield part, partial(self._stored, unit)
 
     def _require_same(self, item: Item, shard: Shard) -> None:
         before = next(iter(self.ledger.units(f"original/{self.plan.dataset}/{shard.name}")), None)
@@ -141,7 +150,7 @@ class Generator:
         for index in range(item.offset, count, item.stride):
             yield Part(shard.name, index, count), range(index * size, min((index + 1) * size, total))
 
-    def _make_original(self, unit: Unit, shard: Shard, indices: range, item: Item, attempt: int) -> tuple[Images, int]:
+    def _make_original(self, unit: Unit, shard: Shard, indices: range, item: Item, attempt: int) -> Images:
         """Decodes, prepares and commits a part; what stands in the store afterwards is what is attacked."""
         spec, started = self.plan.job.data, time.monotonic()
         keys: list[str] = []
@@ -182,9 +191,8 @@ class Generator:
             **_circumstances(self.device, self.plan.job.batch_size, started, attempt),
         }
         marker = self.ledger.commit(unit, tar, "tar", facts)
-        if marker.fact("pixels_sha256") == facts["pixels_sha256"]:
-            return images, len(quarantined)
-        return self._stored(unit), len(quarantined)
+        self.made += Made(quarantined=len(quarantined))
+        return images if marker.fact("pixels_sha256") == facts["pixels_sha256"] else self._stored(unit)
 
     def _attack(
         self, unit: Unit, attack: Attack, source: models.Classifier, images: Images, clean: Tensor, attempt: int
@@ -267,17 +275,21 @@ class Scorer:
         self.ledger = ledger
         self.device = device
         self.stopping = stopping
+        self.made = Made()
         self.targets = [(model, _load(model, plan, ledger, device)) for model in plan.targets]
 
     def run(self, item: Item, *, attempt: int = 1) -> Made:
-        """Scores what is committed of an item and not scored yet.
+        """Scores what is committed of an item and not scored yet; `made` says how far it has come.
+
+        A part that fails does not keep the others from being scored; its error is raised at the end.
 
         Raises:
             StorageError: The store failed, or stored bytes are damaged.
             Interrupted: It was told to stop, and did so between two units.
         """
+        self.made, started = Made(), time.monotonic()
+        failures = _Failures()
         committed = self.ledger.committed(scopes(self.plan, item.source), shard=item.take.shard.name)
-        made, started = Made(), time.monotonic()
         for part in item_parts(item, committed) or []:
             original = Unit(self.plan.dataset, part)
             for unit in (
@@ -287,14 +299,16 @@ class Scorer:
                 targets = [(m, net) for m, net in self.targets if replace(unit, target=m.id) not in committed]
                 if unit not in committed or not targets:
                     continue
-                marker = self.ledger.marker(unit)
-                images = parts.read(self.ledger.read(marker), name=marker.object)
-                for model, network in targets:
-                    _require_going_on(self.stopping)
-                    self._score(marker, model, network, images, attempt)
-                    made += Made(1, len(images.keys))
-        log.info("%s: %d result files in %.1f s", item.name, made.parts, time.monotonic() - started)
-        return made
+                with failures.noted():
+                    marker = self.ledger.marker(unit)
+                    images = parts.read(self.ledger.read(marker), name=marker.object)
+                    for model, network in targets:
+                        _require_going_on(self.stopping)
+                        self._score(marker, model, network, images, attempt)
+                        self.made += Made(1, len(images.keys))
+        failures.tell()
+        log.info("%s: %d result files in %.1f s", item.name, self.made.parts, time.monotonic() - started)
+        return self.made
 
     def _score(self, marker: Marker, model: Model, network: nn.Module, images: Images, attempt: int) -> None:
         started = time.monotonic()
@@ -335,6 +349,27 @@ class Scorer:
             **_circumstances(self.device, said.batch_size, started, attempt),
         }
         self.ledger.commit(unit, results.write(schema, columns), "parquet", facts)
+
+
+class _Failures:
+    """Failures of single units, kept until the others are done."""
+
+    def __init__(self) -> None:
+        self._first: Exception | None = None
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keeps what is one unit's own: its stored bytes, its images, its gradient. All else ends the item at once."""
+        try:
+            yield
+        except (IntegrityError, MissingError, ShardError, CapacityError, FloatingPointError) as error:
+            log.warning("%s", error)
+            self._first = self._first or error
+
+    def tell(self) -> None:
+        """Raises the first, if there was one."""
+        if self._first is not None:
+            raise self._first
 
 
 def _require_going_on(stopping: Callable[[], bool]) -> None:

@@ -2,9 +2,10 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import torch
 
@@ -65,7 +66,7 @@ def audit(ledger: Ledger, *, fraction: float = 1.0, seed: int = 0) -> Audit:
     by_part: dict[tuple[str, Part], list[Unit]] = defaultdict(list)
     for unit in units:
         by_part[unit.dataset, unit.part].append(unit)
-    problems = [*_strangers(ledger), *_missing(ledger, set(units))]
+    problems = [*_strangers(ledger), *_missing(ledger, set(units)), *_beside(ledger)]
     chosen = {place: of_part for place, of_part in by_part.items() if _draw(place, seed) < fraction}
     objects = images = 0
     for _, of_part in sorted(chosen.items()):
@@ -197,6 +198,39 @@ def _strangers(ledger: Ledger) -> Iterator[Problem]:
     for stored in ledger.storage.list("markers"):
         if parse(stored.key) is None:
             yield Problem(ledger.storage.at(stored.key), "not a marker; remove it")
+
+
+def _beside(ledger: Ledger) -> Iterator[Problem]:
+    """What lies beside the results: stored weights, records, and the files of finished versions."""
+    storage = ledger.storage
+    for stored in storage.list("weights"):
+        name = stored.key.removeprefix("weights/").removesuffix(".safetensors")
+        yield from _problem(ledger, stored.key, partial(storage.get, stored.key, sha256_hex=name))
+    for folder in ("models", "inputs", "failures", "claims"):
+        for stored in storage.list(folder):
+            yield from _problem(ledger, stored.key, partial(storage.record, stored.key))
+    for stored in storage.list("versions"):
+        folder, _, name = stored.key.rpartition("/")
+        if name == "manifest.json":
+            yield from _version(ledger, folder, stored.key)
+
+
+def _version(ledger: Ledger, folder: str, manifest: str) -> Iterator[Problem]:
+    storage = ledger.storage
+    try:
+        files = {str(file["name"]): str(file["sha256"]) for file in json.loads(storage.get(manifest))["files"]}
+    except (ValueError, TypeError, KeyError) as error:
+        yield Problem(storage.at(manifest), f"not a manifest ({error}); remove it and finalize again")
+        return
+    for name, digest in files.items():
+        yield from _problem(ledger, f"{folder}/{name}", partial(storage.get, f"{folder}/{name}", sha256_hex=digest))
+
+
+def _problem(ledger: Ledger, key: str, read: Callable[[], object]) -> Iterator[Problem]:
+    try:
+        read()
+    except GnpError as error:
+        yield Problem(ledger.storage.at(key), str(error))
 
 
 def _missing(ledger: Ledger, committed: set[Unit]) -> Iterator[Problem]:

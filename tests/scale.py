@@ -305,7 +305,7 @@ def hand_out(budget_s: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = Storage(folder)
         planned = replace(great_plan(), takes=())
-        office = engine._Office(planned, "plan", store, size(pools, [Node(2, 0)]), pools)
+        office = engine._Office(planned, "plan", store, size(pools, [Node(2, 0)]), pools, items=0)
         done, started = 0, time.monotonic()
         for count in ITEMS:
             spent = time.monotonic() - started

@@ -535,7 +535,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "facts": {"n": 3, "rejected": [["a", "b"]]},
     },
     "plans/{}.json": {"dataset": "d", "shards": ["s"], "sources": ["n"], "attacks": ["a"], "targets": ["t"]},
-    "failures/p/net/s.json": asdict(Failure("p", "net", "s", "tag", "s from net", "it broke", 3, "run")),
+    "failures/p/net/s/0-1.json": asdict(Failure("p", "net", "s", 0, 1, "tag", "s from net", "it broke", 3, "run")),
     "runs/other.json": {"plan": "p", "state": "running", "host": "h", "pid": 1, "items": 3, "seconds": 1.5},
     "claims/p/net/s/00000000.json": {"run": "other"},
 }

@@ -1,6 +1,8 @@
 """The exit code and the closing line of `gnp generate`."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ from rich.console import Console
 
 from jobs import generate, tables
 from pipeline import status
-from pipeline.ledger import Ledger
+from pipeline.ledger import KINDS, Ledger
 from pipeline.storage import Storage
+from tests.conftest import ROOT
 from tests.samples import CLASSES, SIDE, sample, write_shard
 
 pytestmark = [pytest.mark.usefixtures("ray_on_four_devices"), pytest.mark.timeout(600)]
@@ -68,3 +71,50 @@ def test_what_failed_is_listed_tolerated_passed_over_and_retried(
     assert "(3 images attacked, 0 quarantined)" in said
     (plan,) = status.status(Ledger(Storage(str(recipe.parent / "store"))))
     assert (plan.complete, plan.failures) == (True, ())
+
+
+def test_two_runs_side_by_side_share_the_work_and_both_end(recipe: Path) -> None:
+    for number in range(6):
+        write_shard(recipe.parent / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(4)])
+    store = recipe.parent / "store"
+    recipe.write_text(recipe.read_text().replace('"i"', '{ attack = "mi", steps = 150 }'))
+    # Each with a Ray of its own, so that neither waits for the other's workers; neither can read one of the shards.
+    command = [sys.executable, "-m", "jobs", "generate", str(recipe), "--store", str(store)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [1, 1], said
+    assert all(b"failed: bad from test_resnet" in errors for _, errors in said), said
+    ledger = Ledger(Storage(str(store)))
+    assert len(list(ledger.units("transfer"))) == 7
+    data = [stored for folder in ("shards", "results") for stored in ledger.storage.list(folder)]
+    assert len(data) == sum(len(list(ledger.units(kind))) for kind in KINDS), "nothing is made twice"
+
+
+def test_what_was_not_tried_is_not_passed_over_with_its_shard(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shard(recipe.parent / "in" / "bad.tar", [sample(index) for index in range(6)])
+    (recipe.parent / "in" / "good.tar").unlink()
+    recipe.write_text(
+        recipe.read_text().replace("generators = 1", "generators = 2").replace("[data]", "[data]\npart_size = 1")
+    )
+    assert run(recipe, capsys)[0] == 0
+    store = Storage(str(recipe.parent / "store"))
+    ledger = Ledger(store)
+    units = sorted(unit for kind in KINDS for unit in ledger.units(kind))
+    # One original of the first item is damaged; the second item's results are gone, as if it had never been tried.
+    damaged = next(unit for unit in units if unit.kind == "original" and unit.part.index == 2)
+    whole = store.get(ledger.marker(damaged).object)
+    store.put(ledger.marker(damaged).object, b"")
+    gone = [unit for unit in units if unit.attack and (unit.part.index % 2 or unit.part.index == 2)]
+    store.delete([unit.marker for unit in gone])
+    code, _, errors = run(recipe, capsys)
+    assert code == 1
+    assert "failed: bad parts 0+2n" in errors
+    left = {unit.part.index for unit in units} - {unit.part.index for unit in ledger.units("transfer")}
+    assert left == {2}, "the other parts are done"
+    store.delete([unit.marker for unit in gone if unit.part.index == 5])
+    code, _, errors = run(recipe, capsys, max_failed=1)
+    assert (code, "failed earlier, not tried again: bad parts 0+2n" in errors) == (0, True)
+    assert {unit.part.index for unit in ledger.units("transfer")} == {0, 1, 3, 4, 5}
+    store.put(ledger.marker(damaged).object, whole)
+    assert run(recipe, capsys, retry_failed=True)[0] == 0
+    assert len(list(ledger.units("transfer"))) == 6

@@ -173,7 +173,7 @@ def test_what_stands_is_known_by_scope_shard_and_part(ledger: Ledger) -> None:
 
 
 def test_failures_are_listed_by_plan_and_forgiven(ledger: Ledger) -> None:
-    failures = [Failure(plan, "net-1", "s", "tag", "s from net-1", "it broke", 3, "run") for plan in ("a", "b")]
+    failures = [Failure(plan, "net-1", "s", 0, 1, "tag", "s from net-1", "it broke", 3, "run") for plan in ("a", "b")]
     for failure in failures:
         ledger.fail(failure)
         ledger.fail(failure)

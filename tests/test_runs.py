@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import runs
-from pipeline.errors import MissingError
+from pipeline.errors import StorageError
 from pipeline.runs import Seen
 from pipeline.storage import Storage
 from tests.conftest import ROOT
@@ -131,7 +131,7 @@ def test_a_damaged_record_of_a_run_or_a_claim_holds_nothing_up(storage: Storage,
 def test_a_run_without_a_record_can_take_nothing_over(storage: Storage) -> None:
     beat(storage, "one")
     runs.claim(storage, PLACE, "one")
-    with pytest.raises(MissingError):
+    with pytest.raises(StorageError, match="the record of this run is gone"):
         runs.claim(storage, PLACE, "stranger")
 
 
@@ -188,3 +188,16 @@ def test_a_run_without_a_process_to_look_for_is_not_buried(storage: Storage, pid
     runs.beat(storage, "odd", plan="plan", state="running", counts={"pid": pid})
     (found,) = runs.seen(storage, now=storage.stat("runs/odd.json").modified)
     assert not runs.bury(storage, found)
+
+
+def test_a_shard_that_is_given_up_is_another_runs_to_try(storage: Storage) -> None:
+    for run in ("one", "other"):
+        runs.beat(storage, run, plan="p", state="running", counts={})
+    assert runs.claim(storage, "p/net/s", "one") is None
+    assert runs.claim(storage, "p/net/s", "other") == "one"
+    runs.release(storage, "p/net/s", "other")
+    assert runs.claim(storage, "p/net/s", "other") == "one", "it is not theirs to give"
+    runs.release(storage, "p/net/s", "one")
+    assert runs.claim(storage, "p/net/s", "other") is None
+    assert runs.claim(storage, "p/net/s", "one") == "other"
+    runs.release(storage, "p/net/none", "one")

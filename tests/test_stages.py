@@ -192,7 +192,7 @@ def test_an_original_made_by_another_decoder_is_what_is_attacked(job: Job, tmp_p
     (_, item) = pending(planned, ledger)
     generator = Generator(planned, ledger, CPU)
     nothing = ledger.committed(plan.all_scopes(planned))
-    ((_, made, _),) = generator._originals(item, nothing, 1)
+    (made,) = [make() for _, make in generator._originals(item, nothing, 1)]
     other = ledger_in(tmp_path / "other")
     theirs = made.pixels.clone()
     theirs[:, :, 0, 0] ^= 1
@@ -205,7 +205,7 @@ def test_an_original_made_by_another_decoder_is_what_is_attacked(job: Job, tmp_p
         "shard": {"sha256": sha256((tmp_path / "in" / "s-1.tar").read_bytes())},
     }
     other.commit(Unit(planned.dataset, Part("s-1", 0, 1)), tar, "tar", facts)
-    ((_, attacked, _),) = Generator(planned, other, CPU)._originals(item, nothing, 1)
+    (attacked,) = [make() for _, make in Generator(planned, other, CPU)._originals(item, nothing, 1)]
     assert torch.equal(attacked.pixels, theirs)
 
 

@@ -1,5 +1,4 @@
 import os
-import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from pipeline.errors import IntegrityError, StorageError
 from pipeline.ledger import Failure, Ledger
 from pipeline.plan import Job
 from pipeline.progress import Progress
-from pipeline.runs import Seen
 from pipeline.status import PlanStatus, status
 from pipeline.storage import Storage
 from tests.samples import attack, resolve, sample, tiny_job, write_shard
@@ -61,7 +59,7 @@ def test_each_plan_is_told_apart_with_its_own_runs_and_failures(job: Job, storag
     plans = [ledger.record_plan(resolve(each, storage.url).describe()) for each in (job, wider)]
     for plan in plans:
         beat(storage, f"run-of-{plan}", plan)
-        ledger.fail(Failure(plan, "source", "s-0", "v", f"item of {plan}", "broken", 3, "run"))
+        ledger.fail(Failure(plan, "source", "s-0", 0, 1, "v", f"item of {plan}", "broken", 3, "run"))
     found = {each.id: each for each in status(ledger)}
     assert found.keys() == set(plans)
     for plan in plans:
@@ -93,7 +91,7 @@ def test_images_within_the_first_moment_are_no_infinite_pace(job: Job, storage: 
 def test_a_damaged_plan_or_failure_is_one_line(job: Job, storage: Storage) -> None:
     ledger = Ledger(storage)
     plan = ledger.record_plan(resolve(job, storage.url).describe())
-    failure = Failure(plan, "source", "s-0", "v", "item", "broken", 3, "run")
+    failure = Failure(plan, "source", "s-0", 0, 1, "v", "item", "broken", 3, "run")
     storage.put_record(failure.key, {"plan": plan})
     with pytest.raises(IntegrityError, match="not a failure"):
         status(ledger)
@@ -106,7 +104,7 @@ def test_a_damaged_plan_or_failure_is_one_line(job: Job, storage: Storage) -> No
         status(ledger)
 
 
-def test_where_a_store_may_only_be_read_its_last_sign_of_life_is_the_clock(
+def test_where_a_store_may_only_be_read_this_machines_clock_tells_who_lives(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(tmp_path / "store"), create=True)
@@ -123,6 +121,5 @@ def test_where_a_store_may_only_be_read_its_last_sign_of_life_is_the_clock(
 
     monkeypatch.setattr(Storage, "put", refuse)
     late, early = only(ledger).runs
-    assert (late.id, late.live, late.here) == ("late", True, True)
+    assert (late.id, late.live) == ("late", True)
     assert (early.id, early.live) == ("early", False)
-    assert late == Seen("late", {**late.record, "host": platform.node()}, 0.0)

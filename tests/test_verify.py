@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import codec, parts, results, shards
+from pipeline.finalize import finalize
 from pipeline.ledger import Ledger, Marker
 from pipeline.storage import Storage
 from pipeline.verify import audit
@@ -172,6 +173,26 @@ def whole_shard(ledger: Ledger) -> None:
     ledger.record_plan({**plans, "shards": [*plans["shards"], "s-1"]})
 
 
+def flipped_weights(ledger: Ledger) -> None:
+    (weights,) = ledger.storage.list("weights")
+    data = bytearray(ledger.storage.get(weights.key))
+    data[-1] ^= 1
+    ledger.storage.put(weights.key, bytes(data))
+
+
+def cut_input(ledger: Ledger) -> None:
+    ledger.storage.put("inputs/tiny-0/0.json", b"{")
+
+
+def version_without_its_rows(ledger: Ledger) -> None:
+    version = finalize(ledger)
+    ledger.storage.delete([f"{version.key}/transfer-00000.parquet"])
+
+
+def version_of_nothing(ledger: Ledger) -> None:
+    ledger.storage.put("versions/x/manifest.json", b"[]")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -194,6 +215,10 @@ def whole_shard(ledger: Ledger) -> None:
         (other_plan, "not a record"),
         (miscounted, "99 images in"),
         (whole_shard, "no part of this shard is committed"),
+        (flipped_weights, ".safetensors: damaged"),
+        (cut_input, "not a record"),
+        (version_without_its_rows, "transfer-00000.parquet: no such object"),
+        (version_of_nothing, "not a manifest"),
     ],
 )
 def test_damage_is_found_and_named(ledger: Ledger, damage: Callable[[Ledger], None], message: str) -> None:

@@ -71,6 +71,10 @@ class Site:
         """Adds a machine with one CPU."""
         self.nodes.append(self.cluster.add_node(num_cpus=1))
 
+    def remove_node(self) -> None:
+        """Takes one away in good order."""
+        self.cluster.remove_node(self.nodes.pop())
+
     def kill_node(self) -> bool:
         """A machine goes away without a word; another comes."""
         node = self.nodes.pop(self.random.randrange(len(self.nodes)))
@@ -80,11 +84,11 @@ class Site:
 
     def kill_worker(self, stage: str) -> bool:
         """SIGKILLs an actor of a stage; False where none runs."""
-        victims = [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if any(part.startswith(f"ray::{stage}") for part in process.info["cmdline"] or ())
-        ]
+        victims = []
+        for process in psutil.Process().children(recursive=True):  # of this cluster, and of no stranger's
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(part.startswith(f"ray::{stage}") for part in process.cmdline()):
+                    victims.append(process)
         if not victims:
             return False
         with contextlib.suppress(psutil.NoSuchProcess):
