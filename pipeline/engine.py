@@ -123,56 +123,61 @@ def run(
         _retry_quarantined(plan, ledger, on_notice)
     committed = ledger.committed(all_scopes(plan))
     listed = _failures(plan, ledger, plan_id, committed, retry=retry_failed)
+    office, failed, stopped = None, dict[str, str](), False
+    if _left(plan, committed, listed):
+        for model in {model.weights: model for model in (*plan.sources, *plan.targets)}.values():
+            weights.load(model, storage, classes=plan.job.data.classes)  # what cannot be loaded fails here, by name
+        sizing = size(pools, _connect(address))
+        log.info("%s", sizing)
+        items = _left(plan, committed, listed, workers=sizing.generators)
+        office = _Office(replace(plan, takes=()), plan_id, storage, sizing, pools, items=len(items))
+        with _Heart(office, storage), _Watch(plan, ledger, on_progress), _signals_set(stop):
+            for line in _others(storage, plan_id, office.run):
+                on_notice(line)
+            committed = _reconcile(office, plan, ledger, listed, items, stop)
+            remaining = _left(plan, committed, listed, workers=sizing.generators)
+            stopped = stop.is_set() and bool(remaining)
+            office.state = "stopped" if stopped else "done"
+        failed = {} if stopped else {item.name: "its results were lost again and again" for item in remaining}
+        failed |= {item.name: office.failed[item.name].reason for item in remaining if item.name in office.failed}
+    return Outcome(
+        items=office.items if office else 0,
+        failed=failed,
+        listed=listed,
+        incomplete=len(pending(plan, committed)),
+        made=office.made if office else Made(),
+        usable=_usable(plan, ledger),
+        stopped=stopped,
+        seconds=time.monotonic() - started,
+    )
 
-    def left(committed: Committed, workers: int) -> list[Item]:
-        return [item for item in pending(plan, committed, workers=workers) if not _passed_over(item, listed, committed)]
 
-    def outcome(office: _Office | None, failed: dict[str, str], *, items: int, stopped: bool) -> Outcome:
-        return Outcome(
-            items=items,
-            failed=failed,
-            listed=listed,
-            incomplete=len(pending(plan, committed)),
-            made=office.made if office else Made(),
-            usable=_usable(plan, ledger),
-            stopped=stopped,
-            seconds=time.monotonic() - started,
-        )
+def _left(plan: Plan, committed: Committed, listed: Sequence[Failure], *, workers: int = 1) -> list[Item]:
+    """The items that something is missing from, but for what earlier runs gave up."""
+    return [item for item in pending(plan, committed, workers=workers) if not _passed_over(item, listed, committed)]
 
-    if not left(committed, 1):
-        return outcome(None, {}, items=0, stopped=False)
-    for model in {model.weights: model for model in (*plan.sources, *plan.targets)}.values():
-        weights.load(model, storage, classes=plan.job.data.classes)  # what cannot be loaded fails here, once, by name
-    sizing = size(pools, _connect(address))
-    log.info("%s", sizing)
-    remaining = items = left(committed, sizing.generators)
-    office = _Office(replace(plan, takes=()), plan_id, storage, sizing, pools, items=len(items))
-    with _Heart(office, storage), _Watch(plan, ledger, on_progress), _signals_set(stop):
-        for line in _others(storage, plan_id, office.run):
-            on_notice(line)
-        try:
-            for _ in range(ATTEMPTS):
-                office.work([item for item in remaining if item.name not in office.failed], stop)
-                committed = ledger.committed(all_scopes(plan))
-                remaining = left(committed, sizing.generators)
-                if stop.is_set() or office.failed.keys() >= {item.name for item in remaining}:
-                    break
-        except (ray.exceptions.RayError, ConnectionError) as error:
-            raise CapacityError(f"the Ray cluster went away: {_gist(error)}") from error
-        finally:
-            office.close()
-        stopped = stop.is_set() and bool(remaining)
-        office.state = "stopped" if stopped else "done"
-    reasons = {name: failure.reason for name, failure in office.failed.items()}
-    if not stopped:
-        reasons = {item.name: "its results were lost again and again" for item in remaining} | reasons
-    failed = {item.name: reasons[item.name] for item in remaining if item.name in reasons}
-    return outcome(office, failed, items=len(items), stopped=stopped)
+
+def _reconcile(
+    office: "_Office", plan: Plan, ledger: Ledger, listed: Sequence[Failure], items: list[Item], stop: threading.Event
+) -> Committed:
+    """Has items worked on until the store shows each done, or it was given up; returns what then stands."""
+    try:
+        for _ in range(ATTEMPTS):
+            office.work([item for item in items if item.name not in office.failed], stop)
+            committed = ledger.committed(all_scopes(plan))
+            items = _left(plan, committed, listed, workers=office.workers)
+            if stop.is_set() or office.failed.keys() >= {item.name for item in items}:
+                break
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise CapacityError(f"the Ray cluster went away: {_gist(error)}") from error
+    finally:
+        office.close()
+    return committed
 
 
 def _failures(plan: Plan, ledger: Ledger, plan_id: str, committed: Committed, *, retry: bool) -> tuple[Failure, ...]:
     """What earlier runs gave up and is not to be tried again; what is to be, or is done, is taken off the list."""
-    takes = {take.shard.name: take for take in plan.takes}
+    listed, takes = ledger.failures(plan_id), {take.shard.name: take for take in plan.takes}
 
     def stands(failure: Failure) -> bool:
         take = takes.get(failure.shard)
@@ -180,7 +185,6 @@ def _failures(plan: Plan, ledger: Ledger, plan_id: str, committed: Committed, *,
             return False
         return not complete(plan, Item(take, failure.source, failure.offset, failure.stride), committed)
 
-    listed = ledger.failures(plan_id)
     ledger.forgive(failure for failure in listed if not stands(failure))
     return tuple(filter(stands, listed))
 
@@ -353,6 +357,7 @@ class _Office:
         self.plan_id = plan_id
         self.state = "running"
         self.items = items
+        self.workers = sizing.generators
         self.made = Made()
         self.failed: dict[str, Failure] = {}
         self.started = time.monotonic()
