@@ -94,13 +94,14 @@ def test_other_errors_pass_through_at_once() -> None:
         assert len(calls) == 1
 
 
-# Both stages on every shard of FOLDER/in, in a process that may take only so much memory more than it has when idle, so
-# that torch's own allocator fails.
+# Both stages on every shard of FOLDER/in, in a process that, while torch computes, may take only so much memory more
+# than it had before, so that torch's own allocator fails. (Other libraries that cannot have a thread's stack crash.)
 STARVED = """
 import resource, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
+from pipeline import score
 from pipeline.codec import Preparation
 from pipeline.ledger import Ledger
 from pipeline.plan import all_scopes
@@ -119,9 +120,19 @@ ledger = Ledger(Storage(store))
 ledger.record_plan(planned.describe())
 generator, scorer = (stage(planned, ledger, torch.device("cpu")) for stage in (Generator, Scorer))
 (item,) = samples.pending(planned, ledger)
+
+def starved(compute):
+    def run(*arguments, **options):
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + int(room_mb) * 10**6, resource.RLIM_INFINITY))
+        try:
+            return compute(*arguments, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return run
+
 if int(room_mb):
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + int(room_mb) * 10**6, resource.RLIM_INFINITY))
+    generator._adversarial, score.predict = starved(generator._adversarial), starved(score.predict)
 generator.run(item)
 scorer.run(item)
 """

@@ -314,7 +314,7 @@ def test_status_says_that_all_is_done_and_by_whom(journey: Journey) -> None:
 
 
 def test_a_sample_is_audited_on_request(journey: Journey) -> None:
-    for share, parts in (("0", 0), ("0.5", None), ("1", 5)):
+    for share, parts in (("1e-9", 0), ("0.5", None), ("1", 5)):
         done = journey.gnp("verify", journey.store, "--sample", share, "--seed", "1")
         assert done.returncode == 0
         said = done.stdout.splitlines()[-1]
@@ -322,7 +322,8 @@ def test_a_sample_is_audited_on_request(journey: Journey) -> None:
         assert (" parts, " in said) == (parts != 5)
         if parts is not None:
             assert said.startswith(f"{parts * 12} objects re-read")
-    assert journey.gnp("verify", journey.store, "--sample", "1.5").returncode == 2
+    for wrong in ("0", "1.5"):
+        assert journey.gnp("verify", journey.store, "--sample", wrong).returncode == 2
 
 
 def test_a_version_is_made_once_and_read_by_other_programs(journey: Journey) -> None:
@@ -370,8 +371,8 @@ def test_an_incomplete_store_is_not_finalized_unless_that_is_wanted(journey: Jou
         partial = journey.gnp("finalize", journey.store, "--partial")
         assert (partial.returncode, partial.stdout.strip()[-11:]) == (0, ", 1 MISSING")
         assert ": incomplete" in journey.gnp("status", journey.store).stdout
-        audited = journey.gnp("verify", journey.store, "--sample", "0")
+        audited = journey.gnp("verify", journey.store, "--sample", "1e-9")
         assert (audited.returncode, "missing; run generate again" in audited.stdout) == (1, True)
     finally:
         storage.put(lost, marker)
-    assert journey.gnp("verify", journey.store, "--sample", "0").returncode == 0
+    assert journey.gnp("verify", journey.store, "--sample", "1e-9").returncode == 0
