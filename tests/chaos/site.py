@@ -72,8 +72,8 @@ class Site:
         self.nodes.append(self.cluster.add_node(num_cpus=1))
 
     def remove_node(self) -> None:
-        """Takes one away in good order."""
-        self.cluster.remove_node(self.nodes.pop())
+        """Takes one away again."""
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
 
     def kill_node(self) -> bool:
         """A machine goes away without a word; another comes."""
