@@ -26,6 +26,7 @@ from pipeline.storage import Storage, split
 
 Policy = Literal["direct", "crop"]
 _TORCHVISION = "torchvision/"
+_HUB = ("hf-hub:", "hf_hub:")
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def check(spec: ModelSpec) -> None:
             raise RecipeError(
                 f"{spec.model!r} needs input_size, mean and std: torchvision's models carry no data config"
             )
-    elif spec.model.startswith(("hf-hub:", "hf_hub:")):
+    elif spec.model.startswith(_HUB):
         return  # a repository's name can only be checked by asking the hub
     elif spec.checkpoint is not None:
         if not timm.is_model(spec.model):
@@ -174,13 +175,37 @@ def load(spec: ModelSpec, *, classes: int = 1000) -> Classifier:
     return classifier
 
 
-def restore(spec: ModelSpec, state: bytes, preprocessing: dict[str, Any], *, classes: int) -> Classifier:
+def blueprint(spec: ModelSpec) -> dict[str, Any]:
+    """What a hub's repository says its network is: a timm architecture and arguments. Empty where the name says it.
+
+    Raises:
+        WeightsError: The hub cannot be asked.
+    """
+    if not spec.model.startswith(_HUB):
+        return {}
+    try:
+        _, architecture, arguments = timm.models.load_model_config_from_hf(spec.model.partition(":")[2])
+    except Exception as error:  # as of weights
+        raise WeightsError(f"{spec.model}: its configuration cannot be had ({_gist(error)})") from error
+    return {"architecture": architecture, "arguments": dict(arguments or {})}
+
+
+def restore(
+    spec: ModelSpec, state: bytes, preprocessing: dict[str, Any], *, built_from: dict[str, Any], classes: int
+) -> Classifier:
     """A model as `load` gave it, from its weights as `dump` wrote them: no hub and no checkpoint is asked.
+
+    Args:
+        spec: Which model.
+        state: Its weights.
+        preprocessing: As `Classifier` had it.
+        built_from: Its `blueprint`, as it was when it was loaded.
+        classes: How many it knows.
 
     Raises:
         WeightsError: The weights do not fit the architecture.
     """
-    network = _architecture(spec, classes)
+    network = _architecture(spec, classes, built_from)
     try:
         network.load_state_dict(safetensors.torch.load(state), strict=True)
     except Exception as error:  # damaged bytes fail in safetensors, another timm's architecture in torch
@@ -277,12 +302,14 @@ def _with_checkpoint(spec: ModelSpec, classes: int) -> nn.Module:
     return network
 
 
-def _architecture(spec: ModelSpec, classes: int) -> nn.Module:
-    """The network with random weights."""
+def _architecture(spec: ModelSpec, classes: int, built_from: dict[str, Any] | None = None) -> nn.Module:
+    """The network with random weights; the hub is asked for a `blueprint` where none is given."""
     if spec.model.startswith(_TORCHVISION):
         name = spec.model.removeprefix(_TORCHVISION)
         return cast("nn.Module", torchvision.models.get_model(name, weights=None, num_classes=classes))
-    return cast("nn.Module", timm.create_model(spec.model, pretrained=False, num_classes=classes))
+    arguments = {"num_classes": classes, **(built_from["arguments"] if built_from else {})}
+    name = built_from["architecture"] if built_from else spec.model
+    return cast("nn.Module", timm.create_model(name, pretrained=False, **arguments))
 
 
 def _read_state(checkpoint: str) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ class Model:
         digest: sha256 of the state dict.
         identity: Everything that determines its output.
         weights: sha256 of the stored weights file.
+        built_from: What the hub said that the network is, where the name does not say it; see `models.blueprint`.
     """
 
     spec: ModelSpec
@@ -35,6 +36,7 @@ class Model:
     digest: str
     identity: dict[str, Any]
     weights: str
+    built_from: dict[str, Any]
 
 
 def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
@@ -55,12 +57,19 @@ def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
     if not record or record["file"] != file or not _stand(storage, record["weights"]):
         classifier = models.load(spec, classes=classes)
         data = models.dump(classifier)
-        record = {"identity": models.identity(spec, classifier), "weights": sha256(data), "file": file}
+        record = {
+            "identity": models.identity(spec, classifier),
+            "weights": sha256(data),
+            "file": file,
+            "built_from": models.blueprint(spec),
+        }
         storage.put_once(_key(record["weights"]), data)
         if not storage.put_record(key, record, once=spec.checkpoint is None):
             record = storage.record(key)  # another run resolved the tag first
     identity = record["identity"]
-    return Model(spec, named(spec.name, identity), identity["digest"], identity, record["weights"])
+    return Model(
+        spec, named(spec.name, identity), identity["digest"], identity, record["weights"], record.get("built_from", {})
+    )
 
 
 def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
@@ -74,7 +83,7 @@ def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
     except (MissingError, IntegrityError) as error:
         raise WeightsError(f"{model.spec.name}: its weights: {error}") from error
     preprocessing = {name: value for name, value in model.identity.items() if name not in ("model", "digest")}
-    classifier = models.restore(model.spec, data, preprocessing, classes=classes)
+    classifier = models.restore(model.spec, data, preprocessing, built_from=model.built_from, classes=classes)
     if classifier.digest != model.digest:
         raise WeightsError(
             f"{model.spec.name}: the stored weights load to {classifier.digest[:12]}, not to {model.digest[:12]}: "

@@ -84,7 +84,7 @@ def great_plan() -> Plan:
     attack = build("gnp+mi", epsilon=Fraction(8, 255), steps=10)
     spec = ModelSpec("resnet50.tv_in1k")
     identity = {"model": spec.model, "digest": "0" * 64, "policy": "direct", "input_size": 224}
-    model = Model(spec, named(spec.name, identity), "0" * 64, identity, "0" * 64)
+    model = Model(spec, named(spec.name, identity), "0" * 64, identity, "0" * 64, {})
     shards = [ShardFile(f"s3://in/s-{n:05d}.tar", f"s-{n:05d}", 10**9, f"v{n}") for n in range(SHARDS)]
     return Plan(
         job=Job(DataSpec("imagenet", ("s3://in/*.tar",)), (spec,), (attack,), (spec,)),
@@ -284,7 +284,7 @@ class _Idle:
         pass
 
     def run(self, item: Item, attempt: int) -> Any:
-        from pipeline.engine import Receipt
+        from pipeline.engine.worker import Receipt
 
         del item, attempt
         return Receipt("done")
@@ -292,12 +292,12 @@ class _Idle:
 
 def hand_out(budget_s: str) -> dict[str, Any]:
     """The driver's memory after so many items; what would go beyond the budget is left out."""
-    from pipeline import engine  # first, for it tells Ray by the environment what not to say
+    from pipeline.engine import office  # first, for it tells Ray by the environment what not to say
     from pipeline.pools import Node, Pools, size
 
     import ray  # isort: skip
 
-    setattr(engine, "_Worker", _Idle)  # noqa: B010  # mypy would have the class's own type
+    setattr(office, "Worker", _Idle)  # noqa: B010  # mypy would have the class's own type
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     pools = Pools(generators=1, scorers=1)
     items = [_item(number) for number in range(max(ITEMS))]  # what the plan itself takes is no growth
@@ -305,19 +305,19 @@ def hand_out(budget_s: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = Storage(folder)
         planned = replace(great_plan(), takes=())
-        office = engine._Office(planned, "plan", store, size(pools, [Node(2, 0)]), pools, items=0)
+        handed = office.Office(planned, "plan", store, size(pools, [Node(2, 0)]), pools, items=0)
         done, started = 0, time.monotonic()
         for count in ITEMS:
             spent = time.monotonic() - started
             if done and spent * (count - done) / done > float(budget_s):
                 found["left_out"] = f"{count} items would take {spent * count / done:.0f} s"
                 break
-            office.work(items[done:count], threading.Event())
+            handed.work(items[done:count], threading.Event())
             gc.collect()
             seconds = round(time.monotonic() - started, 1)
             found["after"].append({"items": count, "mb": round(memory_mb(), 1), "seconds": seconds})
             done = count
-        office.close()
+        handed.close()
     ray.shutdown()
     return found
 

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from pipeline.errors import WeightsError
 from pipeline.models import ModelSpec
 from pipeline.storage import Storage
 from pipeline.weights import Model
+from tests.conftest import ROOT
 from tests.samples import CLASSES, SIDE
 
 
@@ -164,3 +168,35 @@ def test_those_that_resolve_a_moving_tag_at_once_agree(storage: Storage, monkeyp
     assert len(found) == 4
     assert all(model == found[0] for model in found)
     assert len(list(storage.list("weights"))) == 4, "what lost the race is of no use, and does no harm"
+
+
+# A repository as the hub's own cache holds it, whose network is built with an argument that its name does not tell.
+_HUB_MODEL = """
+import shutil, sys
+from pathlib import Path
+import timm
+from pipeline import weights
+from pipeline.models import ModelSpec
+from pipeline.storage import Storage
+
+home, store = Path(sys.argv[1]), Storage(sys.argv[2], create=True)
+cached = home / "hub" / "models--me--mine"
+(cached / "refs").mkdir(parents=True)
+(cached / "refs" / "main").write_text("0" * 40)
+network = timm.create_model("test_resnet", num_classes=7, act_layer="silu")
+snapshot = cached / "snapshots" / ("0" * 40)
+timm.models.save_for_hf(network, snapshot, model_args={"act_layer": "silu"}, safe_serialization=True)
+model = weights.resolve(ModelSpec("hf-hub:me/mine", input_size=32), store, classes=7)
+shutil.rmtree(cached)
+loaded = weights.load(model, store, classes=7)
+assert loaded.digest == model.digest
+assert "SiLU" in repr(loaded.network)
+print("loaded without the hub")
+"""
+
+
+def test_a_worker_asks_the_hub_for_nothing_not_even_a_configuration(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", _HUB_MODEL, str(tmp_path / "home"), str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert "loaded without the hub" in done.stdout, done.stderr

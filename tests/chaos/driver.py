@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from jobs import cli
-from pipeline import engine, models
+from pipeline import models
+from pipeline.engine import office
+from pipeline.engine.worker import Receipt, Worker
 from pipeline.plan import Item
 
 
@@ -39,7 +41,7 @@ def take(folder: Path, kind: str) -> bool:
     return True
 
 
-class FaultyWorker(engine._Worker):
+class FaultyWorker(Worker):
     """A worker that breaks when it is told to.
 
     Attributes:
@@ -56,7 +58,7 @@ class FaultyWorker(engine._Worker):
         if (self.folder / "memory").exists():
             self._shrink_memory()
 
-    def run(self, item: Item, attempt: int) -> engine.Receipt:
+    def run(self, item: Item, attempt: int) -> Receipt:
         poison = self.folder / "poison"
         if poison.exists() and poison.read_text() == item.take.shard.name:
             with (self.folder / "poison.injected").open("a") as count:
@@ -89,6 +91,6 @@ if __name__ == "__main__":
     from tests.chaos import driver  # by its name, which workers can import
 
     told = type("ToldWorker", (driver.FaultyWorker,), {"folder": Path(sys.argv[1])})
-    setattr(engine, "_Worker", told)  # noqa: B010
+    setattr(office, "Worker", told)  # noqa: B010
     sys.argv = ["gnp", *sys.argv[2:]]
     cli.main()

@@ -1,0 +1,51 @@
+"""Joining or starting Ray; its nodes, and what its errors say."""
+
+import logging
+import os
+import signal
+import threading
+
+import ray
+from ray._private.state import state as ray_state  # the only way to hear of nodes that are about to be preempted
+
+from pipeline.errors import CapacityError
+from pipeline.pools import Node
+
+
+def connect(address: str | None) -> list[Node]:
+    """Joins or starts Ray, and returns the live nodes.
+
+    Raises:
+        CapacityError: There is no Ray at the address.
+    """
+    if not ray.is_initialized():
+        # Left to itself, Ray would join whatever cluster somebody has started on this machine. Jobs set RAY_ADDRESS.
+        where = address or os.environ.get("RAY_ADDRESS") or "local"
+        dashboard = False if where == "local" else None
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(address=where, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+        except (ValueError, ConnectionError, RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CapacityError(f"no Ray at {where}: {reason}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own handler ends the process at once, with code 15
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0)) for node in resources if node.get("CPU")]
+
+
+def alive() -> set[str]:
+    """The ids of the nodes that are there."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def draining() -> set[str]:
+    """The ids of the nodes that Ray has been told will go."""
+    return set(ray_state.get_draining_nodes())
+
+
+def gist(error: BaseException) -> str:
+    """The line of Ray's page that says what happened."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    telling = [line for line in lines if "Worker exit" in line or "OutOfMemory" in line]
+    return (telling or lines[-1:] or [type(error).__name__])[0][:300]

@@ -1,0 +1,290 @@
+"""The loop that hands items to workers, and settles what comes back.
+
+Ray places, isolates and watches the actors. Handing items out is a loop of our own, because what is asked of it (a
+bounded number of tries an item, whoever's fault; a deadline; replacing a worker whose device is broken; draining a node
+that is about to go; an end with a reason when nothing can start) is what Ray Data's pools cannot be told.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from pipeline import runs
+from pipeline.engine import cluster
+from pipeline.engine.cluster import gist
+from pipeline.engine.worker import Receipt, Stage, Worker, place
+from pipeline.errors import CapacityError, StorageError
+from pipeline.ledger import Failure, Ledger
+from pipeline.plan import Item, Plan
+from pipeline.pools import Pools, Sizing
+from pipeline.stages import Generator, Made, Scorer
+from pipeline.storage import Storage
+
+log = logging.getLogger(__name__)
+
+# An item is tried so often before it is listed as failed.
+ATTEMPTS = 3
+# So many workers of one kind in a row may fail to start.
+_STARTS = 5
+# How long workers are given to reach the end of a unit when the run is told to stop.
+_GRACE_S = 20.0
+# How long an item that another run is at is left alone before it is looked at again.
+_HELD_S = 5.0
+# How often nodes are looked at.
+_NODES_S = 2.0
+
+
+@dataclass
+class _Slot:
+    """One actor, and what it is at."""
+
+    actor: Any
+    future: Any
+    since: float
+    item: Item | None = None
+    node: str = ""
+
+    @property
+    def starting(self) -> bool:
+        return not self.node
+
+    @property
+    def idle(self) -> bool:
+        return self.future is None
+
+
+@dataclass
+class _Pool:
+    """The actors of one stage."""
+
+    stage: Stage
+    size: int
+    slots: list[_Slot] = field(default_factory=list)
+    failed_starts: int = 0
+    reason: str = ""
+    without_since: float = field(default_factory=time.monotonic)
+    not_before: float = 0.0
+
+
+class Office:
+    """Hands items to workers until each is done or given up."""
+
+    def __init__(
+        self, plan: Plan, plan_id: str, storage: Storage, sizing: Sizing, limits: Pools, *, items: int
+    ) -> None:
+        self.run = uuid.uuid4().hex[:12]
+        self.plan_id = plan_id
+        self.state = "running"
+        self.items = items
+        self.workers = sizing.generators
+        self.made = Made()
+        self.failed: dict[str, Failure] = {}
+        self.started = time.monotonic()
+        self._plan, self._storage, self._sizing, self._limits = ray.put(plan), storage, sizing, limits
+        self._generators, self._scorers = _Pool(Generator, sizing.generators), _Pool(Scorer, sizing.scorers)
+        self._queues: dict[Stage, deque[Item]] = {Generator: deque(), Scorer: deque()}
+        self._held: deque[tuple[float, Item]] = deque()
+        self._tries: Counter[tuple[str, str]] = Counter()
+        self._store_failures = 0
+        self._draining: set[str] = set()
+        self._alive: set[str] = set()
+        self._nodes_seen = 0.0
+
+    def counts(self) -> dict[str, Any]:
+        """What the run says of itself while it goes on."""
+        return {
+            "items": self.items,
+            "items_left": sum(map(len, self._queues.values())) + len(self._held) + len(self._busy()),
+            "images": self.made.images,
+            "failed": len(self.failed),
+            "seconds": round(time.monotonic() - self.started, 1),
+        }
+
+    def work(self, items: list[Item], stop: threading.Event) -> None:
+        """Hands items out, collects receipts, and replaces workers, until nothing is left or the run is to stop.
+
+        Raises:
+            CapacityError: No worker of a kind could start.
+            StorageError: The store keeps failing.
+        """
+        self._queues[Generator].extend(items)
+        while not stop.is_set() and (self._held or any(self._queues.values()) or self._busy()):
+            self._look_at_nodes()
+            for pool in (self._generators, self._scorers):
+                self._start(pool)
+                self._hand_out(pool)
+            self._collect()
+        if stop.is_set():
+            self._stop()
+
+    def close(self) -> None:
+        """Ends every worker."""
+        for pool in (self._generators, self._scorers):
+            for slot in list(pool.slots):
+                self._drop(pool, slot)
+
+    def _busy(self) -> list[_Slot]:
+        return [slot for pool in (self._generators, self._scorers) for slot in pool.slots if slot.item is not None]
+
+    def _start(self, pool: _Pool) -> None:
+        """Fills a pool up to its size, as far as there is work for it."""
+        now, gpus = time.monotonic(), self._sizing.generator_gpus
+        if pool.stage is Scorer:
+            gpus = self._sizing.scorer_gpus
+        wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
+        if pool.stage is Scorer:  # while generators are at work, so that loading the targets does not wait for them
+            wanted = max(wanted, len(self._queues[Generator]) + len(self._busy()))
+        if not wanted or any(not slot.starting for slot in pool.slots):
+            pool.without_since = now
+        elif now - pool.without_since > 60 * self._limits.start_minutes or pool.failed_starts >= _STARTS:
+            raise CapacityError(
+                f"no {pool.stage.__name__.lower()} could start, in {pool.failed_starts} tries and "
+                f"{(now - pool.without_since) / 60:.1f} minutes: {pool.reason or 'the cluster has no room for it'}"
+            )
+        if now < pool.not_before:
+            return
+        for _ in range(min(pool.size, wanted) - len(pool.slots)):
+            actor = (
+                ray.remote(type(pool.stage.__name__, (Worker,), {}))
+                .options(
+                    num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=2
+                )
+                .remote(pool.stage, self._plan, self.plan_id, self._storage.url, self._sizing.threads, self.run)
+            )
+            pool.slots.append(_Slot(actor, actor.ready.remote(), now))
+
+    def _hand_out(self, pool: _Pool) -> None:
+        queue, now = self._queues[pool.stage], time.monotonic()
+        while pool.stage is Generator and self._held and self._held[0][0] <= now:
+            queue.append(self._held.popleft()[1])
+        for slot in pool.slots:
+            if slot.idle and queue and slot.node not in self._draining:
+                slot.item, slot.since = queue.popleft(), now
+                tries = self._tries[pool.stage.__name__, slot.item.name]
+                slot.future = slot.actor.run.remote(slot.item, tries + 1)
+
+    def _collect(self) -> None:
+        """Waits a moment for receipts, and settles what came and what is overdue."""
+        waiting = {s.future: (p, s) for p in (self._generators, self._scorers) for s in p.slots if not s.idle}
+        if not waiting:
+            time.sleep(0.2)
+            return
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5)
+        for future in ready:
+            pool, slot = waiting[future]
+            try:
+                answer = ray.get(future)
+            except ray.exceptions.RayError as error:
+                self._worker_died(pool, slot, error)
+            else:
+                self._answered(pool, slot, answer)
+        limit = 60 * self._limits.item_minutes
+        for pool, slot in waiting.values():
+            if slot.item is not None and time.monotonic() - slot.since > limit:
+                self._drop(pool, slot)
+                self._try_again(pool, slot.item, f"took longer than item_minutes = {self._limits.item_minutes:g}")
+
+    def _answered(self, pool: _Pool, slot: _Slot, answer: Any) -> None:
+        item, slot.item, slot.future = slot.item, None, None
+        if item is None:  # it has started
+            slot.node, pool.failed_starts = answer, 0
+            return
+        receipt: Receipt = answer
+        if pool is self._generators:
+            self.made += receipt.made
+        self._store_failures = self._store_failures + 1 if receipt.store_failed else 0
+        if receipt.end == "done":
+            if pool is self._generators:
+                self._queues[Scorer].append(item)
+        elif receipt.end == "held":
+            self._held.append((time.monotonic() + _HELD_S, item))
+        elif receipt.end == "stopped":
+            self._queues[pool.stage].appendleft(item)
+            self._drop(pool, slot)
+        else:
+            if receipt.end == "broken":
+                self._drop(pool, slot)
+            self._try_again(pool, item, receipt.reason, store_failed=receipt.store_failed)
+
+    def _worker_died(self, pool: _Pool, slot: _Slot, error: ray.exceptions.RayError) -> None:
+        item, reason = slot.item, gist(error)
+        self._drop(pool, slot)
+        if item is None:
+            pool.failed_starts += 1
+            pool.reason = reason
+            pool.not_before = time.monotonic() + min(2.0**pool.failed_starts, 30.0)
+            log.warning("a %s did not start: %s", pool.stage.__name__.lower(), reason)
+            return
+        self._look_at_nodes(now=True)
+        if slot.node in self._alive:
+            self._try_again(pool, item, f"its worker died: {reason}", deadly=True)
+        else:  # the machine is gone: no fault of the item's
+            log.warning("a node is gone; %s goes back into the queue", item.name)
+            self._queues[pool.stage].appendleft(item)
+
+    def _try_again(
+        self, pool: _Pool, item: Item, reason: str, *, store_failed: bool = False, deadly: bool = False
+    ) -> None:
+        """Puts an item back, or lists it as failed; what was attacked of it is scored, unless it kills workers."""
+        if self._store_failures > 2 * (self._generators.size + self._scorers.size) + 4:
+            raise StorageError(f"the store keeps failing: {reason}")
+        key = (pool.stage.__name__, item.name)
+        self._tries[key] += 1
+        log.warning("try %d of %d: %s: %s", self._tries[key], ATTEMPTS, item.name, reason)
+        if self._tries[key] < ATTEMPTS:
+            self._queues[pool.stage].append(item)
+            return
+        failure = Failure(
+            plan=self.plan_id,
+            source=item.source,
+            shard=item.take.shard.name,
+            offset=item.offset,
+            stride=item.stride,
+            version=item.take.shard.version,
+            item=item.name,
+            reason=reason,
+            tries=ATTEMPTS,
+            run=self.run,
+        )
+        self.failed.setdefault(item.name, failure)
+        if not store_failed:  # what the store was to blame for is tried again by the next run, unasked
+            Ledger(self._storage).fail(failure)
+            runs.release(self._storage, place(self.plan_id, item), self.run)
+        if pool is self._generators and not deadly:
+            self._queues[Scorer].append(item)
+
+    def _look_at_nodes(self, *, now: bool = False) -> None:
+        """Learns which nodes are alive, and tells workers on those that are about to go to stop at the next unit."""
+        if not now and time.monotonic() - self._nodes_seen < _NODES_S:
+            return
+        self._nodes_seen = time.monotonic()
+        self._alive = cluster.alive()
+        draining = cluster.draining()
+        for pool in (self._generators, self._scorers):
+            for slot in [slot for slot in pool.slots if slot.node in draining]:
+                if slot.item is None:
+                    self._drop(pool, slot)
+                elif slot.node not in self._draining:
+                    slot.actor.stop.remote()
+        self._draining = draining
+
+    def _stop(self) -> None:
+        """Lets every worker reach the end of its unit, for a while."""
+        until = time.monotonic() + _GRACE_S
+        for slot in self._busy():
+            slot.actor.stop.remote()
+        while self._busy() and time.monotonic() < until:
+            self._collect()
+
+    def _drop(self, pool: _Pool, slot: _Slot) -> None:
+        pool.slots.remove(slot)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(slot.actor, no_restart=True)

@@ -1,0 +1,106 @@
+"""One actor: a stage; items in, receipts out."""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+import ray
+import torch
+
+from pipeline import runs
+from pipeline.errors import GnpError, IntegrityError, Interrupted, MissingError, StorageError
+from pipeline.ledger import Ledger
+from pipeline.plan import Item, Plan, complete, scopes
+from pipeline.stages import Generator, Made, Scorer
+from pipeline.storage import Storage
+
+log = logging.getLogger(__name__)
+
+Stage = type[Generator] | type[Scorer]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a worker says of an item that it was handed.
+
+    Attributes:
+        end: `done`; `held` by another run; `stopped` on request; `failed`; `broken`: failed, and so has the device.
+        reason: Why it is not done, in one line.
+        made: What was added to the store.
+        store_failed: The store was at fault and not the item.
+    """
+
+    end: str
+    reason: str = ""
+    made: Made = field(default_factory=Made)
+    store_failed: bool = False
+
+
+class Worker:
+    """A stage in an actor. An item's failure is a receipt, never the actor's end."""
+
+    def __init__(self, stage: Stage, plan: Plan, plan_id: str, store: str, threads: int, run: str) -> None:
+        self._threads, self._plan, self._plan_id, self._run = threads, plan, plan_id, run
+        _settle_arithmetic(threads)
+        device = torch.device("cuda") if torch.cuda.is_available() and ray.get_gpu_ids() else torch.device("cpu")
+        self._stopping = threading.Event()
+        self._ledger = Ledger(Storage(store))
+        self._stage = stage(plan, self._ledger, device, self._stopping.is_set)
+
+    def ready(self) -> str:
+        """The node that it runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def stop(self) -> None:
+        """Ends the item in hand between two units; called beside `run`."""
+        self._stopping.set()
+
+    def run(self, item: Item, attempt: int) -> Receipt:
+        """Does what is left of an item, unless another run is at it."""
+        _settle_arithmetic(self._threads)  # a thread of its own runs this, and threads are counted by thread
+        self._stage.made = Made()
+        try:
+            holder = None if self._is_complete(item) else self._claim(item)
+            if holder is not None:
+                return Receipt("held", holder)
+            return Receipt("done", made=self._stage.run(item, attempt=attempt))
+        except Interrupted as told:
+            return Receipt("stopped", str(told), self._stage.made)
+        except GnpError as error:
+            at_fault = isinstance(error, StorageError) and not isinstance(error, (MissingError, IntegrityError))
+            return Receipt("failed", str(error), self._stage.made, store_failed=at_fault)
+        except Exception as error:  # a defect: listed with the item, and whole in the worker's log
+            log.exception("item %s", item)
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            return Receipt("broken" if _is_sticky(error) else "failed", reason, self._stage.made)
+
+    def _is_complete(self, item: Item) -> bool:
+        """Whether nothing is left of an item: another run, which still holds its shard, may have done it."""
+        found = self._ledger.committed(scopes(self._plan, item.source), shard=item.take.shard.name)
+        return complete(self._plan, item, found)
+
+    def _claim(self, item: Item) -> str | None:
+        return runs.claim(self._ledger.storage, place(self._plan_id, item), self._run)
+
+
+def place(plan_id: str, item: Item) -> str:
+    """What is claimed for an item: its shard, so that runs of different strides keep out of each other's way."""
+    return f"{plan_id}/{item.source}/{item.take.shard.name}"
+
+
+def _is_sticky(error: Exception) -> bool:
+    """Whether every later call on this process's device will fail as well: such a process can only be replaced."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+def _settle_arithmetic(threads: int) -> None:
+    """Sets threads, full float32 and fixed algorithms.
+
+    The literal penalty is a difference of gradients at points 2.6e-5 a pixel apart, which TF32's 10-bit mantissa cannot
+    tell from each other; and a rerun must give the same bytes.
+    """
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
