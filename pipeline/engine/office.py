@@ -20,12 +20,12 @@ import ray.exceptions
 from pipeline import runs
 from pipeline.engine import cluster
 from pipeline.engine.cluster import gist
-from pipeline.engine.worker import Receipt, Stage, Worker, place
+from pipeline.engine.worker import Receipt, Worker, place
 from pipeline.errors import CapacityError, StorageError
 from pipeline.ledger import Failure, Ledger
 from pipeline.plan import Item, Plan
 from pipeline.pools import Pools, Sizing
-from pipeline.stages import Generator, Made, Scorer
+from pipeline.stages import Generator, Made, Scorer, Stage
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class _Slot:
 class _Pool:
     """The actors of one stage."""
 
-    stage: Stage
+    stage: type[Stage]
     size: int
     slots: list[_Slot] = field(default_factory=list)
     failed_starts: int = 0
@@ -90,7 +90,7 @@ class Office:
         self.started = time.monotonic()
         self._plan, self._storage, self._sizing, self._limits = ray.put(plan), storage, sizing, limits
         self._generators, self._scorers = _Pool(Generator, sizing.generators), _Pool(Scorer, sizing.scorers)
-        self._queues: dict[Stage, deque[Item]] = {Generator: deque(), Scorer: deque()}
+        self._queues: dict[type[Stage], deque[Item]] = {Generator: deque(), Scorer: deque()}
         self._held: deque[tuple[float, Item]] = deque()
         self._tries: Counter[tuple[str, str]] = Counter()
         self._store_failures = 0

@@ -11,12 +11,10 @@ from pipeline import runs
 from pipeline.errors import GnpError, IntegrityError, Interrupted, MissingError, StorageError
 from pipeline.ledger import Ledger
 from pipeline.plan import Item, Plan, complete, scopes
-from pipeline.stages import Generator, Made, Scorer
+from pipeline.stages import Made, Stage
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
-
-Stage = type[Generator] | type[Scorer]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Receipt:
 class Worker:
     """A stage in an actor. An item's failure is a receipt, never the actor's end."""
 
-    def __init__(self, stage: Stage, plan: Plan, plan_id: str, store: str, threads: int, run: str) -> None:
+    def __init__(self, stage: type[Stage], plan: Plan, plan_id: str, store: str, threads: int, run: str) -> None:
         self._threads, self._plan, self._plan_id, self._run = threads, plan, plan_id, run
         _settle_arithmetic(threads)
         device = torch.device("cuda") if torch.cuda.is_available() and ray.get_gpu_ids() else torch.device("cpu")

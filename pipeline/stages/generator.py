@@ -1,75 +1,32 @@
-"""What one actor does with one item: the two stages, without Ray.
+"""Items → original and adversarial parts."""
 
-Both stages ask the ledger what is missing and make only that, part by part, so that a retry or a second run goes on
-where the last one stood, and a preempted worker loses one part at most.
-"""
-
-import contextlib
 import json
 import logging
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline import __version__, batches, codec, models, parts, results, score, shards, weights
+from pipeline import batches, codec, models, parts, score, shards
 from pipeline.attack.recipe import Attack, provenance
-from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, SampleError, ShardError
-from pipeline.ledger import Committed, Ledger, Marker, Unit
+from pipeline.errors import SampleError, ShardError
+from pipeline.ledger import Committed, Unit
 from pipeline.parts import Images
-from pipeline.plan import Item, Plan, item_parts, scopes
+from pipeline.plan import Item, item_parts, scopes
 from pipeline.sample import Part, Rejected
 from pipeline.shards import Shard
-from pipeline.weights import Model
+from pipeline.stages.stage import Failures, Made, Stage
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Made:
-    """What a stage has added to the store.
+class Generator(Stage):
+    """Turns items into original and adversarial parts; owns a device and one source model at a time."""
 
-    Attributes:
-        parts: Adversarial parts, or result files.
-        images: Images in them.
-        quarantined: Images that could not be used, of the original parts that were made on the way.
-    """
-
-    parts: int = 0
-    images: int = 0
-    quarantined: int = 0
-
-    def __add__(self, other: "Made") -> "Made":
-        return Made(self.parts + other.parts, self.images + other.images, self.quarantined + other.quarantined)
-
-
-def _never() -> bool:
-    return False
-
-
-class Generator:
-    """Turns items into original and adversarial parts; owns a device and one source model at a time.
-
-    Args:
-        plan: What is to be made.
-        ledger: Where.
-        device: On what.
-        stopping: Asked before each unit; true ends the item there.
-    """
-
-    def __init__(self, plan: Plan, ledger: Ledger, device: torch.device, stopping: Callable[[], bool] = _never) -> None:
-        self.plan = plan
-        self.ledger = ledger
-        self.device = device
-        self.stopping = stopping
-        self.made = Made()
+    def open(self) -> None:
+        """Starts without a model: the first item says which source is wanted."""
         self._loaded: tuple[str, models.Classifier] | None = None
 
     def run(self, item: Item, *, attempt: int = 1) -> Made:
@@ -85,10 +42,10 @@ class Generator:
             Interrupted: It was told to stop, and did so between two units.
         """
         self.made, started = Made(), time.monotonic()
-        failures = _Failures()
+        failures = Failures()
         committed = self.ledger.committed(scopes(self.plan, item.source), shard=item.take.shard.name)
         for part, read in self._originals(item, committed, attempt):
-            _require_going_on(self.stopping)
+            self.require_going_on()
             with failures.noted():
                 images = read()
                 clean: Tensor | None = None
@@ -96,7 +53,7 @@ class Generator:
                     unit = Unit(self.plan.dataset, part, item.source, attack_id)
                     if unit in committed:
                         continue
-                    _require_going_on(self.stopping)
+                    self.require_going_on()
                     with failures.noted():
                         source = self._source(item.source)
                         clean = self._predict(source, images.pixels, images.labels) if clean is None else clean
@@ -188,7 +145,7 @@ class Generator:
                 "version": item.take.shard.version,
                 "sha256": shard.sha256,
             },
-            **_circumstances(self.device, self.plan.job.batch_size, started, attempt),
+            **self.circumstances(batch_size=self.plan.job.batch_size, started=started, attempt=attempt),
         }
         marker = self.ledger.commit(unit, tar, "tar", facts)
         self.made += Made(quarantined=len(quarantined))
@@ -233,7 +190,7 @@ class Generator:
             "source": next(model.identity for model in self.plan.sources if model.id == unit.source),
             "pixels_sha256": codec.pixels_sha256(pixels),
             "original_pixels_sha256": codec.pixels_sha256(images.pixels),
-            **_circumstances(self.device, batch_size, started, attempt),
+            **self.circumstances(batch_size=batch_size, started=started, attempt=attempt),
         }
         self.ledger.commit(unit, tar, "tar", facts)
 
@@ -256,146 +213,11 @@ class Generator:
         if self._loaded is None or self._loaded[0] != identity:
             model = next(model for model in self.plan.sources if model.id == identity)
             self._loaded = None  # the old one is let go before the new one is loaded
-            self._loaded = (identity, _load(model, self.plan, self.ledger, self.device))
+            self._loaded = (identity, self.load(model))
         return self._loaded[1]
-
-
-class Scorer:
-    """Turns committed parts into predictions; owns every target.
-
-    Args:
-        plan: What is to be made.
-        ledger: Where.
-        device: On what.
-        stopping: Asked before each unit; true ends the item there.
-    """
-
-    def __init__(self, plan: Plan, ledger: Ledger, device: torch.device, stopping: Callable[[], bool] = _never) -> None:
-        self.plan = plan
-        self.ledger = ledger
-        self.device = device
-        self.stopping = stopping
-        self.made = Made()
-        self.targets = [(model, _load(model, plan, ledger, device)) for model in plan.targets]
-
-    def run(self, item: Item, *, attempt: int = 1) -> Made:
-        """Scores what is committed of an item and not scored yet; `made` says how far it has come.
-
-        A part that fails does not keep the others from being scored; its error is raised at the end.
-
-        Raises:
-            StorageError: The store failed, or stored bytes are damaged.
-            Interrupted: It was told to stop, and did so between two units.
-        """
-        self.made, started = Made(), time.monotonic()
-        failures = _Failures()
-        committed = self.ledger.committed(scopes(self.plan, item.source), shard=item.take.shard.name)
-        for part in item_parts(item, committed) or []:
-            original = Unit(self.plan.dataset, part)
-            for unit in (
-                original,
-                *(replace(original, source=item.source, attack=attack) for attack in self.plan.attacks),
-            ):
-                targets = [(m, net) for m, net in self.targets if replace(unit, target=m.id) not in committed]
-                if unit not in committed or not targets:
-                    continue
-                with failures.noted():
-                    marker = self.ledger.marker(unit)
-                    images = parts.read(self.ledger.read(marker), name=marker.object)
-                    for model, network in targets:
-                        _require_going_on(self.stopping)
-                        self._score(marker, model, network, images, attempt)
-                        self.made += Made(1, len(images.keys))
-        failures.tell()
-        log.info("%s: %d result files in %.1f s", item.name, self.made.parts, time.monotonic() - started)
-        return self.made
-
-    def _score(self, marker: Marker, model: Model, network: nn.Module, images: Images, attempt: int) -> None:
-        started = time.monotonic()
-        unit = replace(marker.unit, target=model.id)
-        said = score.predict(
-            network, images.pixels, images.labels, batch_size=self.plan.job.batch_size, device=self.device
-        )
-        columns: dict[str, Any] = {
-            "dataset": unit.dataset,
-            "shard": unit.part.shard,
-            "part": unit.part.index,
-            "key": images.keys,
-            "label": images.labels.numpy(),
-            "target": model.spec.name,
-            "target_id": unit.target,
-            "policy": model.spec.policy,
-            "weights_sha256": model.digest,
-            "pixels_sha256": [codec.pixels_sha256(pixels) for pixels in images.pixels],
-            "prediction": said.prediction.numpy(),
-            "label_probability": said.label_probability.numpy(),
-        }
-        schema = results.CLEAN
-        if unit.attack:
-            schema = results.TRANSFER
-            attack = self.plan.attacks[unit.attack]
-            columns |= {
-                "source": next(source.spec.name for source in self.plan.sources if source.id == unit.source),
-                "source_id": unit.source,
-                "attack": attack.name,
-                "attack_id": unit.attack,
-                "epsilon": float(attack.epsilon),
-                "target_class": None,
-            }
-        facts = {
-            "n": len(images.keys),
-            "scored_sha256": marker.sha256,
-            "target": model.identity,
-            **_circumstances(self.device, said.batch_size, started, attempt),
-        }
-        self.ledger.commit(unit, results.write(schema, columns), "parquet", facts)
-
-
-class _Failures:
-    """Failures of single units, kept until the others are done."""
-
-    def __init__(self) -> None:
-        self._first: Exception | None = None
-
-    @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Keeps what is one unit's own: its stored bytes, its images, its gradient. All else ends the item at once."""
-        try:
-            yield
-        except (IntegrityError, MissingError, ShardError, CapacityError, FloatingPointError) as error:
-            log.warning("%s", error)
-            self._first = self._first or error
-
-    def tell(self) -> None:
-        """Raises the first, if there was one."""
-        if self._first is not None:
-            raise self._first
-
-
-def _require_going_on(stopping: Callable[[], bool]) -> None:
-    if stopping():
-        raise Interrupted("told to stop; what is committed stands")
-
-
-def _load(model: Model, plan: Plan, ledger: Ledger, device: torch.device) -> models.Classifier:
-    return weights.load(model, ledger.storage, classes=plan.job.data.classes).to(device)
 
 
 def _distances(original: Tensor, adversarial: Tensor) -> dict[str, float]:
     """L∞ and L2 of a stored perturbation, on [0, 1]."""
     perturbation = adversarial.to(torch.float64) - original.to(torch.float64)
     return {"linf": float(perturbation.abs().max()) / 255, "l2": float(perturbation.norm()) / 255}
-
-
-def _circumstances(device: torch.device, batch_size: int, started: float, attempt: int) -> dict[str, Any]:
-    """Under what a result was made: with the same, a rerun gives the same bytes."""
-    return {
-        "attempt": attempt,
-        "batch_size": batch_size,
-        "worker": f"{platform.node()}:{os.getpid()}",
-        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "seconds": round(time.monotonic() - started, 3),
-        "versions": {"gnp": __version__, **{name: version(name) for name in ("torch", "timm", "pillow", "webdataset")}},
-    }

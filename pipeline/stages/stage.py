@@ -1,0 +1,121 @@
+"""What both stages have in common: a place to work at, and what is said of the work."""
+
+import contextlib
+import logging
+import os
+import platform
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from pipeline import __version__, models, weights
+from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, ShardError
+from pipeline.ledger import Ledger
+from pipeline.plan import Item, Plan
+from pipeline.weights import Model
+
+log = logging.getLogger(__name__)
+
+# The packages whose versions can change a result's bytes.
+_RECORDED = ("torch", "timm", "pillow", "webdataset")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage has added to the store.
+
+    Attributes:
+        parts: Adversarial parts, or result files.
+        images: Images in them.
+        quarantined: Images that could not be used, of the original parts that were made on the way.
+    """
+
+    parts: int = 0
+    images: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: "Made") -> "Made":
+        return Made(self.parts + other.parts, self.images + other.images, self.quarantined + other.quarantined)
+
+
+def _never() -> bool:
+    return False
+
+
+class Stage(ABC):
+    """One step from an item to its results, on a device of its own.
+
+    Args:
+        plan: What is to be made.
+        ledger: Where.
+        device: On what.
+        stopping: Asked before each unit; true ends the item there.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, device: torch.device, stopping: Callable[[], bool] = _never) -> None:
+        self.plan = plan
+        self.ledger = ledger
+        self.device = device
+        self.stopping = stopping
+        self.made = Made()
+        self.open()
+
+    @abstractmethod
+    def open(self) -> None:
+        """Gets ready for items; what cannot work fails here."""
+
+    @abstractmethod
+    def run(self, item: Item, *, attempt: int = 1) -> Made:
+        """Makes what is missing of an item; `made` says how far it has come."""
+
+    def load(self, model: Model) -> models.Classifier:
+        """A model of the plan on this stage's device, from its weights in the store."""
+        return weights.load(model, self.ledger.storage, classes=self.plan.job.data.classes).to(self.device)
+
+    def require_going_on(self) -> None:
+        """Asked between two units.
+
+        Raises:
+            Interrupted: The stage was told to stop.
+        """
+        if self.stopping():
+            raise Interrupted("told to stop; what is committed stands")
+
+    def circumstances(self, *, batch_size: int, started: float, attempt: int) -> dict[str, Any]:
+        """Under what a result was made: with the same, a rerun gives the same bytes."""
+        return {
+            "attempt": attempt,
+            "batch_size": batch_size,
+            "worker": f"{platform.node()}:{os.getpid()}",
+            "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "seconds": round(time.monotonic() - started, 3),
+            "versions": {"gnp": __version__} | {name: version(name) for name in _RECORDED},
+        }
+
+
+class Failures:
+    """Failures of single units, kept until the others are done."""
+
+    def __init__(self) -> None:
+        self._first: Exception | None = None
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keeps what is one unit's own: its stored bytes, its images, its gradient. All else ends the item at once."""
+        try:
+            yield
+        except (IntegrityError, MissingError, ShardError, CapacityError, FloatingPointError) as error:
+            log.warning("%s", error)
+            self._first = self._first or error
+
+    def tell(self) -> None:
+        """Raises the first, if there was one."""
+        if self._first is not None:
+            raise self._first
