@@ -222,7 +222,7 @@ def shards(
     these are the usual indices. A labels.csv has the columns filename and label, the class index from 0. Image files
     are stored as they are.
     """
-    from pipeline.shards import from_folder
+    from pipeline.pack import from_folder
 
     names, left_out = from_folder(folder, out, name=name, per_shard=per_shard)
     for path in left_out:

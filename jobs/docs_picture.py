@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs import assets
 from jobs.demo import FOLDER, RECIPE
-from pipeline import config, engine, models, picture, plan, shards
+from pipeline import config, engine, models, pack, picture, plan
 from pipeline.ledger import Ledger
 from pipeline.report import summarise
 from pipeline.storage import Storage
@@ -28,7 +28,7 @@ def main() -> None:
     photographs.mkdir(exist_ok=True)
     (photographs / "coffee.png").write_bytes(data)
     (photographs / "labels.csv").write_text(f"filename,label\ncoffee.png,{ESPRESSO}\n", encoding="utf-8")
-    shards.from_folder(photographs, str(folder / "shards"), name="free", per_shard=1)
+    pack.from_folder(photographs, str(folder / "shards"), name="free", per_shard=1)
     recipe = config.load(RECIPE)
     job = recipe.job()
     store = Storage(str(folder / "store"), create=True)

@@ -7,9 +7,7 @@ with it.
 """
 
 import contextlib
-import csv
 import io
-import json
 import re
 import shutil
 import tarfile
@@ -17,15 +15,14 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from tarfile import HeaderError
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, cast
 
 import braceexpand
 import webdataset
 from webdataset.autodecode import basichandlers
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
+from pipeline import tars
 from pipeline.errors import MissingError, RecipeError, SampleError, ShardError, StorageError
 from pipeline.sample import Rejected, Sample
 from pipeline.storage import Storage, Stored, absolute, split
@@ -33,25 +30,9 @@ from pipeline.storage import Storage, Stored, absolute, split
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
 # No photograph is larger than this as a file; a tar may claim, or unpack to, anything.
 MOST_BYTES = 1 << 28
-# A shard of ImageNet has 4,000; an index of more would not fit into memory.
-_MOST_MEMBERS = 1_000_000
 _GLOB = re.compile(r"[*?\[]")
 # Names that WebDataset keeps for itself: it passes over such folders and files, and a sample with such an extension.
 _META = re.compile(r"__[^/]*__($|/)")
-# A path has at most 4,096 bytes.
-_MOST_EXTENDED_BYTES = 1 << 14
-# What tarfile's patterns take quadratic time to read (CVE-2024-6232; mended in Python 3.11.10 and 3.12.6).
-_MANY_DIGITS = re.compile(rb"[0-9]{201}")
-_BLOCK = 512
-_EXTENDED = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-# Every member carries a copy of them.
-_MOST_GLOBAL_FIELDS = 100
 # The label is a decimal number.
 _MOST_LABEL_BYTES = 100
 
@@ -148,7 +129,7 @@ class Shard:
         self.sha256 = sha256
         self.size_bytes = size_bytes
         self._file = file
-        members = _members(file, name)
+        members = tars.members(file, name)
         self._records = list(_grouped(members, name))
         self._passed_over = list(_passed_over(members))
         first = {str(record["__key__"]): index for index, record in reversed(list(enumerate(self._records)))}
@@ -267,72 +248,6 @@ def write(samples: Iterable[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-class _Header(tarfile.TarInfo):
-    """A header whose own claims are believed only as far as they are sane."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _EXTENDED and header.size > _MOST_EXTENDED_BYTES):
-            raise HeaderError(f"a header of type {header.type!r} claims {header.size:,} bytes")
-        return header
-
-    @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
-        file = cast("BinaryIO", tarfile.fileobj)
-        at = file.tell()
-        header = cls.frombuf(file.read(_BLOCK), tarfile.encoding or "utf-8", tarfile.errors or "surrogateescape")
-        if header.type in _EXTENDED and _MANY_DIGITS.search(file.read(header.size)):
-            raise HeaderError("an extended header with a number of more than 200 digits")
-        file.seek(at)
-        return super().fromtarfile(tarfile)
-
-
-def _members(file: BinaryIO, name: str) -> list[tarfile.TarInfo]:
-    """The members of a tar that they fill up to its end-of-archive of two zero blocks (POSIX.1-1988).
-
-    Raises:
-        ShardError: The tar is truncated or damaged.
-    """
-    members: list[tarfile.TarInfo] = []
-    size_bytes = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    try:
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
-            at = -1
-            while (member := tar.next()) is not None:
-                # A header with a negative size leads tarfile round in a circle for ever (CVE-2025-8194).
-                if member.size < 0 or not at < tar.offset or len(members) == _MOST_MEMBERS:
-                    raise tarfile.ReadError(f"no sane member at byte {member.offset}")
-                if tar.offset > size_bytes:
-                    raise tarfile.ReadError("unexpected end of data")
-                # A pax field can say that a file is longer than what lies there for it.
-                if member.isreg() and not member.issparse() and member.offset_data + member.size > tar.offset:
-                    raise tarfile.ReadError(f"the member at byte {member.offset} claims {member.size:,} bytes")
-                if len(member.pax_headers) > _MOST_GLOBAL_FIELDS:
-                    raise tarfile.ReadError(f"the member at byte {member.offset} has {len(member.pax_headers)} fields")
-                at = tar.offset
-                members.append(member)
-            end = tar.offset
-    # Hostile headers make tarfile raise more than its own errors.
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, LookupError) as error:
-        raise ShardError(f"shard {name}: not a complete tar ({error}); fetch or make it again") from error
-    _require_end(file, end, name)
-    return members
-
-
-def _require_end(file: BinaryIO, end: int, name: str) -> None:
-    """Checks that nothing but zeros, and at least two blocks of them, stands from `end` on."""
-    file.seek(end)
-    zeros = 0
-    while piece := file.read(1 << 20):
-        if piece.strip(b"\0"):
-            raise ShardError(f"shard {name}: damaged at byte {end}: no valid header; fetch or make it again")
-        zeros += len(piece)
-    if zeros < 1024:
-        raise ShardError(f"shard {name}: truncated: the end-of-archive blocks are missing; fetch or make it again")
-
-
 def _passed_over(members: Iterable[tarfile.TarInfo]) -> Iterator[Rejected]:
     """The members that WebDataset passes over without a word, but for folders and its own `__metadata__`."""
     for member in members:
@@ -378,87 +293,3 @@ def _label(written: bytes, classes: int) -> int:
     if not 0 <= label < classes:
         raise SampleError(f"label {label} lies outside 0..{classes - 1}")
     return label
-
-
-def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[list[str], list[Path]]:
-    """Packs an ImageFolder, or a folder with `labels.csv`, into WebDataset shards.
-
-    Args:
-        folder: Either one sub-folder of images per class (classes numbered in the order of the sorted names, as
-            torchvision does; ImageNet's `n01440764`… come out right), or images beside a `labels.csv` with the
-            columns `filename` and `label`.
-        out: A folder or `s3://` URL; `{name}-000000.tar`… are written there.
-        name: The prefix of the shards' names.
-        per_shard: Images in a shard; the last holds fewer.
-
-    Returns:
-        The names of the shards, and the files that were left out because they are no images.
-
-    Raises:
-        RecipeError: The folder holds no labelled images, a listed file is missing, two keys coincide, or shards of
-            that name lie in `out` already.
-    """
-    labels = folder / "labels.csv"
-    if not folder.is_dir():
-        raise RecipeError(f"{folder}: no such folder")
-    listed, left_out = _from_csv(labels) if labels.exists() else _from_classes(folder)
-    if not listed:
-        raise RecipeError(f"{folder}: no images; expected one sub-folder per class, or a labels.csv")
-    keys: dict[str, Path] = {}
-    for path, _ in listed:
-        key = re.sub(r"[^A-Za-z0-9_-]", "_", path.relative_to(folder).with_suffix("").as_posix())
-        if key in keys:
-            raise RecipeError(f"{path} and {keys[key]} would both have the key {key!r}; rename one")
-        keys[key] = path
-    store = Storage(out, create=True)
-    before = [item.key for item in store.list_folder() if fnmatchcase(item.key, f"{name}-*.tar")]
-    if before:
-        raise RecipeError(f"{store.at(before[0])} exists already; remove it and its like, or give another name")
-    names = []
-    entries = list(zip(keys, listed, strict=True))
-    for index, start in enumerate(range(0, len(entries), per_shard)):
-        samples = (
-            {"__key__": key, path.suffix[1:].lower(): path.read_bytes(), "cls": str(label).encode()}
-            for key, (path, label) in entries[start : start + per_shard]
-        )
-        names.append(f"{name}-{index:06d}.tar")
-        store.put(names[-1], write(samples))
-    if not labels.exists():
-        classes = {path.parent.relative_to(folder).parts[0]: label for path, label in listed}
-        store.put("classes.json", json.dumps(classes, indent=1).encode())
-    return names, left_out
-
-
-def _from_classes(folder: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
-    listed: list[tuple[Path, int]] = []
-    left_out = sorted(path for path in folder.iterdir() if path.is_file())
-    for label, sub in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
-        for path in sorted(path for path in sub.rglob("*") if path.is_file()):
-            if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
-                listed.append((path, label))
-            else:
-                left_out.append(path)
-    return listed, left_out
-
-
-def _from_csv(labels: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
-    listed, left_out = [], []
-    try:
-        text = labels.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{labels}: cannot be read as UTF-8 text ({error})") from error
-    with io.StringIO(text, newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"filename", "label"} <= set(rows.fieldnames or ()):
-            raise RecipeError(f"{labels}: expected the columns filename,label; found {','.join(rows.fieldnames or ())}")
-        for row in rows:
-            path = labels.parent / (row["filename"] or "")
-            if not path.resolve().is_relative_to(labels.parent.resolve()) or not path.is_file():
-                raise RecipeError(f"{labels} line {rows.line_num}: no file {row['filename']!r} in this folder")
-            if not re.fullmatch(r"[0-9]{1,9}", (row["label"] or "").strip()):
-                raise RecipeError(f"{labels} line {rows.line_num}: the label {row['label']!r} is no class index")
-            if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
-                listed.append((path, int(row["label"])))
-            else:
-                left_out.append(path)
-    return listed, left_out

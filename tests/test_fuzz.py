@@ -611,7 +611,7 @@ def record_bytes(sound: dict[str, Any], rng: random.Random) -> bytes:
         if not here:
             break
     record.pop("seal", None)
-    data = json.dumps({**record, "seal": storage._seal(record)}).encode()
+    data = json.dumps({**record, "seal": storage.seal(record)}).encode()
     chance = rng.random()
     if chance < 0.25:
         return spoil(data, rng, [data])

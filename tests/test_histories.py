@@ -23,11 +23,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pipeline import garbage, ledger, runs, storage
+from pipeline import garbage, ledger, runs
 from pipeline.errors import StorageError
 from pipeline.ledger import Ledger, Unit
 from pipeline.sample import Part
-from pipeline.storage import Storage
+from pipeline.storage import Storage, folder, sha256
 from tests.conftest import TRIED
 
 HISTORIES = 2000
@@ -110,7 +110,7 @@ class Histories(RuleBasedStateMachine):
     @rule(writer=WRITERS, unit=st.sampled_from(UNITS), device=st.integers(0, 1), answers=st.integers(1, 3))
     def commits_and_the_answer_is_lost(self, writer: int, unit: Unit, device: int, answers: int) -> None:
         """The write stands, or an earlier one does, and the writer is told of a failure."""
-        data, real, asked = made(unit, device), storage._put_durably, [0]
+        data, real, asked = made(unit, device), folder.put_durably, [0]
 
         def written_then_lost(root: Path, key: str, data: bytes, *, replace: bool) -> None:
             real(root, key, data, replace=replace)
@@ -119,7 +119,7 @@ class Histories(RuleBasedStateMachine):
                 raise OSError(5, "the answer is lost")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(storage, "_put_durably", written_then_lost)
+            patch.setattr(folder, "put_durably", written_then_lost)
             marker = self.ledger.commit(unit, data, "tar", {"run": self.names[writer]})
         self.settle(unit, data, marker.sha256)
 
@@ -128,7 +128,7 @@ class Histories(RuleBasedStateMachine):
     )
     def the_store_refuses_a_write(self, writer: int, unit: Unit, device: int, step: str) -> None:
         """Nothing is written, and the writer is told: an item that failed."""
-        real = storage._put_durably
+        real = folder.put_durably
 
         def refused(root: Path, key: str, data: bytes, *, replace: bool) -> None:
             if replace == (step == "data"):
@@ -137,7 +137,7 @@ class Histories(RuleBasedStateMachine):
 
         data = made(unit, device)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(storage, "_put_durably", refused)
+            patch.setattr(folder, "put_durably", refused)
             if step == "marker" and unit in self.stood:  # the read-back finds the earlier one
                 self.settle(unit, data, self.ledger.commit(unit, data, "tar", {}).sha256)
             else:
@@ -146,7 +146,7 @@ class Histories(RuleBasedStateMachine):
 
     def settle(self, unit: Unit, data: bytes, told: str) -> None:
         """What a writer is told must be what everyone is told from now on."""
-        first = self.stood.setdefault(unit, (storage.sha256(data), data))
+        first = self.stood.setdefault(unit, (sha256(data), data))
         assert told == first[0], "a writer was told of another result than the one that stands"
 
     # Runs and claims
@@ -240,7 +240,7 @@ class Histories(RuleBasedStateMachine):
         self.found = garbage.find(self.ledger, age_s=DAY_S)
         named = {self.ledger.marker(unit).object for unit in self.stood}
         assert not named & {item.key for item in self.found}
-        waiting = {f"{each.unit.data}-{storage.sha256(each.data)[:16]}.tar" for each in self.open}
+        waiting = {f"{each.unit.data}-{sha256(each.data)[:16]}.tar" for each in self.open}
         assert not waiting & {item.key for item in self.found}, "a writer that is at it would lose its data"
 
     @rule()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline import shards
-from pipeline.errors import GnpError, MissingError, RecipeError, ShardError, StorageError
+from pipeline import shards, tars
+from pipeline.errors import MissingError, RecipeError, ShardError, StorageError
 from pipeline.sample import Rejected, Sample
 from pipeline.storage import Storage, sha256
 from tests.conftest import ROOT
@@ -159,35 +159,6 @@ def test_braces_globs_and_lists_name_shards(store_url: str) -> None:
         shards.find([f"{storage.url}/*/val-0003.tar"])
 
 
-def image_folder(folder: Path) -> Path:
-    for name in ("dog/b.jpg", "cat/a.b.jpg", "cat/c.PNG", "cat/notes.txt", "loose.jpg"):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(1))
-    return folder
-
-
-def test_an_image_folder_becomes_shards(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    names, left_out = shards.from_folder(image_folder(tmp_path / "in"), str(out), name="pets", per_shard=2)
-    assert names == ["pets-000000.tar", "pets-000001.tar"]
-    assert [path.name for path in left_out] == ["loose.jpg", "notes.txt"]
-    found = [each for name in names for each in read((out / name).read_bytes())]
-    assert [(each.key, each.label) for each in found if isinstance(each, Sample)] == [
-        ("cat_a_b", 0),
-        ("cat_c", 0),
-        ("dog_b", 1),
-    ]
-    assert (out / "classes.json").read_text().split() == ["{", '"cat":', "0,", '"dog":', "1", "}"]
-
-
-def test_shards_are_not_written_among_others_of_their_name(tmp_path: Path) -> None:
-    image_folder(tmp_path / "in")
-    shards.from_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=1)
-    with pytest.raises(RecipeError, match="exists already"):
-        shards.from_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=10)
-
-
 def test_links_into_a_cache_are_read_under_their_own_names(tmp_path: Path) -> None:
     write_shard(tmp_path / "blobs" / "3f2a", [sample(0)])
     (tmp_path / "snap").mkdir()
@@ -196,46 +167,6 @@ def test_links_into_a_cache_are_read_under_their_own_names(tmp_path: Path) -> No
     assert shard.name == "val-0000"
     with shards.spool(shard) as spooled:
         assert len(spooled) == 1
-
-
-def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
-    for name in ("x.jpg", "y.jpg"):
-        (tmp_path / name).write_bytes(jpeg(2))
-    (tmp_path / "labels.csv").write_text("filename,label,extra\ny.jpg,7,\nx.jpg,3,\n")
-    shards.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
-    found = read((tmp_path / "out" / "images-000000.tar").read_bytes())
-    assert [(each.key, each.label) for each in found if isinstance(each, Sample)] == [("y", 7), ("x", 3)]
-
-
-@pytest.mark.parametrize(
-    ("csv", "message"),
-    [
-        ("name,class\nx.jpg,1\n", "expected the columns filename,label"),
-        ("filename,label\nnone.jpg,1\n", r"line 2: no file 'none\.jpg'"),
-        ("filename,label\n../secret.jpg,1\n", "no file"),
-        ("filename,label\nx.jpg,cat\n", "'cat' is no class index"),
-        ("filename,label\nx.jpg," + "1" * 5000 + "\n", "is no class index"),
-        ("filename,label\nx.jpg,é\n", "cannot be read as UTF-8"),
-        ("filename,label\n", "no images"),
-        ("label,filename\n1\n", "no file"),
-    ],
-)
-def test_a_wrong_labels_file_is_refused_by_line(tmp_path: Path, csv: str, message: str) -> None:
-    (tmp_path / "secret.jpg").write_bytes(jpeg(0))
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "x.jpg").write_bytes(jpeg(0))
-    (folder / "labels.csv").write_text(csv, encoding="latin-1")
-    with pytest.raises(GnpError, match=message):
-        shards.from_folder(folder, str(tmp_path / "out"), name="images", per_shard=10)
-
-
-def test_coinciding_keys_are_refused(tmp_path: Path) -> None:
-    for name in ("c/a.b.jpg", "c/a_b.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(jpeg(0))
-    with pytest.raises(RecipeError, match="both have the key"):
-        shards.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
 
 
 def opened(data: bytes) -> shards.Shard:
@@ -321,7 +252,7 @@ def test_a_sparse_member_that_would_unpack_to_a_terabyte_is_rejected(tmp_path: P
 
 
 def test_a_tar_of_more_members_than_memory_holds_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_MOST_MEMBERS", 10)
+    monkeypatch.setattr(tars, "_MOST_MEMBERS", 10)
     assert len(read(shards.write([sample(index) for index in range(5)]))) == 5
     with pytest.raises(ShardError, match="test"):
         read(shards.write([sample(index) for index in range(6)]))
@@ -329,7 +260,7 @@ def test_a_tar_of_more_members_than_memory_holds_is_an_error(monkeypatch: pytest
 
 READING = """
 import sys
-from pipeline import shards
+from pipeline import shards, tars
 from tests.scale import peak_mb
 (file,) = shards.find([sys.argv[1]])
 before = peak_mb()

@@ -270,7 +270,7 @@ def test_a_small_folder_is_listed_in_one_request(s3: dict[str, str], monkeypatch
     monkeypatch.setattr(obstore, "list", counted)
     assert len(list(storage.list("a"))) == 6
     assert len(asked) == 1
-    monkeypatch.setattr("pipeline.storage._PAGE", 3)  # the server fills pages of any size likewise
+    monkeypatch.setattr("pipeline.storage.store._PAGE", 3)  # the server fills pages of any size likewise
     assert len(list(storage.list("a"))) == 6
     assert len(asked) == 1 + 3, "two full pages, and the end"
 

@@ -1,20 +1,7 @@
-"""One interface over folders and S3-compatible object stores.
-
-`obstore` (Rust's object_store) carries the bytes; `boto3` finds credentials, region and endpoint the way every other
-AWS tool does, so `AWS_PROFILE`, `AWS_ENDPOINT_URL`, instance roles and the rest work unchanged. Folders are written
-by our own few lines, because a marker must not survive a power loss that its data did not: file and folder are
-fsynced before a put returns.
-
-A `Storage` is never pickled: workers open their own from the URL and their own environment, so that no credential
-travels inside a task.
-
-Nothing that is read is believed: objects are checked against the hash that their marker holds, records carry their own,
-and a mismatch is read again before it is called damage, because a byte can flip on the way as well as at rest.
-"""
+"""The one interface: objects and small sealed records below a root."""
 
 import contextlib
 import hashlib
-import html
 import json
 import logging
 import os
@@ -22,7 +9,6 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from urllib.parse import unquote
@@ -31,7 +17,6 @@ import boto3
 import botocore.exceptions
 import obstore
 import tenacity
-from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
@@ -45,21 +30,15 @@ from obstore.store import LocalStore, S3Store
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
-    from obstore.store import RetryConfig
 
 from pipeline.errors import IntegrityError, MissingError, RecipeError, StorageError
+from pipeline.storage import folder, s3
+from pipeline.storage.s3 import first_line
 
 log = logging.getLogger(__name__)
 
-# 8 tries with exponential backoff outlast 30% throttling; obstore's default gives up within seconds of a restart.
-_RETRY: "RetryConfig" = {
-    "max_retries": 8,
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
-    "retry_timeout": timedelta(minutes=3),
-}
 # How often an object is read before bytes that do not match are called damage.
 _READS = 4
-_ANSWER = re.compile(r"<Code>(?P<code>[^<]*)</Code>\s*<Message>(?P<message>[^<]*)</Message>")
 # What S3 lists at a time.
 _PAGE = 1000
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -132,14 +111,14 @@ class Storage:
                 raise RecipeError(f"store {url!r}: write s3://bucket/prefix, with a bucket and no empty step")
             self.url = url.rstrip("/")
             self._place = (bucket, prefix)
-            self._store = _s3_store(bucket, prefix)
+            self._store = s3.open_store(bucket, prefix)
         elif scheme in ("", "file") and rest:
             if scheme and not rest.startswith("/"):
                 raise RecipeError(f"store {url!r}: write file:///folder, with three slashes and a whole path")
             self._folder = Path(absolute(unquote(rest) if scheme else rest))
             self.url = str(self._folder)
             if create:
-                _make_folder(self._folder)
+                folder.make(self._folder)
             elif not self._folder.is_dir():
                 raise MissingError(f"{self.url}: no such folder")
             self._store = LocalStore(self.url)
@@ -229,8 +208,8 @@ class Storage:
             raw = self.get(key)
             try:
                 record = json.loads(raw)
-                seal = record.pop("seal")
-                if seal == _seal(record):
+                sealed = record.pop("seal")
+                if sealed == seal(record):
                     return dict(record)
                 reason = "its content is not what it was sealed as"
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -243,7 +222,7 @@ class Storage:
         Raises:
             StorageError: The store failed.
         """
-        data = json.dumps({**record, "seal": _seal(record)}, indent=1, sort_keys=True, allow_nan=False).encode()
+        data = json.dumps({**record, "seal": seal(record)}, indent=1, sort_keys=True, allow_nan=False).encode()
         if once:
             return self.put_once(key, data)
         self.put(key, data)
@@ -258,7 +237,7 @@ class Storage:
         """
         with self._explained(key):
             if self._folder is not None:
-                _put_durably(self._folder, key, data, replace=True)
+                folder.put_durably(self._folder, key, data, replace=True)
             else:
                 obstore.put(self._store, key, data, use_multipart=False)
 
@@ -274,13 +253,13 @@ class Storage:
         """
         try:
             if self._folder is not None:
-                _put_durably(self._folder, key, data, replace=False)
+                folder.put_durably(self._folder, key, data, replace=False)
             else:
                 obstore.put(self._store, key, data, mode="create", use_multipart=False)
         except (FileExistsError, AlreadyExistsError, BaseError, OSError) as error:
             with contextlib.suppress(MissingError):
                 return self._stands(key, data)
-            raise StorageError(f"{self.at(key)}: {_first_line(error)}") from error
+            raise StorageError(f"{self.at(key)}: {first_line(error)}") from error
         return True
 
     def _stands(self, key: str, data: bytes) -> bool:
@@ -423,10 +402,10 @@ class Storage:
         except (BaseError, OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
             if isinstance(error, StorageError):
                 raise
-            raise StorageError(f"{self.at(key)}: {_first_line(error)}") from error
+            raise StorageError(f"{self.at(key)}: {first_line(error)}") from error
 
 
-def _seal(record: Mapping[str, Any]) -> str:
+def seal(record: Mapping[str, Any]) -> str:
     """The hash of a record's canonical JSON."""
     return sha256(json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
@@ -445,101 +424,6 @@ def split(url: str) -> tuple[str, str]:
     return folder or slash or ".", name
 
 
-def _s3_store(bucket: str, prefix: str) -> S3Store:
-    try:
-        session = boto3.Session()
-        client = _s3_client(session, bucket)
-        credentials = Boto3CredentialProvider(session)
-    except (ValueError, botocore.exceptions.BotoCoreError) as error:
-        raise StorageError(
-            f"s3://{bucket}: no usable AWS credentials ({_first_line(error)}); set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where an instance role is given"
-        ) from error
-    endpoint = client.meta.endpoint_url
-    own = None if endpoint.endswith(".amazonaws.com") else endpoint
-    return S3Store(
-        bucket,
-        prefix=prefix or None,
-        region=client.meta.region_name or "us-east-1",
-        credential_provider=credentials,
-        retry_config=_RETRY,
-        client_options={"allow_http": endpoint.startswith("http://"), "timeout": timedelta(minutes=2)},
-        endpoint=own,
-    )
-
-
-def _s3_client(session: boto3.Session, bucket: str) -> Any:
-    """A client, for what boto3 finds out: the region and the endpoint.
-
-    Raises:
-        StorageError: The endpoint is no address.
-        BotoCoreError: Something else stands in the way.
-    """
-    reason = "neither http:// nor https://"
-    try:
-        client = session.client("s3")
-        if client.meta.endpoint_url.startswith(("http://", "https://")):
-            return client
-    except ValueError as error:
-        reason = _first_line(error)
-    raise StorageError(
-        f"s3://{bucket}: the endpoint is no address ({reason}); AWS_ENDPOINT_URL, or endpoint_url in the AWS profile, "
-        "must be one such as http://127.0.0.1:9000"
-    )
-
-
 def _stored(meta: "ObjectMeta") -> Stored:
     modified = meta["last_modified"]
     return Stored(meta["path"], int(meta["size"]), str(meta["e_tag"] or modified), modified.timestamp())
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
-        raise StorageError(f"{folder}: cannot be a store: {reason}") from error
-
-
-def _put_durably(root: Path, key: str, data: bytes, *, replace: bool) -> None:
-    """Writes `root/key` atomically and fsyncs the file and every folder that the write touched.
-
-    Raises:
-        FileExistsError: `replace` is false and the file exists.
-    """
-    path = root / key
-    made = [folder for folder in path.parents if folder.is_relative_to(root) and not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = root / ".scratch"
-    scratch.mkdir(exist_ok=True)
-    temporary = scratch / uuid.uuid4().hex
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            path.hardlink_to(temporary)
-        for folder in {path.parent, *(folder.parent for folder in made)}:
-            _sync_folder(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _first_line(error: BaseException) -> str:
-    """The gist of a client's error: obstore's messages run to a page of Rust structures around S3's answer in XML."""
-    answer = _ANSWER.search(str(error))
-    if answer is not None:
-        return html.unescape(f"{answer['code']}: {' '.join(answer['message'].split())}")[:300]
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,96 @@
+"""A folder of images → WebDataset shards."""
+
+import csv
+import io
+import json
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+from pipeline.shards import IMAGE_EXTENSIONS, write
+from pipeline.storage import Storage
+
+
+def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[list[str], list[Path]]:
+    """Packs an ImageFolder, or a folder with `labels.csv`, into WebDataset shards.
+
+    Args:
+        folder: Either one sub-folder of images per class (classes numbered in the order of the sorted names, as
+            torchvision does; ImageNet's `n01440764`… come out right), or images beside a `labels.csv` with the
+            columns `filename` and `label`.
+        out: A folder or `s3://` URL; `{name}-000000.tar`… are written there.
+        name: The prefix of the shards' names.
+        per_shard: Images in a shard; the last holds fewer.
+
+    Returns:
+        The names of the shards, and the files that were left out because they are no images.
+
+    Raises:
+        RecipeError: The folder holds no labelled images, a listed file is missing, two keys coincide, or shards of
+            that name lie in `out` already.
+    """
+    labels = folder / "labels.csv"
+    if not folder.is_dir():
+        raise RecipeError(f"{folder}: no such folder")
+    listed, left_out = _from_csv(labels) if labels.exists() else _from_classes(folder)
+    if not listed:
+        raise RecipeError(f"{folder}: no images; expected one sub-folder per class, or a labels.csv")
+    keys: dict[str, Path] = {}
+    for path, _ in listed:
+        key = re.sub(r"[^A-Za-z0-9_-]", "_", path.relative_to(folder).with_suffix("").as_posix())
+        if key in keys:
+            raise RecipeError(f"{path} and {keys[key]} would both have the key {key!r}; rename one")
+        keys[key] = path
+    store = Storage(out, create=True)
+    before = [item.key for item in store.list_folder() if fnmatchcase(item.key, f"{name}-*.tar")]
+    if before:
+        raise RecipeError(f"{store.at(before[0])} exists already; remove it and its like, or give another name")
+    names = []
+    entries = list(zip(keys, listed, strict=True))
+    for index, start in enumerate(range(0, len(entries), per_shard)):
+        samples = (
+            {"__key__": key, path.suffix[1:].lower(): path.read_bytes(), "cls": str(label).encode()}
+            for key, (path, label) in entries[start : start + per_shard]
+        )
+        names.append(f"{name}-{index:06d}.tar")
+        store.put(names[-1], write(samples))
+    if not labels.exists():
+        classes = {path.parent.relative_to(folder).parts[0]: label for path, label in listed}
+        store.put("classes.json", json.dumps(classes, indent=1).encode())
+    return names, left_out
+
+
+def _from_classes(folder: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
+    listed: list[tuple[Path, int]] = []
+    left_out = sorted(path for path in folder.iterdir() if path.is_file())
+    for label, sub in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
+        for path in sorted(path for path in sub.rglob("*") if path.is_file()):
+            if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
+                listed.append((path, label))
+            else:
+                left_out.append(path)
+    return listed, left_out
+
+
+def _from_csv(labels: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
+    listed, left_out = [], []
+    try:
+        text = labels.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{labels}: cannot be read as UTF-8 text ({error})") from error
+    with io.StringIO(text, newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"filename", "label"} <= set(rows.fieldnames or ()):
+            raise RecipeError(f"{labels}: expected the columns filename,label; found {','.join(rows.fieldnames or ())}")
+        for row in rows:
+            path = labels.parent / (row["filename"] or "")
+            if not path.resolve().is_relative_to(labels.parent.resolve()) or not path.is_file():
+                raise RecipeError(f"{labels} line {rows.line_num}: no file {row['filename']!r} in this folder")
+            if not re.fullmatch(r"[0-9]{1,9}", (row["label"] or "").strip()):
+                raise RecipeError(f"{labels} line {rows.line_num}: the label {row['label']!r} is no class index")
+            if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
+                listed.append((path, int(row["label"])))
+            else:
+                left_out.append(path)
+    return listed, left_out

@@ -1,0 +1,55 @@
+"""A folder as a store: written so that what a put has returned for outlasts a power loss."""
+
+import os
+import uuid
+from pathlib import Path
+
+from pipeline.errors import StorageError
+
+
+def make(folder: Path) -> None:
+    """Makes a folder that does not exist yet.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise StorageError(f"{folder}: cannot be a store: {reason}") from error
+
+
+def put_durably(root: Path, key: str, data: bytes, *, replace: bool) -> None:
+    """Writes `root/key` atomically and fsyncs the file and every folder that the write touched.
+
+    Raises:
+        FileExistsError: `replace` is false and the file exists.
+    """
+    path = root / key
+    made = [folder for folder in path.parents if folder.is_relative_to(root) and not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = root / ".scratch"
+    scratch.mkdir(exist_ok=True)
+    temporary = scratch / uuid.uuid4().hex
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)
+        for folder in {path.parent, *(folder.parent for folder in made)}:
+            _sync_folder(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
