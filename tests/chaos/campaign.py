@@ -153,7 +153,7 @@ class Campaign:
 
     def storage_fault(self, kind: FaultKind) -> Row:
         """A store that misbehaves through a whole run."""
-        share = {"slow-down": 0.3, "stall": 0.1, "lost-response": 0.3, "flip": 0.1, "reset": 0.1, "refuse": 0.1}[kind]
+        share = {"slow-down": 0.3, "stall": 0.1, "lost-response": 0.3, "flip": 0.15, "reset": 0.1, "refuse": 0.1}[kind]
         before, place = self.site.proxy.counts[kind], self._store()
         self.site.proxy.inject(Fault(kind, share))
         started = time.monotonic()
