@@ -2,6 +2,8 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -108,23 +110,41 @@ def test_an_item_that_takes_too_long_is_stopped_tried_again_and_listed(tmp_path:
     assert len(attacked) == len(scored), "and scored"
 
 
-def test_when_there_is_no_room_for_workers_the_run_ends_with_a_reason(tmp_path: Path, tiny_checkpoint: Path) -> None:
+@contextmanager
+def squatter(devices: int) -> Iterator[None]:
+    """Somebody else's actor on the cluster."""
     import ray
 
     class Squatter:
         def here(self) -> None:
             pass
 
-    squatter = ray.remote(Squatter).options(num_gpus=4).remote()
-    ray.get(squatter.here.remote())
+    actor = ray.remote(Squatter).options(num_gpus=devices).remote()
+    ray.get(actor.here.remote())
+    try:
+        yield
+    finally:
+        ray.kill(actor)
+
+
+def test_when_there_is_no_room_for_workers_the_run_ends_with_a_reason(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    try:
-        with pytest.raises(CapacityError, match=r"no generator could start, .* the cluster has no room for it"):
-            engine.run(planned, str(tmp_path / "store"), pools=Pools(start_minutes=0.05))
-    finally:
-        ray.kill(squatter)
+    refused = pytest.raises(CapacityError, match=r"no generator could start, .* the cluster has no room for it")
+    with squatter(4), refused:
+        engine.run(planned, str(tmp_path / "store"), pools=Pools(start_minutes=0.05))
     assert engine.run(planned, str(tmp_path / "store"), pools=Pools()).failed == {}
+
+
+def test_generators_make_room_for_scorers_where_somebody_else_has_taken_theirs(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    for number in range(6):
+        write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(4)])
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    with squatter(1):  # the three generators take the rest of the four
+        outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools(start_minutes=0.5))
+    assert (outcome.items, outcome.failed, outcome.incomplete) == (6, {}, 0)
 
 
 def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:

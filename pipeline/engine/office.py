@@ -119,6 +119,7 @@ class Office:
         while not stop.is_set() and (self._held or any(self._queues.values()) or self._busy()):
             self._look_at_nodes()
             for pool in (self._generators, self._scorers):
+                self._release(pool)
                 self._start(pool)
                 self._hand_out(pool)
             self._collect()
@@ -134,24 +135,38 @@ class Office:
     def _busy(self) -> list[_Slot]:
         return [slot for pool in (self._generators, self._scorers) for slot in pool.slots if slot.item is not None]
 
+    def _wanted(self, pool: _Pool) -> int:
+        """How many workers of a pool there is work for."""
+        wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
+        if pool.stage is Generator:
+            return min(pool.size, wanted + bool(self._held))
+        # While generators are at work, so that loading the targets does not wait for them.
+        return min(pool.size, max(wanted, len(self._queues[Generator]) + len(self._busy())))
+
+    def _release(self, pool: _Pool) -> None:
+        """Lets workers go that nothing is left for: the other pool, or another run, may be waiting for their place."""
+        free = sorted((slot for slot in pool.slots if slot.item is None), key=lambda slot: not slot.starting)
+        for slot in free[: max(0, len(pool.slots) - self._wanted(pool))]:
+            self._drop(pool, slot)
+
     def _start(self, pool: _Pool) -> None:
         """Fills a pool up to its size, as far as there is work for it."""
         now, gpus = time.monotonic(), self._sizing.generator_gpus
         if pool.stage is Scorer:
             gpus = self._sizing.scorer_gpus
-        wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
-        if pool.stage is Scorer:  # while generators are at work, so that loading the targets does not wait for them
-            wanted = max(wanted, len(self._queues[Generator]) + len(self._busy()))
+        wanted = self._wanted(pool)
         if not wanted or any(not slot.starting for slot in pool.slots):
             pool.without_since = now
-        elif now - pool.without_since > 60 * self._limits.start_minutes or pool.failed_starts >= _STARTS:
+        elif pool.failed_starts >= _STARTS or now - pool.without_since > 60 * self._limits.start_minutes:
             raise CapacityError(
                 f"no {pool.stage.__name__.lower()} could start, in {pool.failed_starts} tries and "
                 f"{(now - pool.without_since) / 60:.1f} minutes: {pool.reason or 'the cluster has no room for it'}"
             )
+        elif self._busy():  # the other pool is getting on, and will make room when it is done
+            pool.without_since = now
         if now < pool.not_before:
             return
-        for _ in range(min(pool.size, wanted) - len(pool.slots)):
+        for _ in range(wanted - len(pool.slots)):
             actor = (
                 ray.remote(type(pool.stage.__name__, (Worker,), {}))
                 .options(
