@@ -8,11 +8,12 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 
+from jobs.leave import leave
 from pipeline.errors import GnpError, MissingError
 from pipeline.ledger import KINDS, Ledger
 from pipeline.storage import Storage
@@ -242,15 +243,26 @@ def _open(store: str) -> Ledger:
     return ledger
 
 
-def main() -> None:
-    """Runs the program; what a user can mend ends in one line and exit code 2."""
+def main() -> NoReturn:
+    """Runs the program, and ends the process with its exit code."""
+    leave(run())
+
+
+def run() -> int:
+    """Runs the program; returns its exit code. What a user can mend ends in one line and 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each retry; its failure is ours to tell
     try:
         app()
+    except SystemExit as ended:  # how typer ends, always
+        return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
     except GnpError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped; what is committed stands: run the same command again to go on\n")
-        sys.exit(130)
+        return 130
+    except Exception:
+        logging.getLogger(__name__).exception("this is a defect of gnp")
+        return 1
+    return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs import assets, generate, tables
+from jobs.leave import leave
 from pipeline import models, picture
 from pipeline.errors import GnpError
 from pipeline.ledger import Ledger
@@ -44,6 +45,8 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        code = main()
     except GnpError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        code = 2
+    leave(code)

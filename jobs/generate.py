@@ -8,10 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from jobs.leave import in_time
 from pipeline import config, engine, plan
 from pipeline.engine import Outcome
 from pipeline.progress import Progress as Counts
 from pipeline.storage import Storage
+
+_GO_ON = "what is committed stands: run the same command again to go on"
 
 
 def run(
@@ -36,7 +39,7 @@ def run(
     loaded = config.load(recipe)
     console.print("[dim]finding shards, settling what each model is[/dim]")
     planned = plan.resolve(loaded.job(limit=limit), Storage(store, create=True))
-    with _Bars(console) as bars:
+    with in_time(stop, f"stopped, while {store} did not answer; {_GO_ON}"), _Bars(console) as bars:
         outcome = engine.run(
             planned,
             store,
@@ -75,7 +78,7 @@ def _closing_line(outcome: Outcome, store: str) -> str:
     failed, listed = len(outcome.failed), len(outcome.listed)
     counts = f"{outcome.made.images} images attacked, {outcome.made.quarantined} quarantined"
     if outcome.stopped:
-        return f"stopped ({counts}); what is committed stands: run the same command again to go on"
+        return f"stopped ({counts}); {_GO_ON}"
     retry = "; --retry-failed tries them again" if listed else ""
     if not outcome.items:
         rest = f", but for {listed} that failed earlier{retry}" if listed else ""

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline import card, results
 from pipeline.errors import IntegrityError, MissingError
-from pipeline.ledger import KINDS, Ledger, Marker, Unit, fingerprint
+from pipeline.ledger import KINDS, Kind, Ledger, Marker, Unit, fingerprint
 from pipeline.sample import Part
 from pipeline.storage import Storage, sha256
 
@@ -36,6 +36,8 @@ _RESULTS = ("clean", "transfer")
 # What stands at the root too.
 _COPIED = ("_info.json", "README.md")
 _AT_ONCE = 1024
+# What is made of originals, and which of its components these lack.
+_OF_ORIGINALS: dict[Kind, dict[str, Any]] = {"adversarial": {"source": "", "attack": ""}, "clean": {}}
 _READERS = 16
 
 
@@ -73,7 +75,8 @@ def finalize(ledger: Ledger, *, partial: bool = False) -> Version:
         StorageError: The store failed.
     """
     storage = ledger.storage
-    units = sorted(unit for kind in KINDS for unit in ledger.units(kind))
+    # What is made of something is listed before it: a run that commits meanwhile never seems to lack anything.
+    units = sorted(unit for kind in reversed(KINDS) for unit in ledger.units(kind))
     if not units:
         raise MissingError(f"{storage.url}: nothing is committed here yet; run generate first")
     _require_one_division(storage, units)
@@ -117,6 +120,7 @@ class _Store:
         shards: Dataset → its input shards.
         sources: Identity → what it stands for; likewise `targets` and `attacks`.
         software: Package → versions.
+        bases: The last original and adversarial marker, whole: what those that follow were made of.
     """
 
     plans: list[str]
@@ -128,10 +132,16 @@ class _Store:
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     software: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    bases: dict[Kind, Marker] = field(default_factory=dict)
 
     def add(self, marker: Marker) -> None:
-        """Takes in one marker."""
+        """Takes in one marker.
+
+        Raises:
+            IntegrityError: It was made of something else than what stands.
+        """
         unit = marker.unit
+        self._require_made_of_what_stands(marker)
         counts = self.counts[unit.dataset]
         n = _count(marker, "n_ok" if unit.kind == "original" else "n")
         if unit.kind == "original":
@@ -146,6 +156,19 @@ class _Store:
         for package, number in _described(marker, "versions").items():
             self.software[package].add(str(number))
         self.markers.append(replace(marker, facts={"n": n}))
+
+    def _require_made_of_what_stands(self, marker: Marker) -> None:
+        unit, kind = marker.unit, marker.unit.kind
+        if not unit.target:
+            self.bases[kind] = marker
+        base = self.bases.get("original" if kind in ("adversarial", "clean") else "adversarial")
+        if kind == "original" or base is None or base.unit != replace(unit, target="", **_OF_ORIGINALS.get(kind, {})):
+            return
+        said, stands = ("original_pixels_sha256", "pixels_sha256") if kind == "adversarial" else ("scored_sha256", "")
+        if said in marker.facts and marker.facts[said] != (base.facts.get(stands) if stands else base.sha256):
+            raise IntegrityError(
+                f"{unit.marker}: made of another {base.unit.kind} part than stands; run generate --retry-failed"
+            )
 
     @property
     def id(self) -> str:

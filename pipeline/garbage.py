@@ -58,28 +58,26 @@ def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float) -> int:
         StorageError: A run is at work (its writers put data before markers), or the store failed.
     """
     storage, removed = ledger.storage, 0
-    before, in_use = _require_nobody_at_work(storage, age_s)
-    for index, item in enumerate(garbage, start=1):
-        if index % _AT_ONCE == 0:  # again and again: a run could begin meanwhile, and commit what was an orphan
-            before, in_use = _require_nobody_at_work(storage, age_s)
-        if item.upload:
-            storage.abort_upload(item.key)
-        elif _version(item.key) not in in_use and _still_old(ledger, item.key, before):
-            storage.delete([item.key])
-        else:
-            continue
-        removed += 1
+    with runs.alone(storage) as other:
+        for index, item in enumerate(garbage):
+            if index % _AT_ONCE == 0:  # again and again, lest the lease run out and a run begin
+                _require_nobody(storage, other())
+                before = storage.clock() - age_s
+                in_use = _versions_in_use(storage, before)
+            if item.upload:
+                storage.abort_upload(item.key)
+            elif _version(item.key) not in in_use and _still_old(ledger, item.key, before):
+                storage.delete([item.key])
+            else:
+                continue
+            removed += 1
     return removed
 
 
-def _require_nobody_at_work(storage: Storage, age_s: float) -> tuple[float, set[str]]:
-    """The time before which a thing is old, and the versions in use."""
-    now = storage.clock()
-    live = next((run for run in runs.seen(storage, now=now) if run.live), None)
-    if live is not None:
-        host = live.record["host"]
-        raise StorageError(f"{storage.url}: run {live.id} on {host} is at work; wait for its end, or stop it first")
-    return now - age_s, _versions_in_use(storage, now - age_s)
+def _require_nobody(storage: Storage, other: runs.Seen | None) -> None:
+    if other is not None:
+        host = other.record["host"]
+        raise StorageError(f"{storage.url}: run {other.id} on {host} is at work; wait for its end, or stop it first")
 
 
 def _still_old(ledger: Ledger, key: str, before: float) -> bool:

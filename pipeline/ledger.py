@@ -313,6 +313,7 @@ class Failure:
         reason: One line.
         tries: How often it was tried.
         run: Which run.
+        store_failed: The store was to blame: later runs try it again, unasked.
     """
 
     plan: str
@@ -325,6 +326,7 @@ class Failure:
     reason: str
     tries: int
     run: str
+    store_failed: bool = False
 
     @property
     def key(self) -> str:

@@ -1,13 +1,15 @@
 """Images that could not be used: which, why, and another try for them."""
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline import codec, shards
 from pipeline.errors import SampleError
 from pipeline.ledger import Ledger, Marker
 from pipeline.plan import Plan, Take
+from pipeline.runs import Seen
 from pipeline.sample import Part, Rejected
 from pipeline.shards import Shard
 
@@ -36,40 +38,65 @@ def listed(ledger: Ledger) -> Iterator[Quarantined]:
             yield Quarantined(marker.unit.dataset, marker.unit.part.shard, row["key"], row["reason"])
 
 
-def reconsider(plan: Plan, ledger: Ledger) -> list[Part]:
+def reconsider(plan: Plan, ledger: Ledger, *, other: Callable[[], Seen | None]) -> Iterator[tuple[Part, str]]:
     """Tries the quarantined images of a plan again, and revokes the parts in which one has become usable.
 
     What made an image unusable can change without the shard: another release of an image library. Its part is then made
-    again, whole; the images beside it come out as they were. Not to be called while another run is at work.
+    again, whole; the images beside it come out as they were. What other recipes made of the part goes as well, for it
+    was made of fewer images: their next run makes it anew. So does what was made of an original that another stands for
+    by now, which cannot come about unless a lease ran out under a run that lived.
 
-    Returns:
-        The parts that are to be made again.
+    Args:
+        plan: Whose images.
+        ledger: Where.
+        other: Names another run that is at work (`runs.alone`): it could be reading what is to be revoked, so nothing
+            more is tried then.
+
+    Yields:
+        The parts that are to be made again, and why.
     """
     takes = {take.shard.name: take for take in plan.takes}
     by_shard: dict[str, list[Marker]] = defaultdict(list)
+    pixels: dict[Part, Any] = {}
     for marker in ledger.markers(ledger.units(f"original/{plan.dataset}")):
+        pixels[marker.unit.part] = marker.fact("pixels_sha256")
         if marker.fact("quarantined") and marker.unit.part.shard in takes:
             by_shard[marker.unit.part.shard].append(marker)
-    usable: list[Part] = []
     for name, markers in by_shard.items():
         with shards.spool(takes[name].shard) as shard:
-            usable += [marker.unit.part for marker in markers if _any_usable(plan, takes[name], shard, marker)]
-    ledger.revoke(plan.dataset, usable)
-    return usable
+            for marker in markers:
+                if not _any_usable(plan, takes[name], shard, marker):
+                    continue
+                if other() is not None:
+                    return
+                ledger.revoke(plan.dataset, [marker.unit.part])
+                yield marker.unit.part, "quarantined images can be used now"
+                del pixels[marker.unit.part]
+    for marker in ledger.markers(ledger.units(f"adversarial/{plan.dataset}")):
+        part = marker.unit.part
+        if part in pixels and marker.fact("original_pixels_sha256") != pixels[part]:
+            if other() is not None:
+                return
+            ledger.revoke(plan.dataset, [part])
+            yield part, "it was attacked before its original was made again"
+            del pixels[part]
 
 
 def _any_usable(plan: Plan, take: Take, shard: Shard, marker: Marker) -> bool:
-    spec, keys = plan.job.data, {row["key"] for row in marker.fact("quarantined")}
+    """Whether fewer samples of a part are rejected than were: a key can stand there twice, once good."""
+    spec, rejected = plan.job.data, Counter(row["key"] for row in marker.fact("quarantined"))
     if marker.fact("shard")["sha256"] != shard.sha256:
         return False
     first = marker.unit.part.index * spec.part_size
     total = len(shard) if take.images is None else min(len(shard), take.images)
+    still = Counter[str]()
     for sample in shard.samples(range(first, min(first + spec.part_size, total)), classes=spec.classes):
-        if isinstance(sample, Rejected) or sample.key not in keys:
+        if sample.key not in rejected:
             continue
         try:
+            if isinstance(sample, Rejected):
+                raise SampleError(sample.reason)
             codec.decode(sample.image, spec.preparation)
         except SampleError:
-            continue
-        return True
-    return False
+            still[sample.key] += 1
+    return any(still[key] < count for key, count in rejected.items())

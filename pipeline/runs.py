@@ -10,10 +10,12 @@ A claim is held until its run ends, or gives the shard up; what is complete need
     claims/PLAN/SOURCE/SHARD/00000000.json       which run is at a shard; the highest number holds
 """
 
+import contextlib
 import os
 import platform
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,11 @@ class Seen:
     def live(self) -> bool:
         """Whether its claims hold."""
         return self.record.get("state") == "running" and self.age_s < LEASE_S
+
+    @property
+    def alone(self) -> bool:
+        """Whether others are to wait for its end."""
+        return bool(self.record.get("alone"))
 
     @property
     def here(self) -> bool:
@@ -89,6 +96,56 @@ def bury(storage: Storage, run: Seen) -> bool:
         return False
     storage.put_record(f"runs/{run.id}.json", {**run.record, "state": "failed"}, once=False)
     return True
+
+
+@contextlib.contextmanager
+def alone(storage: Storage) -> Iterator[Callable[[], Seen | None]]:
+    """While entered, keeps runs from beginning; yields what names another that is at work, or None.
+
+    For whoever takes committed things back, or removes what no marker names: to be asked right before each time, and
+    what is done upon it is to take less than a lease. It writes its own record and then looks, and a run that begins
+    writes its record and then looks for such (`one_alone`): at least one of the two sees the other.
+
+    Raises:
+        StorageError: The store failed.
+    """
+    run = uuid.uuid4().hex[:12]
+
+    def other() -> Seen | None:
+        beat(storage, run, plan="", state="running", counts={"alone": True})
+        now = storage.stat(f"runs/{run}.json").modified
+        return next((each for each in seen(storage, now=now) if _is_other(storage, each, run)), None)
+
+    try:
+        yield other
+    finally:
+        storage.delete([f"runs/{run}.json"])
+
+
+def one_alone(storage: Storage, run: str) -> Seen | None:
+    """Somebody who must not be disturbed at the moment, for a run whose record stands."""
+    now = storage.stat(f"runs/{run}.json").modified
+    return next((each for each in seen(storage, now=now) if _is_other(storage, each, run) and each.alone), None)
+
+
+def _is_other(storage: Storage, each: Seen, run: str) -> bool:
+    return each.id != run and each.live and not bury(storage, each)
+
+
+def holder(storage: Storage, place: str, run: str) -> str | None:
+    """Which other live run has a shard; None where it can be claimed, or is this run's.
+
+    Args:
+        storage: The store.
+        place: `PLAN/SOURCE/SHARD`.
+        run: Who asks; its record must stand.
+
+    Raises:
+        StorageError: The store failed.
+    """
+    claims = sorted(stored.key for stored in storage.list(f"claims/{place}"))
+    name = _claimant(storage, claims[-1]) if claims else ""
+    return name if name and name != run and _holds(storage, name, run) else None
 
 
 def claim(storage: Storage, place: str, run: str) -> str | None:

@@ -151,11 +151,9 @@ _LOOK = """
 import sys, time
 started = time.monotonic()
 from jobs import cli
-try:
-    cli.main()
-finally:
-    kb = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    print(time.monotonic() - started, int(kb) / 1000)
+cli.run()
+kb = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(time.monotonic() - started, int(kb) / 1000)
 """
 
 

@@ -47,7 +47,7 @@ LAYERS: dict[str, set[str]] = {
     "progress": {"ledger", "sample"},
     "status": {"errors", "ledger", "progress", "runs"},
     "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
-    "quarantine": {"codec", "errors", "ledger", "plan", "sample", "shards"},
+    "quarantine": {"codec", "errors", "ledger", "plan", "runs", "sample", "shards"},
     "engine": {"errors", "ledger", "plan", "pools", "progress", "quarantine", "runs", "stages", "storage", "weights"},
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
 }
@@ -134,7 +134,7 @@ def test_a_look_at_a_store_does_not_wait_for_torch(tmp_path: Path) -> None:
     )
     for command in ("status", "ls", "gc"):
         code = f"import sys\nsys.argv = ['gnp', '{command}', '{tmp_path}']\nfrom jobs import cli\n"
-        code += "try:\n    cli.main()\nfinally:\n    assert 'torch' not in sys.modules"
+        code += "assert cli.run() == 0\nassert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 

@@ -19,10 +19,9 @@ def gnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["gnp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
+        code = cli.run()
         said = capsys.readouterr()
-        return int(left.value.code or 0), said.out, said.err
+        return code, said.out, said.err
 
     return run
 

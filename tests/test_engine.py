@@ -3,15 +3,18 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import engine, runs
+from pipeline.engine.office import Office, _Slot
 from pipeline.errors import CapacityError, WeightsError
 from pipeline.ledger import Ledger
-from pipeline.pools import Pools
+from pipeline.plan import Item
+from pipeline.pools import Node, Pools, size
 from pipeline.progress import Progress
 from pipeline.storage import Storage
 from tests.conftest import ROOT
@@ -145,6 +148,75 @@ def test_generators_make_room_for_scorers_where_somebody_else_has_taken_theirs(
     with squatter(1):  # the three generators take the rest of the four
         outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools(start_minutes=0.5))
     assert (outcome.items, outcome.failed, outcome.incomplete) == (6, {}, 0)
+
+
+def test_two_runs_that_fill_a_cluster_and_fail_on_the_same_shards_both_end(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    for number in range(4):
+        path = write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(4)])
+        if number < 2:
+            path.write_bytes(path.read_bytes()[:-10240])
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    pools, ended = Pools(generators=1, scorers=1, start_minutes=0.5), list[engine.Outcome]()
+
+    def run() -> None:
+        ended.append(engine.run(planned, str(tmp_path / "store"), pools=pools))
+
+    with squatter(2):  # which leaves one place for each: neither can have a generator and a scorer at once
+        both = [threading.Thread(target=run, daemon=True) for _ in range(2)]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join(300)
+    assert [sorted(name[:3] for name in outcome.failed) for outcome in ended] == [["s-0", "s-1"]] * 2
+    ledger = Ledger(Storage(str(tmp_path / "store")))
+    assert {unit.part.shard for unit in ledger.units("transfer")} == {"s-2", "s-3"}
+
+
+def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(4)])
+    slow = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=600),))
+    planned, done, killed = resolve(slow), threading.Event(), set[int]()
+
+    def kill_idle_scorers() -> None:
+        while not done.wait(0.1) and len(killed) < engine.ATTEMPTS:
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    # A scorer that waits for its first item is called by its class alone.
+                    if process.name() == "ray::Scorer" and process.pid not in killed:
+                        killed.add(process.pid)
+                        process.kill()
+
+    killer = threading.Thread(target=kill_idle_scorers)
+    killer.start()
+    try:
+        outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools(generators=1, scorers=3))
+    finally:
+        done.set()
+        killer.join()
+    assert killed
+    assert (outcome.failed, outcome.incomplete) == ({}, 0)
+
+
+def test_an_item_that_failed_on_a_node_goes_to_another_where_there_is_one(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    for name in ("one", "two"):
+        write_shard(tmp_path / "in" / f"{name}.tar", [sample(0)])
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)])
+    office = Office(planned, "plan", storage, sizing, Pools(), items=2)
+    first, second = (Item(take, planned.sources[0].id) for take in planned.takes)
+    pool = office._generators
+    pool.slots = [_Slot(None, None, 0.0, node=node) for node in ("bad", "good")]
+    office._try_again(pool, first, "no room", node="bad")
+    office._queues[pool.stage].append(second)
+    assert office._next(pool, "bad") == second
+    assert office._next(pool, "bad") is None
+    assert office._next(pool, "good") == first
+    office._try_again(pool, first, "no room", node="good")
+    assert office._next(pool, "bad") == first, "it has failed everywhere"
 
 
 def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:

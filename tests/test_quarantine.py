@@ -1,11 +1,12 @@
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
-from pipeline import codec, garbage, quarantine
+from pipeline import codec, garbage, quarantine, runs
 from pipeline.codec import Preparation
-from pipeline.errors import SampleError
+from pipeline.errors import IntegrityError, SampleError
 from pipeline.finalize import finalize
 from pipeline.ledger import KINDS, Ledger
 from pipeline.sample import Part
@@ -45,9 +46,11 @@ def test_an_image_that_a_later_decoder_can_read_is_used_and_the_rest_stays(
         run_all(planned, ledger)
         before = digests(ledger)
         assert [row.key for row in quarantine.listed(ledger)] == ["image00005"]
-        assert quarantine.reconsider(planned, ledger) == [], "it is as unreadable as it was"
+        assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == [], "it is as unreadable as it was"
         assert digests(ledger) == before
-    assert quarantine.reconsider(planned, ledger) == [Part("s", 1, 3)]
+    assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == [
+        (Part("s", 1, 3), "quarantined images can be used now")
+    ]
     assert {unit.part.index for kind in KINDS for unit in ledger.units(kind)} == {0, 2}
     assert run_all(planned, ledger) == (1, 2)
     assert list(quarantine.listed(ledger)) == []
@@ -68,7 +71,7 @@ def test_nothing_is_revoked_for_a_shard_of_other_content(
         forget_how_to_decode(jpeg(5), patch)
         run_all(planned, ledger)
     write_shard(whole, [sample(100 + index) for index in range(12)])
-    assert quarantine.reconsider(planned, ledger) == []
+    assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == []
 
 
 def test_a_revocation_that_is_cut_off_leaves_what_is_whole(
@@ -105,3 +108,52 @@ def test_what_a_finished_version_names_outlives_its_revocation(
     orphan = "shards/original/x-0/s/00000-of-00001-0123456789abcdef.tar"
     ledger.storage.put(orphan, b"")
     assert [item.key for item in garbage.find(ledger, age_s=0)] == [orphan]
+
+
+def test_a_key_that_stands_twice_makes_no_part_anew(ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [sample(0), sample(1), sample(0)])
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    run_all(planned, ledger)
+    assert [row.key for row in quarantine.listed(ledger)] == ["image00000"]
+    assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == [], "the first of them was used before"
+
+
+def test_nothing_is_revoked_while_another_run_is_at_work(
+    whole: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    with pytest.MonkeyPatch.context() as patch:
+        forget_how_to_decode(jpeg(5), patch)
+        run_all(planned, ledger)
+    before = digests(ledger)
+    with runs.alone(ledger.storage) as other:
+        runs.beat(ledger.storage, "begun-since", plan="p", state="running", counts={})
+        assert list(quarantine.reconsider(planned, ledger, other=other)) == []
+    assert digests(ledger) == before
+
+
+def test_what_was_made_of_an_original_that_is_another_now_is_refused_and_mended(
+    whole: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    with pytest.MonkeyPatch.context() as patch:
+        forget_how_to_decode(jpeg(5), patch)
+        run_all(planned, ledger)
+    late = [
+        marker for kind in KINDS[1:] for marker in ledger.markers(ledger.units(kind)) if marker.unit.part.index == 1
+    ]
+    list(quarantine.reconsider(planned, ledger, other=lambda: None))
+    run_all(planned, ledger)
+    sound = digests(ledger)
+    # As if a writer, whose lease had run out while it slept, committed what it had made before.
+    for marker in late:
+        ledger.storage.put_record(marker.unit.marker, asdict(marker), once=False)
+    ledger.record_plan(planned.describe())
+    with pytest.raises(IntegrityError, match="made of another original part than stands; run generate --retry-failed"):
+        finalize(ledger)
+    assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == [
+        (Part("s", 1, 3), "it was attacked before its original was made again")
+    ]
+    run_all(planned, ledger)
+    assert digests(ledger) == sound
+    assert finalize(ledger).missing == 0

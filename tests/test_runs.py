@@ -201,3 +201,33 @@ def test_a_shard_that_is_given_up_is_another_runs_to_try(storage: Storage) -> No
     assert runs.claim(storage, "p/net/s", "other") is None
     assert runs.claim(storage, "p/net/s", "one") == "other"
     runs.release(storage, "p/net/none", "one")
+
+
+def test_whoever_is_alone_and_a_run_that_begins_see_each_other(storage: Storage) -> None:
+    beat(storage, "mine")
+    assert runs.one_alone(storage, "mine") is None
+    with runs.alone(storage) as other:
+        found = other()
+        assert found is not None
+        assert found.id == "mine"
+        told = runs.one_alone(storage, "mine")
+        assert told is not None
+        assert told.alone
+        beat(storage, "mine", state="done")
+        assert other() is None
+    assert runs.one_alone(storage, "mine") is None
+    assert seen(storage).keys() == {"mine"}, "it leaves nothing behind"
+
+
+def test_one_can_ask_who_has_a_shard_without_taking_it(storage: Storage) -> None:
+    beat(storage, "one")
+    beat(storage, "two")
+    assert runs.holder(storage, PLACE, "two") is None
+    assert runs.claim(storage, PLACE, "one") is None
+    assert runs.holder(storage, PLACE, "two") == "one"
+    assert runs.holder(storage, PLACE, "one") is None
+    runs.release(storage, PLACE, "one")
+    assert runs.holder(storage, PLACE, "two") is None
+    beat(storage, "one", state="done")
+    assert runs.claim(storage, PLACE, "two") is None
+    assert runs.holder(storage, PLACE, "one") == "two"

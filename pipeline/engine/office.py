@@ -10,8 +10,8 @@ import logging
 import threading
 import time
 import uuid
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -20,6 +20,7 @@ import ray.exceptions
 from pipeline import runs
 from pipeline.engine import cluster
 from pipeline.engine.cluster import gist
+from pipeline.engine.held import Held
 from pipeline.engine.worker import Receipt, Worker, place
 from pipeline.errors import CapacityError, StorageError
 from pipeline.ledger import Failure, Ledger
@@ -36,10 +37,10 @@ ATTEMPTS = 3
 _STARTS = 5
 # How long workers are given to reach the end of a unit when the run is told to stop.
 _GRACE_S = 20.0
-# How long an item that another run is at is left alone before it is looked at again.
-_HELD_S = 5.0
 # How often nodes are looked at.
 _NODES_S = 2.0
+# So many items of a queue are gone through for one that may be handed to a node.
+_LOOK_AHEAD = 100
 
 
 @dataclass
@@ -51,6 +52,7 @@ class _Slot:
     since: float
     item: Item | None = None
     node: str = ""
+    pulse: Any = None
 
     @property
     def starting(self) -> bool:
@@ -88,10 +90,13 @@ class Office:
         self.made = Made()
         self.failed: dict[str, Failure] = {}
         self.started = time.monotonic()
-        self._plan, self._storage, self._sizing, self._limits = ray.put(plan), storage, sizing, limits
+        without_shards = ray.put(replace(plan, takes=()))  # which no worker needs, and which may be many
+        self._plan, self._storage, self._sizing, self._limits = without_shards, storage, sizing, limits
         self._generators, self._scorers = _Pool(Generator, sizing.generators), _Pool(Scorer, sizing.scorers)
         self._queues: dict[type[Stage], deque[Item]] = {Generator: deque(), Scorer: deque()}
-        self._held: deque[tuple[float, Item]] = deque()
+        self._held = Held(plan, plan_id, Ledger(storage), self.run)
+        self._failed_on: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._stopping = False
         self._tries: Counter[tuple[str, str]] = Counter()
         self._store_failures = 0
         self._draining: set[str] = set()
@@ -118,6 +123,7 @@ class Office:
         self._queues[Generator].extend(items)
         while not stop.is_set() and (self._held or any(self._queues.values()) or self._busy()):
             self._look_at_nodes()
+            self._take_what_is_free()
             for pool in (self._generators, self._scorers):
                 self._release(pool)
                 self._start(pool)
@@ -139,7 +145,7 @@ class Office:
         """How many workers of a pool there is work for."""
         wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
         if pool.stage is Generator:
-            return min(pool.size, wanted + bool(self._held))
+            return min(pool.size, wanted)
         # While generators are at work, so that loading the targets does not wait for them.
         return min(pool.size, max(wanted, len(self._queues[Generator]) + len(self._busy())))
 
@@ -170,31 +176,57 @@ class Office:
             actor = (
                 ray.remote(type(pool.stage.__name__, (Worker,), {}))
                 .options(
-                    num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=2
+                    num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=3
                 )
                 .remote(pool.stage, self._plan, self.plan_id, self._storage.url, self._sizing.threads, self.run)
             )
             pool.slots.append(_Slot(actor, actor.ready.remote(), now))
 
     def _hand_out(self, pool: _Pool) -> None:
-        queue, now = self._queues[pool.stage], time.monotonic()
-        while pool.stage is Generator and self._held and self._held[0][0] <= now:
-            queue.append(self._held.popleft()[1])
         for slot in pool.slots:
-            if slot.idle and queue and slot.node not in self._draining:
-                slot.item, slot.since = queue.popleft(), now
-                tries = self._tries[pool.stage.__name__, slot.item.name]
-                slot.future = slot.actor.run.remote(slot.item, tries + 1)
+            if not slot.idle or slot.node in self._draining:
+                continue
+            item = self._next(pool, slot.node)
+            if item is not None:
+                slot.item, slot.since = item, time.monotonic()
+                slot.future = slot.actor.run.remote(item, self._tries[pool.stage.__name__, item.name] + 1)
+
+    def _next(self, pool: _Pool, node: str) -> Item | None:
+        """The next item for a worker; one that failed on its node waits for another node, where the pool has one.
+
+        Else a single node whose disk is full or whose device is broken would use up every item's tries.
+        """
+        queue, nodes = self._queues[pool.stage], {slot.node for slot in pool.slots if not slot.starting}
+        for _ in range(min(len(queue), _LOOK_AHEAD)):
+            failed_on = self._failed_on.get((pool.stage.__name__, queue[0].name), set())
+            if node not in failed_on or failed_on >= nodes:
+                return queue.popleft()
+            queue.rotate(-1)
+        return None
+
+    def _take_what_is_free(self) -> None:
+        """Has an item that another run was at worked on, once that run is done with it."""
+        try:
+            item = self._held.freed()
+        except StorageError as error:
+            self._store_failed(str(error))
+            return
+        if item is not None:
+            self._queues[Generator].append(item)
 
     def _collect(self) -> None:
         """Waits a moment for receipts, and settles what came and what is overdue."""
-        waiting = {s.future: (p, s) for p in (self._generators, self._scorers) for s in p.slots if not s.idle}
+        slots = [(pool, slot) for pool in (self._generators, self._scorers) for slot in pool.slots]
+        waiting = {slot.pulse if slot.idle else slot.future: (pool, slot) for pool, slot in slots}
         if not waiting:
             time.sleep(0.2)
             return
         ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5)
         for future in ready:
             pool, slot = waiting[future]
+            if slot.idle:  # it died with nothing in hand
+                self._drop(pool, slot)
+                continue
             try:
                 answer = ray.get(future)
             except ray.exceptions.RayError as error:
@@ -202,59 +234,72 @@ class Office:
             else:
                 self._answered(pool, slot, answer)
         limit = 60 * self._limits.item_minutes
-        for pool, slot in waiting.values():
+        for pool, slot in slots:
             if slot.item is not None and time.monotonic() - slot.since > limit:
-                self._drop(pool, slot)
-                self._try_again(pool, slot.item, f"took longer than item_minutes = {self._limits.item_minutes:g}")
+                item = self._drop(pool, slot)
+                assert item is not None
+                reason = f"took longer than item_minutes = {self._limits.item_minutes:g}"
+                self._try_again(pool, item, reason, node=slot.node)
 
     def _answered(self, pool: _Pool, slot: _Slot, answer: Any) -> None:
         item, slot.item, slot.future = slot.item, None, None
         if item is None:  # it has started
-            slot.node, pool.failed_starts = answer, 0
+            slot.node, slot.pulse, pool.failed_starts = answer, slot.actor.live.remote(), 0
             return
         receipt: Receipt = answer
         if pool is self._generators:
             self.made += receipt.made
-        self._store_failures = self._store_failures + 1 if receipt.store_failed else 0
         if receipt.end == "done":
+            self._store_failures = 0
             if pool is self._generators:
                 self._queues[Scorer].append(item)
         elif receipt.end == "held":
-            self._held.append((time.monotonic() + _HELD_S, item))
+            self._held.add(item)
         elif receipt.end == "stopped":
             self._queues[pool.stage].appendleft(item)
             self._drop(pool, slot)
         else:
             if receipt.end == "broken":
                 self._drop(pool, slot)
-            self._try_again(pool, item, receipt.reason, store_failed=receipt.store_failed)
+            if receipt.store_failed:
+                self._store_failed(receipt.reason)
+            self._try_again(pool, item, receipt.reason, node=slot.node, store_failed=receipt.store_failed)
 
     def _worker_died(self, pool: _Pool, slot: _Slot, error: ray.exceptions.RayError) -> None:
-        item, reason = slot.item, gist(error)
-        self._drop(pool, slot)
+        item, reason = self._drop(pool, slot), gist(error)
         if item is None:
-            pool.failed_starts += 1
+            if time.monotonic() >= pool.not_before:  # those that were started together count as one try
+                pool.failed_starts += 1
+                pool.not_before = time.monotonic() + min(2.0**pool.failed_starts, 30.0)
             pool.reason = reason
-            pool.not_before = time.monotonic() + min(2.0**pool.failed_starts, 30.0)
             log.warning("a %s did not start: %s", pool.stage.__name__.lower(), reason)
             return
         self._look_at_nodes(now=True)
         if slot.node in self._alive:
-            self._try_again(pool, item, f"its worker died: {reason}", deadly=True)
+            self._try_again(pool, item, f"its worker died: {reason}", node=slot.node, deadly=True)
         else:  # the machine is gone: no fault of the item's
             log.warning("a node is gone; %s goes back into the queue", item.name)
             self._queues[pool.stage].appendleft(item)
 
-    def _try_again(
-        self, pool: _Pool, item: Item, reason: str, *, store_failed: bool = False, deadly: bool = False
-    ) -> None:
-        """Puts an item back, or lists it as failed; what was attacked of it is scored, unless it kills workers."""
+    def _store_failed(self, reason: str) -> None:
+        """Counts a failure that the store is to blame for.
+
+        Raises:
+            StorageError: It keeps failing, and nothing was done between.
+        """
+        self._store_failures += 1
         if self._store_failures > 2 * (self._generators.size + self._scorers.size) + 4:
             raise StorageError(f"the store keeps failing: {reason}")
+
+    def _try_again(
+        self, pool: _Pool, item: Item, reason: str, *, node: str, store_failed: bool = False, deadly: bool = False
+    ) -> None:
+        """Puts an item back, or lists it as failed; what was attacked of it is scored, unless it kills workers."""
         key = (pool.stage.__name__, item.name)
         self._tries[key] += 1
+        self._failed_on[key].add(node)
         log.warning("try %d of %d: %s: %s", self._tries[key], ATTEMPTS, item.name, reason)
-        if self._tries[key] < ATTEMPTS:
+        if self._tries[key] < ATTEMPTS or self._stopping:
             self._queues[pool.stage].append(item)
             return
         failure = Failure(
@@ -268,11 +313,14 @@ class Office:
             reason=reason,
             tries=ATTEMPTS,
             run=self.run,
+            store_failed=store_failed,
         )
         self.failed.setdefault(item.name, failure)
-        if not store_failed:  # what the store was to blame for is tried again by the next run, unasked
+        try:
             Ledger(self._storage).fail(failure)
             runs.release(self._storage, place(self.plan_id, item), self.run)
+        except StorageError as error:
+            self._store_failed(str(error))
         if pool is self._generators and not deadly:
             self._queues[Scorer].append(item)
 
@@ -293,13 +341,18 @@ class Office:
 
     def _stop(self) -> None:
         """Lets every worker reach the end of its unit, for a while."""
+        self._stopping = True
         until = time.monotonic() + _GRACE_S
         for slot in self._busy():
             slot.actor.stop.remote()
         while self._busy() and time.monotonic() < until:
             self._collect()
 
-    def _drop(self, pool: _Pool, slot: _Slot) -> None:
-        pool.slots.remove(slot)
+    def _drop(self, pool: _Pool, slot: _Slot) -> Item | None:
+        """Ends a worker; returns what it had in hand."""
+        if slot in pool.slots:
+            pool.slots.remove(slot)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(slot.actor, no_restart=True)
+        item, slot.item = slot.item, None
+        return item

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray.exceptions
 
@@ -95,8 +95,9 @@ def run(
         sizing = size(pools, connect(address))
         log.info("%s", sizing)
         items = _left(plan, committed, listed, workers=sizing.generators)
-        office = Office(replace(plan, takes=()), plan_id, storage, sizing, pools, items=len(items))
+        office = Office(plan, plan_id, storage, sizing, pools, items=len(items))
         with heart(office, storage), watch(plan, ledger, on_progress), signals_set(stop):
+            _wait_for_whoever_is_alone(storage, office.run, stop, on_notice)
             for line in _others(storage, plan_id, office.run):
                 on_notice(line)
             committed = _reconcile(office, plan, ledger, listed, items, stop)
@@ -146,7 +147,7 @@ def _failures(plan: Plan, ledger: Ledger, plan_id: str, committed: Committed, *,
 
     def stands(failure: Failure) -> bool:
         take = takes.get(failure.shard)
-        if retry or take is None or take.shard.version != failure.version:
+        if retry or failure.store_failed or take is None or take.shard.version != failure.version:
             return False
         return not complete(plan, Item(take, failure.source, failure.offset, failure.stride), committed)
 
@@ -168,12 +169,32 @@ def _passed_over(item: Item, listed: Sequence[Failure], committed: Committed) ->
 
 def _retry_quarantined(plan: Plan, ledger: Ledger, on_notice: Callable[[str], None]) -> None:
     """Has quarantined images tried again, unless another run could be reading what that revokes."""
-    for run in runs.seen(ledger.storage, now=ledger.storage.clock()):
-        if run.live:
+    with runs.alone(ledger.storage) as look:
+        at_work: list[runs.Seen] = []
+
+        def other() -> runs.Seen | None:
+            found = look()
+            at_work.extend([found] if found else [])
+            return found
+
+        if other() is None:
+            for part, why in quarantine.reconsider(plan, ledger, other=other):
+                on_notice(f"{part.shard}, part {part.index} of {part.count}, is made again, for every recipe: {why}")
+        for run in at_work:
             on_notice(f"quarantined images are not tried again while run {run.id} on {run.record['host']} is at work")
-            return
-    for part in quarantine.reconsider(plan, ledger):
-        on_notice(f"quarantined images of {part.shard}, part {part.index} of {part.count}, can be used now")
+
+
+def _wait_for_whoever_is_alone(
+    storage: Storage, own: str, stop: threading.Event, on_notice: Callable[[str], None]
+) -> None:
+    """Waits while somebody takes back or removes what this run could be reading."""
+    told = False
+    while (other := runs.one_alone(storage, own)) is not None and not stop.wait(2.0):
+        if not told:
+            on_notice(
+                f"waiting for {other.id} on {other.record['host']}, which takes back or removes what is of no use"
+            )
+        told = True
 
 
 def _usable(plan: Plan, ledger: Ledger) -> bool:

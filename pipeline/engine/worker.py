@@ -11,7 +11,7 @@ from pipeline import runs
 from pipeline.errors import GnpError, IntegrityError, Interrupted, MissingError, StorageError
 from pipeline.ledger import Ledger
 from pipeline.plan import Item, Plan, complete, scopes
-from pipeline.stages import Made, Stage
+from pipeline.stages import Generator, Made, Stage
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,18 @@ class Worker:
         """Ends the item in hand between two units; called beside `run`."""
         self._stopping.set()
 
+    def live(self) -> None:
+        """Never returns: that it fails tells of this worker's death, whatever it is or is not at."""
+        threading.Event().wait()
+
     def run(self, item: Item, attempt: int) -> Receipt:
         """Does what is left of an item, unless another run is at it."""
         _settle_arithmetic(self._threads)  # a thread of its own runs this, and threads are counted by thread
         self._stage.made = Made()
         try:
-            holder = None if self._is_complete(item) else self._claim(item)
+            # What is attacked is scored by whoever attacked it, or gave it up; only attacking is claimed.
+            attacks = isinstance(self._stage, Generator)
+            holder = self._claim(item) if attacks and not self._is_complete(item) else None
             if holder is not None:
                 return Receipt("held", holder)
             return Receipt("done", made=self._stage.run(item, attempt=attempt))
