@@ -10,6 +10,8 @@ from pipeline.errors import CapacityError
 
 log = logging.getLogger(__name__)
 
+_CPU_MEMORY = ("can't allocate memory", "could not create a primitive")
+
 
 def run(function: Callable[[slice], Tensor], count: int, size: int) -> tuple[list[Tensor], int]:
     """Calls a function on consecutive slices of images, halving them where memory runs out.
@@ -48,5 +50,6 @@ def run(function: Callable[[slice], Tensor], count: int, size: int) -> tuple[lis
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # A CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    # A CPU's allocator raises a plain RuntimeError, and so does its convolution library, which does not say why.
+    said = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(each in said for each in _CPU_MEMORY)

@@ -156,7 +156,7 @@ def test_where_memory_really_runs_out_a_smaller_batch_makes_the_same_images(
     tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(64)])
-    ledger = run_both_stages(tmp_path, tiny_checkpoint, "starved", batch_size=64, room_mb=400)
+    ledger = run_both_stages(tmp_path, tiny_checkpoint, "starved", batch_size=64, room_mb=600)
     (marker,) = ledger.markers(ledger.units("adversarial"))
     fitted = marker.fact("batch_size")
     assert 1 <= fitted < 64, "memory did not run out"
