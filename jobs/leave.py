@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 # A run that is told to stop is to have ended within 30 s, whatever it is waiting for.
-_PATIENCE_S = 27.0
+_PATIENCE_S = 25.0
 
 
 def leave(code: int) -> NoReturn:
