@@ -5,6 +5,7 @@ Imports of torch and Ray are left to the commands that need them, so that `--hel
 
 import json
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -97,6 +98,57 @@ def report(
         sys.stdout.write(json.dumps(to_json(summary), indent=1) + "\n")
     else:
         tables.show(summary, denominator=denominator, console=console)
+
+
+@app.command()
+def compare(
+    store: Store,
+    base: Annotated[str, typer.Option(help="Name of the attack that the others are held against.")] = "mi",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON instead of tables.")] = False,
+    denominator: Annotated[
+        Literal["all", "target", "joint"],
+        typer.Option(help="Which images are counted; see `gnp report`."),
+    ] = "target",
+) -> None:
+    """Sets attacks beside a base attack on the same images: gain, its 95% interval, McNemar's p, and what each costs.
+
+    Only attacks from the same source at the same budget are compared; of a base with several numbers of steps, each.
+    """
+    from jobs import tables
+    from pipeline import compare as comparing
+
+    rows = comparing.compare(_open(store), base=base, denominator=denominator)
+    if as_json:
+        sys.stdout.write(json.dumps(comparing.to_json(rows), indent=1) + "\n")
+    elif not rows:
+        raise MissingError(f"{store}: no attack here can be set beside {base!r}; gnp report names the attacks")
+    else:
+        tables.show_comparisons(rows, denominator=denominator, console=console)
+
+
+@app.command()
+def ablation(
+    store: Store,
+    attack: Annotated[str, typer.Option(help="Name of the grid: gnp+mi for gnp+mi[gnp.beta=0.4] and its like.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figures, one a dataset and source.")] = Path("."),
+    denominator: Annotated[
+        Literal["all", "target", "joint"], typer.Option(help="Which images are counted; see `gnp report`.")
+    ] = "target",
+) -> None:
+    """Shows an attack over a grid of its settings: transfer and source success at each point, a table and a figure."""
+    from jobs import tables
+    from pipeline import ablation as grid
+    from pipeline.report import summarise
+
+    ledger = _open(store)
+    found = grid.points(ledger, summarise(ledger), attack=attack, denominator=denominator)
+    tables.show_grid(found, grid.axes(found), denominator=denominator, console=console)
+    out.mkdir(parents=True, exist_ok=True)
+    for dataset, source in dict.fromkeys((point.dataset, point.source) for point in found):
+        some = [point for point in found if (point.dataset, point.source) == (dataset, source)]
+        path = out / f"{file_name(f'ablation {attack} {source} {dataset}')}.png"
+        path.write_bytes(grid.draw(some))
+        sys.stdout.write(f"{path}\n")
 
 
 @app.command()
@@ -229,6 +281,11 @@ def shards(
     for path in left_out:
         sys.stderr.write(f"left out, no image: {path}\n")
     sys.stdout.write(f"{len(names)} shards in {out}: {names[0]} … {names[-1]}\n")
+
+
+def file_name(text: str) -> str:
+    """Text in characters that any file system takes."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text)
 
 
 def _open(store: str) -> Ledger:

@@ -1,13 +1,18 @@
 """What a report looks like on a terminal."""
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.report import Denominator, Rate, Report, Success
+from pipeline.compare import Comparison
+from pipeline.report import Denominator, Rate, Report, Success, budget
 from pipeline.status import PlanStatus
+
+if TYPE_CHECKING:  # it draws: a look at a store does not wait for that
+    from pipeline.ablation import Point
 
 _MEANING: dict[Denominator, str] = {
     "all": "all images",
@@ -63,6 +68,58 @@ def show_status(plans: list[PlanStatus], *, console: Console) -> None:
             say(f"  failed after {failure.tries} tries: {failure.item}: {failure.reason}")
 
 
+def show_comparisons(rows: list[Comparison], *, denominator: Denominator, console: Console) -> None:
+    """Prints a table per source and budget: attacks down, targets across."""
+    alike: dict[tuple[str, str, str], list[Comparison]] = {}
+    for row in rows:
+        alike.setdefault((row.dataset, row.source, budget(row.epsilon, row.norm)), []).append(row)
+    for (dataset, source, epsilon), some in alike.items():
+        targets = list(dict.fromkeys(row.target for row in some))
+        table = Table(
+            title=escape(f"{dataset}, from {source}, ε = {epsilon}"),
+            caption=f"points gained over the base on {_MEANING[denominator]}, 95% interval, McNemar's p (of "
+            f"{len(rows)} comparisons, not adjusted for their number); gradients an image in brackets",
+            title_justify="left",
+            caption_justify="left",
+        )
+        table.add_column("attack, against", overflow="fold")
+        for target in targets:
+            table.add_column(escape(target), justify="right", overflow="fold")
+        lines: dict[tuple[str, str], dict[str, Comparison]] = {}
+        for row in some:
+            lines.setdefault((row.attack, row.base), {})[row.target] = row
+        for found in lines.values():
+            first = next(iter(found.values()))
+            attack, base = (f"{escape(first.attack)}[/bold] ({first.gradients})", escape(first.base))
+            table.add_row(
+                f"[bold]{attack}\n{base} ({first.base_gradients})",
+                *(_gained(found[target]) if target in found else "–" for target in targets),
+            )
+        console.print(table)
+
+
+def show_grid(grid: "list[Point]", axes: list[str], *, denominator: Denominator, console: Console) -> None:
+    """Prints a line for each point of a grid, the strongest last."""
+    table = Table(
+        caption=f"success over {_MEANING[denominator]}: rate, count/denominator, 95% Wilson interval; transfer is "
+        "counted over images and targets together, which are not independent",
+        caption_justify="left",
+    )
+    for name in ("source", *axes, "on the source", "transfer"):
+        table.add_column(name, justify="right", overflow="fold")
+    for point in sorted(grid, key=lambda point: point.transfer.rate or 0.0):
+        settings = [escape(str(point.settings.get(name, "–"))) for name in axes]
+        table.add_row(escape(point.source), *settings, _cell(point.white_box), _cell(point.transfer))
+    console.print(table)
+
+
+def _gained(row: Comparison) -> str:
+    if row.gain is None or row.interval is None:
+        return "0/0"
+    low, high = (f"{round(100 * bound):+d}" for bound in row.interval)
+    return f"[bold]{round(100 * row.gain):+d}[/bold] of {row.n}\n[dim]{low} … {high}, p = {row.p_value:.2g}[/dim]"
+
+
 def _table(report: Report, dataset: str, denominator: Denominator) -> Table:
     images = report.images[dataset]
     targets = {row.target_id: row for row in report.accuracy if row.dataset == dataset}
@@ -86,9 +143,7 @@ def _table(report: Report, dataset: str, denominator: Denominator) -> Table:
     for rows in sorted(attacks.values(), key=lambda rows: _strength(rows, denominator)):
         first = next(iter(rows.values()))
         cells = [_cell(rows[target].rates[denominator]) if target in rows else "–" for target in targets]
-        table.add_row(
-            f"{escape(first.source)} →\n[bold]{escape(first.attack)}[/bold], {first.epsilon * 255:.3g}/255", *cells
-        )
+        table.add_row(f"{escape(first.source)} →\n[bold]{escape(first.attack)}[/bold], {first.budget}", *cells)
     return table
 
 

@@ -107,25 +107,49 @@ def levels(epsilon: Fraction) -> int:
     return math.floor(epsilon * 255)
 
 
-def quantise(adversarial: Tensor, original: Tensor, epsilon: Fraction) -> Tensor:
-    """The stored form: rounded to uint8 and, as stored, within epsilon of the original in L∞, exactly.
+def quantise(adversarial: Tensor, original: Tensor, epsilon: Fraction, norm: Literal["linf", "l2"] = "linf") -> Tensor:
+    """The stored form: rounded to uint8 and, as stored, within epsilon of the original, exactly.
 
-    Rounding to nearest can leave the ball where 255·epsilon is no whole number, so the rounded pixel is brought back
-    to the nearest admissible one.
+    Rounding to nearest can leave the ball. In L∞, where 255·epsilon is no whole number, the rounded value is brought
+    back to the nearest admissible one. In L2, values go back towards the original by one level each, those first that
+    rounding had moved away the farthest, and no more of them than it takes; whether an image is inside is settled in
+    integers.
 
     Args:
         adversarial: (B, 3, H, W) float32 in [0, 1].
         original: (B, 3, H, W) uint8.
-        epsilon: The L∞ budget on [0, 1].
+        epsilon: The budget on [0, 1].
+        norm: Of what.
 
     Returns:
         (B, 3, H, W) uint8.
     """
     base = original.to(torch.int16)
-    budget = levels(epsilon)
     rounded = torch.round(adversarial * 255).to(torch.int16)
-    nearest = torch.minimum(torch.maximum(rounded, base - budget), base + budget)
-    return nearest.clamp(0, 255).to(torch.uint8)
+    if norm == "linf":
+        budget = levels(epsilon)
+        nearest = torch.minimum(torch.maximum(rounded, base - budget), base + budget)
+        return nearest.clamp(0, 255).to(torch.uint8)
+    wanted = adversarial.double() * 255 - base
+    moved = [_shortened(*pair, squared_levels(epsilon)) for pair in zip(rounded - base, wanted, strict=True)]
+    return (base + torch.stack(moved)).to(torch.uint8) if moved else original
+
+
+def squared_levels(epsilon: Fraction) -> int:
+    """The largest sum of squared changes of stored values that lies within epsilon in L2: ⌊(255·epsilon)²⌋."""
+    return math.floor((epsilon * 255) ** 2)
+
+
+def _shortened(moved: Tensor, wanted: Tensor, budget: int) -> Tensor:
+    """Whole changes (3, H, W) int16, brought back until their squares add up to no more than a budget."""
+    flat = moved.flatten().to(torch.int64)
+    while (excess := int((flat**2).sum()) - budget) > 0:
+        overshoot = torch.where(flat == 0, -torch.inf, flat.abs() - wanted.flatten() * flat.sign())
+        order = overshoot.argsort(descending=True, stable=True)
+        gains = torch.where(flat == 0, 0, 2 * flat.abs() - 1)[order].cumsum(dim=0)
+        back = order[: int((gains < excess).sum()) + 1]
+        flat[back] -= flat[back].sign()
+    return flat.view_as(moved).to(torch.int16)
 
 
 def pixels_sha256(pixels: Tensor) -> str:

@@ -6,24 +6,48 @@ where it lives.
 """
 
 import difflib
+import itertools
+import math
 import re
 import tomllib
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline import models
-from pipeline.attack.recipe import Attack, build
-from pipeline.attack.transforms import GradientNormPenalty
+from pipeline.attack.ball import BallNorm
+from pipeline.attack.iterate import Wanted
+from pipeline.attack.losses import Loss
+from pipeline.attack.recipe import TRANSFORMS, VIEWS, Attack, build
+from pipeline.attack.transforms import (
+    GradientNormPenalty,
+    PenalisedNeighbours,
+    ReversePerturbation,
+    Smoothing,
+    VarianceTuning,
+)
+from pipeline.attack.views import Admix, DiverseInput, Scale
 from pipeline.errors import RecipeError
-from pipeline.models import ModelSpec
+from pipeline.models import EnsembleSpec, ModelSpec, TargetSpec
 from pipeline.plan import DataSpec, Job
 from pipeline.pools import Pools
 from pipeline.storage import absolute
+
+Spec = TypeVar("Spec", bound=ModelSpec)
 
 # Of bounded length: "1e999999999" is a number that takes all of the memory and of the day.
 _NUMBER = re.compile(r"[-+]?[0-9]{0,30}(/[0-9]{1,30}|\.[0-9]{0,30})?([eE][-+]?[0-9]{1,3})?")
@@ -41,9 +65,31 @@ def _one_pattern(value: Any) -> Any:
     return value
 
 
-def _known(spec: ModelSpec) -> ModelSpec:
+def _listed(value: Any) -> Any:
+    """A value alone is a list of one."""
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _wanted(value: Any) -> Any:
+    if value is not None and not isinstance(value, int) and value not in ("shard", "random", "least-likely"):
+        raise ValueError(f'{value!r} is no target; write "shard", "random", "least-likely" or a class index')
+    return value
+
+
+def _known(spec: Spec) -> Spec:
     models.check(spec)
     return spec if spec.checkpoint is None else replace(spec, checkpoint=absolute(spec.checkpoint))
+
+
+def _tags(value: Any) -> Any:
+    """Each of an ensemble's models may be its tag alone."""
+    if isinstance(value, dict) and isinstance(value.get("ensemble"), list):
+        return {**value, "ensemble": [_tag(member) for member in value["ensemble"]]}
+    return value
+
+
+def _all_known(spec: EnsembleSpec) -> EnsembleSpec:
+    return replace(spec, ensemble=tuple(map(_known, spec.ensemble)))
 
 
 def _number(value: Any) -> Fraction:
@@ -59,40 +105,90 @@ def _number(value: Any) -> Fraction:
 # What the deepest key of a recipe is: attacks.1.gnp.r, with room to name a wrong one below.
 _DEEPEST = 10
 
+# The attacks that the budget's steps do not concern.
+_STEPLESS = ("noise", "fgsm")
+# Each is a folder of markers.
+_MOST_ATTACKS = 1000
+
 Number = Annotated[Fraction, BeforeValidator(_number)]
 Data = Annotated[DataSpec, BeforeValidator(_one_pattern)]
 Model = Annotated[ModelSpec, BeforeValidator(_tag), AfterValidator(_known)]
+Target = Annotated[TargetSpec, BeforeValidator(_tag), AfterValidator(_known)]
+Ensemble = Annotated[EnsembleSpec, BeforeValidator(_tags), AfterValidator(_all_known)]
+# What pydantic's places call the two kinds of source.
+_KINDS = ("one model", "several models")
+Source = Annotated[
+    Annotated[Model, Tag(_KINDS[0])] | Annotated[Ensemble, Tag(_KINDS[1])],
+    Discriminator(lambda value: _KINDS[isinstance(value, dict) and "ensemble" in value]),
+]
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Budget(_Table):
-    """`[budget]`: what every attack is given unless it says otherwise.
+@dataclass(frozen=True)
+class Point:
+    """What an attack is given unless it says otherwise; one point of the budget's grid.
 
     Attributes:
-        epsilon: L∞ budget on [0, 1], as a number or a fraction such as "16/255".
+        epsilon: Budget on [0, 1].
+        steps: Iterations T.
+        seed: Seed of every draw.
+        axes: What tells it from the other points, as an attack's name is to say it.
+    """
+
+    epsilon: Fraction
+    steps: int
+    seed: int
+    axes: tuple[str, ...] = ()
+
+
+class Budget(_Table):
+    """`[budget]`: what every attack is given unless it says otherwise; a list makes every attack once for each value.
+
+    Attributes:
+        epsilon: Budget on [0, 1], as a number or a fraction such as "16/255".
         steps: Iterations T.
         seed: Seed of every draw.
     """
 
-    epsilon: Number = Fraction(16, 255)
-    steps: int = 10
+    epsilon: Annotated[tuple[Number, ...], BeforeValidator(_listed)] = Field((Fraction(16, 255),), min_length=1)
+    steps: Annotated[tuple[int, ...], BeforeValidator(_listed)] = Field((10,), min_length=1)
     seed: int = 0
+
+    def points(self, entry: "AttackEntry") -> Iterator[Point]:
+        """What is left to the budget by an attack, at every point of the grid."""
+        epsilons = self.epsilon if entry.epsilon is None else self.epsilon[:1]
+        steps = self.steps if entry.steps is None and entry.attack not in _STEPLESS else self.steps[:1]
+        for epsilon, count in itertools.product(epsilons, steps):
+            axes = [f"epsilon={epsilon}"] * (len(epsilons) > 1) + [f"steps={count}"] * (len(steps) > 1)
+            yield Point(epsilon, count, self.seed, tuple(axes))
 
 
 class AttackEntry(_Table):
-    """`[[attacks]]`: a combination by name, such as "gnp+mi", or spelled out.
+    """`[[attacks]]`: a combination by name, such as "gnp+mi+di+ti", or spelled out.
+
+    A list, wherever a value stands, makes the attack once for each of its values: an ablation is one entry.
 
     Attributes:
-        attack: `noise`, or a base and transforms joined by +; see `pipeline.attack.recipe.build`.
-        name: What results call it; by default `attack`.
+        attack: `noise`, or a base, views and transforms joined by +; see `pipeline.attack.recipe.build`.
+        name: What results call it; by default `attack`. Where lists make several, their values are added.
         epsilon: By default the budget's.
         steps: By default the budget's.
         step_size: By default epsilon/steps.
         decay: By default the base's.
-        gnp: Settings of the gradient norm penalty that `attack` names; by default the paper's.
+        norm: Of the ball: "linf" or "l2".
+        loss: "cross-entropy", "logit" or "margin".
+        target_class: For a targeted attack: "shard", "random", "least-likely" or a class.
+        di: Settings of the diverse input that `attack` names; by default the published.
+        si: Of the scaled copies.
+        admix: Of Admix.
+        gnp: Of the gradient norm penalty.
+        ti: Of the translation-invariant smoothing.
+        vt: Of the variance tuning.
+        pgn: Of the penalised neighbours.
+        rap: Of the reverse perturbation.
     """
 
     attack: str
@@ -101,34 +197,80 @@ class AttackEntry(_Table):
     steps: int | None = None
     step_size: Number | None = None
     decay: float | None = None
+    norm: BallNorm = "linf"
+    loss: Loss | None = None
+    target_class: Annotated[Wanted | None, BeforeValidator(_wanted)] = None
+    di: DiverseInput | None = None
+    si: Scale | None = None
+    admix: Admix | None = None
     gnp: GradientNormPenalty | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return {"attack": value} if isinstance(value, str) else value
+    ti: Smoothing | None = None
+    vt: VarianceTuning | None = None
+    pgn: PenalisedNeighbours | None = None
+    rap: ReversePerturbation | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "AttackEntry":
-        if self.attack == "noise" and self.steps is not None:
-            raise ValueError("attack = 'noise': takes no steps")
-        if self.gnp is not None and "gnp" not in self.attack.split("+"):
-            raise ValueError(f'gnp is set, but attack = {self.attack!r} does not name it; write "gnp+{self.attack}"')
-        self.build(Budget())
+        self.build(Point(Fraction(16, 255), 10, 0))
         return self
 
-    def build(self, budget: Budget) -> Attack:
+    def build(self, point: Point) -> Attack:
         """The composed attack."""
+        parts = {name: getattr(self, name) for name in (*VIEWS, *TRANSFORMS)}
         return build(
             self.attack,
-            name=self.name,
-            epsilon=budget.epsilon if self.epsilon is None else self.epsilon,
-            steps=budget.steps if self.steps is None else self.steps,
+            name=_labelled(self.name or self.attack, point.axes),
+            epsilon=point.epsilon if self.epsilon is None else self.epsilon,
+            steps=point.steps if self.steps is None and self.attack not in _STEPLESS else self.steps,
             step_size=self.step_size,
             decay=self.decay,
-            transforms=None if self.gnp is None else (self.gnp,),
-            seed=budget.seed,
+            norm=self.norm,
+            loss=self.loss,
+            target_class=self.target_class,
+            parts={name: part for name, part in parts.items() if part is not None},
+            seed=point.seed,
         )
+
+
+def _grid(value: Any) -> Any:
+    """One entry of `attacks` as every attack that it stands for."""
+    if not isinstance(value, dict):
+        return [{"attack": value}]
+    axes: list[tuple[tuple[str, ...], list[Any]]]
+    axes = [((key,), item) for key, item in value.items() if isinstance(item, list)]
+    axes += [
+        ((key, inner), item)
+        for key, table in value.items()
+        if isinstance(table, dict)
+        for inner, item in table.items()
+        if isinstance(item, list)
+    ]
+    count = math.prod(len(values) for _, values in axes)
+    if not 1 <= count <= _MOST_ATTACKS:
+        raise ValueError(f"its lists make {count} attacks; from 1 to {_MOST_ATTACKS} can be")
+    return [_at(value, dict(zip((path for path, _ in axes), point, strict=True))) for point in _points(axes)]
+
+
+def _points(axes: Sequence[tuple[tuple[str, ...], list[Any]]]) -> Iterator[tuple[Any, ...]]:
+    return itertools.product(*(values for _, values in axes))
+
+
+def _at(entry: Mapping[str, Any], point: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """An entry with one value in each list's place, and a name that says which."""
+    found = {key: dict(item) if isinstance(item, dict) else item for key, item in entry.items()}
+    for path, item in point.items():
+        (found[path[0]] if len(path) > 1 else found)[path[-1]] = item
+    if point:
+        base = entry.get("name") or entry.get("attack")
+        found["name"] = _labelled(str(base), [f"{'.'.join(path)}={item}" for path, item in point.items()])
+    return found
+
+
+def _labelled(name: str, axes: Sequence[str]) -> str:
+    """`gnp+mi[gnp.beta=0.4]`, `gnp+mi[gnp.beta=0.4,steps=20]`."""
+    if not axes:
+        return name
+    return f"{name.removesuffix(']')}{',' if name.endswith(']') else '['}{','.join(axes)}]"
 
 
 class Recipe(_Table):
@@ -145,10 +287,10 @@ class Recipe(_Table):
     """
 
     data: Data
-    sources: tuple[Model, ...] = Field(min_length=1)
-    targets: tuple[Model, ...] = Field(min_length=1)
-    attacks: tuple[AttackEntry, ...] = Field(min_length=1)
-    budget: Budget = Budget()
+    sources: tuple[Source, ...] = Field(min_length=1)
+    targets: tuple[Target, ...] = Field(min_length=1)
+    attacks: tuple[Annotated[tuple[AttackEntry, ...], BeforeValidator(_grid)], ...] = Field(min_length=1)
+    budget: Budget = Field(default_factory=lambda: Budget.model_validate({}))
     engine: Pools = Pools()
     batch_size: int = Field(32, ge=1)
 
@@ -174,7 +316,9 @@ class Recipe(_Table):
         )
 
     def _attacks(self) -> tuple[Attack, ...]:
-        return tuple(entry.build(self.budget) for entry in self.attacks)
+        return tuple(
+            entry.build(point) for entries in self.attacks for entry in entries for point in self.budget.points(entry)
+        )
 
 
 def load(path: Path) -> Recipe:
@@ -202,7 +346,8 @@ def load(path: Path) -> Recipe:
             for fault in faults
             if fault["type"] != "too_short" or not any(loc[: len(fault["loc"])] == fault["loc"] != loc for loc in inner)
         ]
-        raise RecipeError("\n".join(f"{path}: {_one_line(_fault(fault))}" for fault in told)) from error
+        lines = dict.fromkeys(f"{path}: {_one_line(_fault(fault, values))}" for fault in told)  # once for a whole grid
+        raise RecipeError("\n".join(lines)) from error
     return recipe
 
 
@@ -229,10 +374,14 @@ def _require_unquoted(written: Any, meant: Any, path: Path, where: tuple[Any, ..
     Raises:
         RecipeError: Text stands where a number is meant.
     """
+    if isinstance(meant, tuple) and meant and not isinstance(written, list):  # a value that stands for a list of one
+        meant = meant[0]
     if isinstance(written, str) and isinstance(meant, (int, float)):
         raise RecipeError(f"{path}: {_one_line(f'{_dotted(where)} = {written!r}')}: write the number without quotes")
     for key, item in _items(written):
-        _require_unquoted(item, meant[key] if isinstance(key, int) else getattr(meant, key), path, (*where, key))
+        # A list where one value is meant makes a grid, of values alike.
+        inner = getattr(meant, key) if isinstance(key, str) else meant[key] if isinstance(meant, tuple) else meant
+        _require_unquoted(item, inner, path, (*where, key))
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -249,9 +398,20 @@ def _one_line(text: str) -> str:
     return plain + "…" * (len(text) > 2000)
 
 
-def _fault(fault: Any) -> str:
-    """One line of what pydantic found."""
-    where = _dotted(fault["loc"]) or "recipe"
+def _written(loc: Iterable[Any], values: Any) -> Iterator[Any]:
+    """The steps of a place that the recipe has; pydantic's also count the points of grids and name types."""
+    for step in loc:
+        if isinstance(step, str) and isinstance(values, dict) and step not in _KINDS:
+            yield step
+            values = values.get(step)
+        elif isinstance(step, int) and isinstance(values, list):
+            yield step
+            values = values[step]
+
+
+def _fault(fault: Any, values: Any) -> str:
+    """One line of what pydantic found in a recipe's values."""
+    where = _dotted(_written(fault["loc"], values)) or "recipe"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), fault['loc'][:-1])}"
@@ -265,15 +425,20 @@ def _fault(fault: Any) -> str:
 def _nearest(key: str, path: Iterable[Any]) -> str:
     """The known keys nearest to an unknown one, from the recipe's own schema."""
     schema = Recipe.model_json_schema()
-    node = schema
+    nodes: list[Mapping[str, Any]] = [schema]
     for step in path:
-        node = node.get("items", node) if isinstance(step, int) else node.get("properties", {}).get(step, {})
-        options = [node, *node.get("anyOf", [])]
-        reference = next((option["$ref"] for option in options if "$ref" in option), None)
-        node = schema["$defs"][reference.rsplit("/", 1)[1]] if reference else node
-    known = list(node.get("properties", {}))
+        if step not in _KINDS:
+            nodes = [inner for node in nodes for inner in _inner(node, step, schema["$defs"])]
+    known = list(dict.fromkeys(name for node in nodes for name in node.get("properties", {})))
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _inner(node: Mapping[str, Any], step: Any, named: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The schemas of what lies one step inside another schema: all that it may be."""
+    inner = node.get("items", {}) if isinstance(step, int) else node.get("properties", {}).get(step, {})
+    for option in (inner, *inner.get("anyOf", ()), *inner.get("oneOf", ())):
+        yield named[option["$ref"].rsplit("/", 1)[1]] if "$ref" in option else option
 
 
 def _require_distinct(field: str, names: Iterable[str]) -> None:

@@ -21,6 +21,19 @@ import torchvision.models
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.attack.ensemble import Fuse
+from pipeline.defenses import (
+    DEFENSES,
+    BitDepth,
+    Defense,
+    FeatureDistillation,
+    Jpeg,
+    Median,
+    RandomisedSmoothing,
+    RandomResizePad,
+    TotalVariation,
+    described,
+)
 from pipeline.errors import GnpError, RecipeError, WeightsError
 from pipeline.storage import Storage, split
 
@@ -69,6 +82,74 @@ class ModelSpec:
             raise ValueError(f"mean = {list(self.mean)}: must be numbers")
 
 
+@dataclass(frozen=True)
+class TargetSpec(ModelSpec):
+    """A model that transfer is scored on, as it is or behind defenses.
+
+    Attributes:
+        defense: Defenses by name, in order, joined by `+`: `bits+jpeg`; see `pipeline.defenses`.
+        defense_seed: Seed of what they draw.
+        rp: Settings of random resizing and padding; by default the published.
+        bits: Of the reduced bit depth.
+        jpeg: Of the compression.
+        fd: Of the feature distillation.
+        tv: Of the smoothing by total variation.
+        median: Of the median filter.
+        smoothing: Of the randomised smoothing.
+    """
+
+    defense: str = ""
+    defense_seed: int = 0
+    rp: RandomResizePad | None = None
+    bits: BitDepth | None = None
+    jpeg: Jpeg | None = None
+    fd: FeatureDistillation | None = None
+    tv: TotalVariation | None = None
+    median: Median | None = None
+    smoothing: RandomisedSmoothing | None = None
+
+    def __post_init__(self) -> None:
+        named = self.defense.split("+") if self.defense else []
+        if any(name not in DEFENSES for name in named) or len(set(named)) != len(named):
+            raise ValueError(
+                f"defense = {self.defense!r}: expected any of {', '.join(DEFENSES)}, each once, joined by +"
+            )
+        for name in DEFENSES:
+            if getattr(self, name) is not None and name not in named:
+                raise ValueError(f"{name} is set, but defense = {self.defense!r} does not name it")
+        if not self.name and self.defense:
+            object.__setattr__(self, "name", f"{self.model} behind {self.defense}")
+        super().__post_init__()
+
+    @property
+    def defenses(self) -> tuple[Defense, ...]:
+        """The defenses, in order."""
+        return tuple(getattr(self, name) or DEFENSES[name]() for name in self.defense.split("+") if name)
+
+
+@dataclass(frozen=True)
+class EnsembleSpec:
+    """Several models that a recipe has attacked as one source.
+
+    Attributes:
+        ensemble: The models, all on one device.
+        fuse: What is averaged: `logits`, `probabilities` or `losses`.
+        name: What results call it; by default the models' names, joined by `+`.
+    """
+
+    ensemble: tuple[ModelSpec, ...]
+    fuse: Fuse = "logits"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.ensemble) < 2:
+            raise ValueError(f"ensemble: {len(self.ensemble)} models are named; an ensemble has at least 2")
+        if not self.name:
+            object.__setattr__(self, "name", "+".join(spec.name for spec in self.ensemble))
+        if len(self.name) > 100:
+            raise ValueError(f"name = {self.name[:30]!r}…: longer than 100 characters; give the ensemble a shorter one")
+
+
 class Classifier(nn.Module):
     """A frozen network that resizes and normalises for itself.
 
@@ -96,12 +177,19 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) float32 of images (B, 3, H, W) float32 in [0, 1]."""
-        inputs = resize(
+        return self.classify(self.resized(images))
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Images at the network's input size, (B, 3, N, N) in [0, 1]."""
+        return resize(
             images,
             policy=self.preprocessing["policy"],
             input_size=self.preprocessing["input_size"],
             interpolation=self.preprocessing["interpolation"],
         )
+
+    def classify(self, inputs: Tensor) -> Tensor:
+        """Logits (B, classes) of images that are at the network's input size, or at another that it takes."""
         normalised = ((inputs - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.network(normalised)
         return logits
@@ -251,8 +339,11 @@ def _preprocessing(spec: ModelSpec, network: nn.Module) -> dict[str, Any]:
 
 
 def identity(spec: ModelSpec, classifier: Classifier) -> dict[str, Any]:
-    """Everything about a model that determines its output: architecture, weights' digest and preprocessing."""
-    return {"model": spec.model, "digest": classifier.digest, **classifier.preprocessing}
+    """Everything about a model that determines its output: architecture, weights' digest, preprocessing, defenses."""
+    behind = {}
+    if isinstance(spec, TargetSpec) and spec.defenses:
+        behind = {"defenses": described(spec.defenses), "defense_seed": spec.defense_seed}
+    return {"model": spec.model, "digest": classifier.digest, **classifier.preprocessing, **behind}
 
 
 def class_name(index: int) -> str:

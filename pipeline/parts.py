@@ -1,5 +1,6 @@
 """Stored parts as tensors: what attacks, scores, audits and pictures work on."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,17 +19,47 @@ class Images:
         keys: N keys.
         labels: (N,) int64, true classes.
         pixels: (N, 3, H, W) uint8.
+        target_classes: (N,) int64: of originals, the class that the shard would have a targeted attack reach; of
+            adversarial images, the one that the attack wanted; −1 where there is none.
     """
 
     keys: tuple[str, ...]
     labels: Tensor
     pixels: Tensor
+    target_classes: Tensor
 
 
-def stack(keys: list[str], labels: list[int], pixels: list[Tensor]) -> Images:
-    """Images of one size, or none at all, as one part."""
-    stacked = torch.stack(pixels) if pixels else torch.empty((0, 3, 0, 0), dtype=torch.uint8)
-    return Images(tuple(keys), torch.tensor(labels, dtype=torch.int64), stacked)
+def stack(samples: Sequence[Sample], pixels: Sequence[Tensor]) -> Images:
+    """Samples and their pixels, of one size, as one part; of none at all as well."""
+    labels = [sample.label for sample in samples]
+    wanted = [-1 if sample.target_class is None else sample.target_class for sample in samples]
+    return Images(
+        keys=tuple(sample.key for sample in samples),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        pixels=torch.stack(list(pixels)) if pixels else torch.empty((0, 3, 0, 0), dtype=torch.uint8),
+        target_classes=torch.tensor(wanted, dtype=torch.int64),
+    )
+
+
+def files(images: Images, pixels: Tensor, extra: Sequence[Mapping[str, bytes]] | None = None) -> bytes:
+    """The tar of a part, which `read` reads: `png`, `cls`, where there is a wanted class `target`, and what is extra.
+
+    Args:
+        images: Keys, labels and wanted classes.
+        pixels: (N, 3, H, W) uint8, what is stored.
+        extra: More files of each sample, by extension.
+    """
+    rows = zip(images.keys, images.labels.tolist(), images.target_classes.tolist(), pixels, strict=True)
+    return shards.write(
+        {
+            "__key__": key,
+            "png": codec.encode(image),
+            "cls": str(label).encode(),
+            **({} if wanted < 0 else {"target": str(wanted).encode()}),
+            **(extra[index] if extra else {}),
+        }
+        for index, (key, label, wanted, image) in enumerate(rows)
+    )
 
 
 def read(tar: bytes, *, name: str) -> Images:
@@ -52,4 +83,4 @@ def read(tar: bytes, *, name: str) -> Images:
         raise ShardError(f"{name}: {error}") from error
     if len({image.shape for image in pixels}) > 1:
         raise ShardError(f"{name}: its images differ in size")
-    return stack([sample.key for sample in usable], [sample.label for sample in usable], pixels)
+    return stack(usable, pixels)

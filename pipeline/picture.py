@@ -98,12 +98,13 @@ def _figure(
     row: Success, said: _Said, original: np.ndarray, adversarial: np.ndarray, class_name: Callable[[int], str]
 ) -> bytes:
     perturbation = adversarial.astype(np.float64) / 255 - original.astype(np.float64) / 255
-    magnified = np.clip(0.5 + perturbation / (2 * row.epsilon), 0, 1)
+    most = row.epsilon if row.norm == "linf" else float(np.abs(perturbation).max()) or 1.0
+    magnified = np.clip(0.5 + perturbation / (2 * most), 0, 1)
     figure = matplotlib.figure.Figure(figsize=(11, 4.6), layout="constrained", facecolor="white")
     axes = figure.subplots(1, 3)
     panels: tuple[tuple[np.ndarray, str, dict[str, int]], ...] = (
         (original, f"original: {_short(class_name(said.label))}", said.before),
-        (magnified, f"perturbation × {1 / (2 * row.epsilon):.0f}, around grey", {}),
+        (magnified, f"perturbation × {1 / (2 * most):.0f}, around grey", {}),
         (adversarial, "adversarial, as stored", said.after),
     )
     for axis, (image, title, predictions) in zip(axes, panels, strict=True):
@@ -115,7 +116,7 @@ def _figure(
             f"{'✓' if c == said.label else '✗'} {name}: {_short(class_name(c))}" for name, c in predictions.items()
         ]
         axis.set_xlabel("\n".join(lines), fontsize=9, family="DejaVu Sans", loc="left")
-    figure.suptitle(f"{row.attack} from {row.source}, ε = {row.epsilon * 255:.3g}/255", fontsize=12)
+    figure.suptitle(f"{row.attack} from {row.source}, ε = {row.budget}", fontsize=12)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     return buffer.getvalue()

@@ -11,11 +11,11 @@ from pipeline.attack.recipe import Attack, provenance
 from pipeline.codec import Preparation
 from pipeline.errors import RecipeError
 from pipeline.ledger import Committed, Ledger, Unit, fingerprint, named
-from pipeline.models import ModelSpec
+from pipeline.models import EnsembleSpec, ModelSpec, TargetSpec
 from pipeline.sample import Part
 from pipeline.shards import ShardFile
 from pipeline.storage import Storage
-from pipeline.weights import Model
+from pipeline.weights import Model, Source
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Job:
     """
 
     data: DataSpec
-    sources: tuple[ModelSpec, ...]
+    sources: tuple[ModelSpec | EnsembleSpec, ...]
     attacks: tuple[Attack, ...]
-    targets: tuple[ModelSpec, ...]
+    targets: tuple[TargetSpec, ...]
     batch_size: int = 32
 
 
@@ -104,7 +104,7 @@ class Plan:
     job: Job
     dataset: str
     takes: tuple[Take, ...]
-    sources: tuple[Model, ...]
+    sources: tuple[Source, ...]
     attacks: dict[str, Attack]
     targets: tuple[Model, ...]
 
@@ -164,17 +164,14 @@ def resolve(job: Job, storage: Storage) -> Plan:
         # The first N images depend on which shards come first, all of them do not.
         **({"limit": job.data.limit, "shards": [shard.name for shard in found]} if job.data.limit else {}),
     }
-    loaded: dict[ModelSpec, Model] = {}
-    for spec in (*job.sources, *job.targets):
-        if spec not in loaded:
-            loaded[spec] = weights.resolve(spec, storage, classes=job.data.classes)
+    classes = job.data.classes
     return Plan(
         job=job,
         dataset=named(job.data.name, prepared),
         takes=takes,
-        sources=tuple(loaded[spec] for spec in job.sources),
+        sources=tuple(weights.resolve_source(spec, storage, classes=classes) for spec in job.sources),
         attacks={named(attack.name, provenance(attack)): attack for attack in job.attacks},
-        targets=tuple(loaded[spec] for spec in job.targets),
+        targets=tuple(weights.resolve(spec, storage, classes=classes) for spec in job.targets),
     )
 
 

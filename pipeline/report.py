@@ -1,7 +1,8 @@
 """Stored predictions → success rates with denominators and intervals.
 
 Rates are computed here, at read time, from every image's clean and adversarial prediction. Success is prediction ≠
-label, or for a targeted attack prediction = target class. Three denominators are in use, and all are given:
+label, or for a targeted attack prediction = target class; a target that abstains is not right, and not where a targeted
+attack wants it. Three denominators are in use, and all are given:
 
     all       every image scored
     target    images that this target classifies correctly when clean
@@ -9,17 +10,14 @@ label, or for a targeted attack prediction = target class. Three denominators ar
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, overload
 
 import numpy as np
 from scipy.stats import binomtest
 
-from pipeline import results
-from pipeline.errors import IntegrityError
-from pipeline.ledger import Ledger, Unit
-from pipeline.sample import Part
+from pipeline.ledger import Ledger
+from pipeline.predictions import Predictions, all_correct, by_part, joint_targets, predictions
 
 Denominator = Literal["all", "target", "joint"]
 CONFIDENCE = 0.95
@@ -68,7 +66,8 @@ class Success:
         source_id: Its identity.
         attack: Name of the attack.
         attack_id: Its identity.
-        epsilon: L∞ budget on [0, 1].
+        epsilon: Budget on [0, 1].
+        norm: Of the budget: `linf` or `l2`.
         target: Name of the model scored.
         target_id: Its identity.
         policy: How the image became the target's input.
@@ -81,10 +80,21 @@ class Success:
     attack: str
     attack_id: str
     epsilon: float
+    norm: str
     target: str
     target_id: str
     policy: str
     rates: dict[Denominator, Rate]
+
+    @property
+    def budget(self) -> str:
+        """ε as people write it."""
+        return budget(self.epsilon, self.norm)
+
+
+def budget(epsilon: float, norm: str) -> str:
+    """ε as people write it: `8/255`, or `3 in L2`."""
+    return f"{epsilon * 255:.3g}/255" if norm == "linf" else f"{epsilon:.3g} in L2"
 
 
 @dataclass(frozen=True)
@@ -131,22 +141,18 @@ def summarise(ledger: Ledger) -> Report:
     clean = set(ledger.units("clean"))
     transfer = list(ledger.units("transfer"))
     ready = [unit for unit in transfer if replace(unit, source="", attack="") in clean]
-    joint, attacked = _joint_targets(clean), _by_part(ready)
+    joint, attacked = joint_targets(clean), by_part(ready)
     accuracy: dict[str, Accuracy] = {}
     success: dict[str, Success] = {}
-    for place, units in sorted(_by_part(clean).items()):
-        tables = {table.unit.target: table for table in _tables(ledger, units)}
+    for place, units in sorted(by_part(clean).items()):
+        tables = {table.unit.target: table for table in predictions(ledger, units)}
         if not tables:
             continue
-        rights = [tables[target].correct for target in joint[place[0]]]
-        # Where no target has seen every part, the joint denominator is empty rather than another one in each part.
-        everywhere = (
-            np.logical_and.reduce(rights) if rights else np.zeros(len(next(iter(tables.values())).correct), bool)
-        )
+        everywhere = all_correct(tables, joint[place[0]])
         for table in tables.values():
-            accuracy[table.unit.scope] = _add(accuracy.get(table.unit.scope), table.accuracy())
-        for table in _tables(ledger, attacked[place]):
-            row = table.success(tables[table.unit.target], everywhere)
+            accuracy[table.unit.scope] = _add(accuracy.get(table.unit.scope), _accuracy(table))
+        for table in predictions(ledger, attacked[place]):
+            row = _success(table, tables[table.unit.target], everywhere)
             success[table.unit.scope] = _add(success.get(table.unit.scope), row)
     missing = ledger.missing({*ledger.units("original"), *ledger.units("adversarial"), *clean, *transfer})
     return Report(
@@ -180,67 +186,43 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Table:
-    """One result file: its unit, its address and its rows."""
+def _accuracy(clean: Predictions) -> Accuracy:
+    """What a file of clean predictions adds."""
+    return Accuracy(
+        dataset=clean.unit.dataset,
+        target=clean.constant("target"),
+        target_id=clean.unit.target,
+        policy=clean.constant("policy"),
+        correct=_rate(clean.correct),
+    )
 
-    unit: Unit
-    where: str
-    table: results.Table
 
-    def column(self, name: str) -> np.ndarray:
-        """A column of numbers, (rows,)."""
-        return np.asarray(self.table.column(name))
+def _success(transfer: Predictions, clean: Predictions, everywhere: np.ndarray) -> Success:
+    """What a file of transfer results adds.
 
-    def constant(self, name: str) -> Any:
-        """The value of a column that is the same in every row."""
-        return self.table.column(name)[0].as_py()
+    Args:
+        transfer: The file.
+        clean: The same target's predictions on the same images, clean.
+        everywhere: Where every target is right when clean, (rows,) bool.
 
-    @property
-    def correct(self) -> np.ndarray:
-        """Where the prediction is the label, (rows,) bool."""
-        return np.asarray(self.column("prediction") == self.column("label"))
-
-    def accuracy(self) -> Accuracy:
-        """What a file of clean predictions adds."""
-        return Accuracy(
-            dataset=self.unit.dataset,
-            target=self.constant("target"),
-            target_id=self.unit.target,
-            policy=self.constant("policy"),
-            correct=_rate(self.correct),
-        )
-
-    def success(self, clean: "_Table", everywhere: np.ndarray) -> Success:
-        """What a file of transfer results adds.
-
-        Args:
-            clean: The same target's predictions on the same images, clean.
-            everywhere: Where every target is right when clean, (rows,) bool.
-
-        Raises:
-            IntegrityError: The two files hold different images.
-        """
-        if not self.table.column("key").equals(clean.table.column("key")):
-            raise IntegrityError(f"{self.where}: holds other images than {clean.where}; run verify")
-        fooled = self._fooled()
-        return Success(
-            dataset=self.unit.dataset,
-            source=self.constant("source"),
-            source_id=self.unit.source,
-            attack=self.constant("attack"),
-            attack_id=self.unit.attack,
-            epsilon=self.constant("epsilon"),
-            target=self.constant("target"),
-            target_id=self.unit.target,
-            policy=self.constant("policy"),
-            rates={"all": _rate(fooled), "target": _rate(fooled[clean.correct]), "joint": _rate(fooled[everywhere])},
-        )
-
-    def _fooled(self) -> np.ndarray:
-        wanted = self.table.column("target_class")
-        reached = self.column("prediction") == np.asarray(wanted.fill_null(-1))
-        return np.where(np.asarray(wanted.is_null()), ~self.correct, reached)
+    Raises:
+        IntegrityError: The two files hold different images.
+    """
+    transfer.require_images_of(clean)
+    fooled = transfer.fooled
+    return Success(
+        dataset=transfer.unit.dataset,
+        source=transfer.constant("source"),
+        source_id=transfer.unit.source,
+        attack=transfer.constant("attack"),
+        attack_id=transfer.unit.attack,
+        epsilon=transfer.constant("epsilon"),
+        norm=transfer.constant("norm"),
+        target=transfer.constant("target"),
+        target_id=transfer.unit.target,
+        policy=transfer.constant("policy"),
+        rates={"all": _rate(fooled), "target": _rate(fooled[clean.correct]), "joint": _rate(fooled[everywhere])},
+    )
 
 
 @overload
@@ -256,32 +238,6 @@ def _add(so_far: Success | Accuracy | None, row: Success | Accuracy) -> Success 
         return replace(row, correct=so_far.correct + row.correct)
     assert isinstance(so_far, Success)
     return replace(row, rates={name: so_far.rates[name] + rate for name, rate in row.rates.items()})
-
-
-def _by_part(units: Iterable[Unit]) -> dict[tuple[str, Part], list[Unit]]:
-    grouped: dict[tuple[str, Part], list[Unit]] = defaultdict(list)
-    for unit in sorted(units):
-        grouped[unit.dataset, unit.part].append(unit)
-    return grouped
-
-
-def _tables(ledger: Ledger, units: Iterable[Unit]) -> Iterable[_Table]:
-    """The result files of units; those of parts whose images were all quarantined hold nothing and are passed over."""
-    for marker in ledger.markers(units):
-        table = results.read(ledger.read(marker), name=ledger.storage.at(marker.object))
-        if table.num_rows:
-            yield _Table(marker.unit, ledger.storage.at(marker.object), table)
-
-
-def _joint_targets(clean: Iterable[Unit]) -> dict[str, list[str]]:
-    """Per dataset, the targets that have seen every part that any target has seen."""
-    seen: dict[str, dict[str, set[Part]]] = defaultdict(lambda: defaultdict(set))
-    for unit in clean:
-        seen[unit.dataset][unit.target].add(unit.part)
-    return {
-        dataset: sorted(target for target, parts in targets.items() if parts == set().union(*targets.values()))
-        for dataset, targets in seen.items()
-    }
 
 
 def _images(ledger: Ledger) -> dict[str, dict[str, int]]:

@@ -31,17 +31,20 @@ _TARGET = [
     pa.field("target", _TEXT, nullable=False, metadata={"meaning": "name of the model scored"}),
     pa.field("target_id", _TEXT, nullable=False, metadata={"meaning": "name and fingerprint of the model scored"}),
     pa.field("policy", _TEXT, nullable=False, metadata={"meaning": "how the image became the model's input"}),
+    pa.field("defense", _TEXT, nullable=False, metadata={"meaning": "what the model is behind; empty for nothing"}),
     pa.field("weights_sha256", _TEXT, nullable=False, metadata={"meaning": "digest of the target's state dict"}),
     pa.field("pixels_sha256", pa.string(), nullable=False, metadata={"meaning": "digest of the uint8 pixels scored"}),
     pa.field("prediction", pa.int32(), nullable=False, metadata={"meaning": "the target's argmax"}),
     pa.field("label_probability", pa.float32(), nullable=False, metadata={"meaning": "softmax at the true class"}),
+    pa.field("abstained", pa.bool_(), nullable=False, metadata={"meaning": "it does not answer; prediction is ahead"}),
 ]
 _ATTACK = [
     pa.field("source", _TEXT, nullable=False, metadata={"meaning": "name of the model attacked"}),
     pa.field("source_id", _TEXT, nullable=False, metadata={"meaning": "name and fingerprint of the model attacked"}),
     pa.field("attack", _TEXT, nullable=False, metadata={"meaning": "name of the attack"}),
     pa.field("attack_id", _TEXT, nullable=False, metadata={"meaning": "name and fingerprint of the attack"}),
-    pa.field("epsilon", pa.float64(), nullable=False, metadata={"meaning": "L-infinity budget on [0, 1]"}),
+    pa.field("epsilon", pa.float64(), nullable=False, metadata={"meaning": "budget on [0, 1]"}),
+    pa.field("norm", _TEXT, nullable=False, metadata={"meaning": "of the budget: linf or l2"}),
     pa.field("target_class", pa.int32(), metadata={"meaning": "class a targeted attack wants; null if untargeted"}),
 ]
 

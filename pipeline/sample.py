@@ -11,11 +11,13 @@ class Sample:
         key: WebDataset's `__key__`.
         image: The encoded image file, as it lies in the tar.
         label: The class index.
+        target_class: The class that a targeted attack is to reach, where the shard says one.
     """
 
     key: str
     image: bytes
     label: int
+    target_class: int | None = None
 
 
 @dataclass(frozen=True)

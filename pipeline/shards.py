@@ -35,6 +35,8 @@ _GLOB = re.compile(r"[*?\[]")
 _META = re.compile(r"__[^/]*__($|/)")
 # The label is a decimal number.
 _MOST_LABEL_BYTES = 100
+# The files of a sample that hold a class index, and what that is.
+_CLASS_FILES = {"cls": "label", "target": "target class"}
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,22 @@ class Shard:
                 raise SampleError("the key points outside its folder")
             if key != _readable(key):
                 raise SampleError("the key is not UTF-8")
-            return Sample(key, self._bytes(_image(record)), _label(self._bytes(_label_member(record)), classes))
+            if "cls" not in record:
+                raise SampleError("no label: no cls")
+            label, wanted = (self._class(record, name, classes) for name in ("cls", "target"))
+            assert label is not None
+            return Sample(key, self._bytes(_image(record)), label, wanted)
         except SampleError as error:
             return Rejected(_readable(key), str(error))
+
+    def _class(self, record: Mapping[str, Any], extension: str, classes: int) -> int | None:
+        """The class index in one of a sample's files; None where it has no such file."""
+        if extension not in record:
+            return None
+        member, called = cast("tarfile.TarInfo", record[extension]), _CLASS_FILES[extension]
+        if member.size > _MOST_LABEL_BYTES:
+            raise SampleError(f"the {called} is no whole number: it has {member.size:,} bytes")
+        return _class_index(self._bytes(member), classes, called=called)
 
     def _bytes(self, member: tarfile.TarInfo) -> bytes:
         if member.issparse() or member.size > MOST_BYTES:
@@ -276,20 +291,11 @@ def _image(record: Mapping[str, Any]) -> tarfile.TarInfo:
     raise SampleError(f"no image: none of {', '.join(IMAGE_EXTENSIONS)}")
 
 
-def _label_member(record: Mapping[str, Any]) -> tarfile.TarInfo:
-    if "cls" not in record:
-        raise SampleError("no label: no cls")
-    member = cast("tarfile.TarInfo", record["cls"])
-    if member.size > _MOST_LABEL_BYTES:
-        raise SampleError(f"the label is no whole number: it has {member.size:,} bytes")
-    return member
-
-
-def _label(written: bytes, classes: int) -> int:
+def _class_index(written: bytes, classes: int, *, called: str) -> int:
     try:
         label = int(basichandlers("cls", written))
     except ValueError:
-        raise SampleError(f"the label is no whole number: {written[:40]!r}") from None
+        raise SampleError(f"the {called} is no whole number: {written[:40]!r}") from None
     if not 0 <= label < classes:
-        raise SampleError(f"label {label} lies outside 0..{classes - 1}")
+        raise SampleError(f"{called} {label} lies outside 0..{classes - 1}")
     return label

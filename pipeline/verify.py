@@ -133,16 +133,22 @@ class _Part:
             raise _CheckError(
                 f"its images are {tuple(images.pixels.shape[1:])}, the originals {tuple(original.pixels.shape[1:])}"
             )
-        moved = (images.pixels.to(torch.int16) - original.pixels.to(torch.int16)).abs().amax(dim=(1, 2, 3))
-        budget = codec.levels(Fraction(attack["epsilon"]))
-        outside = [key for key, most in zip(images.keys, moved.tolist(), strict=True) if most > budget]
+        moved = images.pixels.to(torch.int32) - original.pixels.to(torch.int32)
+        # In whole levels of 1/255: the largest change, and the sum of squares.
+        linf, squared = moved.abs().amax(dim=(1, 2, 3)).tolist(), (moved.long() ** 2).sum(dim=(1, 2, 3)).tolist()
+        epsilon = Fraction(attack["epsilon"])
+        far, budget = (
+            (linf, codec.levels(epsilon)) if attack["norm"] == "linf" else (squared, codec.squared_levels(epsilon))
+        )
+        outside = [key for key, most in zip(images.keys, far, strict=True) if most > budget]
         if outside:
             raise _CheckError(
                 f"{len(outside)} images lie outside epsilon = {attack['epsilon']}, the first {outside[0]!r}"
             )
-        for record, most in zip(shards.records(data, name=marker.object), moved.tolist(), strict=True):
-            if abs(json.loads(record["json"])["linf"] * 255 - most) > 1e-6:
-                raise _CheckError(f"image {record['__key__']!r} says another L∞ distance than its pixels")
+        for record, most, squares in zip(shards.records(data, name=marker.object), linf, squared, strict=True):
+            said = json.loads(record["json"])
+            if abs(said["linf"] * 255 - most) > 1e-6 or abs((said["l2"] * 255) ** 2 - squares) > 1e-6 * (1 + squares):
+                raise _CheckError(f"image {record['__key__']!r} says another distance than its pixels")
 
     def _check_results(self, marker: Marker, data: bytes) -> None:
         unit = marker.unit
@@ -153,11 +159,13 @@ class _Part:
             raise _CheckError("it scores other bytes than those that are stored")
         table = results.read(data, name=marker.object)
         _require_count(marker, "n", table.num_rows)
+        wanted = [None if each < 0 else each for each in images.target_classes.tolist()]
         digests = [codec.pixels_sha256(pixels) for pixels in images.pixels]
         for column, expected in (
             ("key", list(images.keys)),
             ("label", images.labels.tolist()),
             ("pixels_sha256", digests),
+            *([("target_class", wanted)] if unit.attack else []),
         ):
             if table.column(column).to_pylist() != expected:
                 raise _CheckError(f"its column {column} does not match the stored images")

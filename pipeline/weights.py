@@ -11,10 +11,13 @@ A thousand workers ask the store, never a hub.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from pipeline import models
+from pipeline.attack.ensemble import Ensemble
 from pipeline.errors import IntegrityError, MissingError, WeightsError
 from pipeline.ledger import fingerprint, named
-from pipeline.models import Classifier, ModelSpec
+from pipeline.models import Classifier, EnsembleSpec, ModelSpec
 from pipeline.storage import Storage, sha256, split
 
 
@@ -37,6 +40,44 @@ class Model:
     identity: dict[str, Any]
     weights: str
     built_from: dict[str, Any]
+
+    @property
+    def members(self) -> tuple["Model", ...]:
+        """The networks that it consists of: itself."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class Team:
+    """An ensemble with its members resolved.
+
+    Attributes:
+        spec: What the recipe says.
+        members: Its networks.
+    """
+
+    spec: EnsembleSpec
+    members: tuple[Model, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines its output."""
+        return {"fuse": self.spec.fuse, "ensemble": [member.identity for member in self.members]}
+
+    @property
+    def id(self) -> str:
+        """Name and fingerprint of the identity, as it stands in keys."""
+        return named(self.spec.name, self.identity)
+
+
+Source = Model | Team
+
+
+def resolve_source(spec: ModelSpec | EnsembleSpec, storage: Storage, *, classes: int) -> Source:
+    """What a recipe's source stands for; see `resolve`."""
+    if isinstance(spec, ModelSpec):
+        return resolve(spec, storage, classes=classes)
+    return Team(spec, tuple(resolve(member, storage, classes=classes) for member in spec.ensemble))
 
 
 def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
@@ -72,6 +113,12 @@ def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
     )
 
 
+def load_source(source: Source, storage: Storage, *, classes: int, device: torch.device) -> Classifier | Ensemble:
+    """A resolved source on its device, from the store; see `load`."""
+    loaded = [load(member, storage, classes=classes).to(device) for member in source.members]
+    return Ensemble(loaded, source.spec.fuse) if isinstance(source, Team) else loaded[0]
+
+
 def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
     """A resolved model, from the store.
 
@@ -82,7 +129,8 @@ def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
         data = storage.get(_key(model.weights), sha256_hex=model.weights)
     except (MissingError, IntegrityError) as error:
         raise WeightsError(f"{model.spec.name}: its weights: {error}") from error
-    preprocessing = {name: value for name, value in model.identity.items() if name not in ("model", "digest")}
+    own = ("model", "digest", "defenses", "defense_seed")
+    preprocessing = {name: value for name, value in model.identity.items() if name not in own}
     classifier = models.restore(model.spec, data, preprocessing, built_from=model.built_from, classes=classes)
     if classifier.digest != model.digest:
         raise WeightsError(

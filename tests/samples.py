@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from pipeline import plan, shards
+from pipeline.attack.batch import Batch, Pool
+from pipeline.attack.draws import Draws
 from pipeline.attack.recipe import Attack, build
 from pipeline.codec import Preparation
 from pipeline.ledger import Ledger
-from pipeline.models import ModelSpec
+from pipeline.models import ModelSpec, TargetSpec
 from pipeline.storage import Storage
 
 CLASSES = 10
@@ -43,7 +47,15 @@ def write_shard(path: Path, samples: Sequence[Mapping[str, Any]]) -> Path:
 
 def attack(combination: str = "mi", **settings: object) -> Attack:
     """A short attack at 8/255."""
-    return build(combination, **{"epsilon": Fraction(8, 255), "steps": 2, **settings})  # type: ignore[arg-type]
+    steps = {} if combination == "noise" or "fgsm" in combination else {"steps": 2}
+    return build(combination, **{"epsilon": Fraction(8, 255), **steps, **settings})  # type: ignore[arg-type]
+
+
+def batch(labels: Tensor | None = None, *, seed: int = 0) -> Batch:
+    """What a transform or a view may know of some images: 8/255, two steps, at the first."""
+    labels = torch.zeros(2, dtype=torch.int64) if labels is None else labels
+    draws = Draws(seed, [str(index) for index in range(len(labels))])
+    return Batch(labels, draws, Pool(torch.zeros(1, 3, 8, 8), labels[:1]), 8 / 255, 4 / 255, 2)
 
 
 def resolve(job: plan.Job, store: str = "") -> plan.Plan:
@@ -66,4 +78,5 @@ def tiny_job(folder: Path, checkpoint: Path, *, attacks: Sequence[Attack] = (), 
         part_size=part_size,
         classes=CLASSES,
     )
-    return plan.Job(data, (network,), tuple(attacks or (attack(),)), (network,), batch_size=4)
+    target = TargetSpec(**vars(network))
+    return plan.Job(data, (network,), tuple(attacks or (attack(),)), (target,), batch_size=4)

@@ -36,7 +36,7 @@ from infra import local_s3
 from pipeline import plan
 from pipeline.attack.recipe import build, provenance
 from pipeline.ledger import Ledger, named
-from pipeline.models import ModelSpec
+from pipeline.models import ModelSpec, TargetSpec
 from pipeline.plan import DataSpec, Item, Job, Plan, Take
 from pipeline.sample import Part
 from pipeline.shards import ShardFile
@@ -87,7 +87,7 @@ def great_plan() -> Plan:
     model = Model(spec, named(spec.name, identity), "0" * 64, identity, "0" * 64, {})
     shards = [ShardFile(f"s3://in/s-{n:05d}.tar", f"s-{n:05d}", 10**9, f"v{n}") for n in range(SHARDS)]
     return Plan(
-        job=Job(DataSpec("imagenet", ("s3://in/*.tar",)), (spec,), (attack,), (spec,)),
+        job=Job(DataSpec("imagenet", ("s3://in/*.tar",)), (spec,), (attack,), (TargetSpec(spec.model),)),
         dataset=named("imagenet", {"part_size": 512}),
         takes=tuple(Take(shard, None) for shard in shards),
         sources=(model,),

@@ -25,21 +25,25 @@ LAYERS: dict[str, set[str]] = {
     "tars": {"errors"},
     "shards": {"errors", "sample", "storage", "tars"},
     "pack": {"errors", "shards", "storage"},
-    "models": {"errors", "storage"},
+    "models": {"attack", "defenses", "errors", "storage"},
     "results": {"errors"},
     "batches": {"errors"},
-    "score": {"batches", "codec"},
+    "defenses": {"attack"},
+    "score": {"attack", "batches", "codec", "defenses"},
     "runs": {"errors", "storage"},
     "ledger": {"errors", "sample", "storage"},
     "parts": {"codec", "errors", "sample", "shards"},
     "attack": set(),
-    "weights": {"errors", "ledger", "models", "storage"},
+    "weights": {"attack", "errors", "ledger", "models", "storage"},
     "plan": {"attack", "codec", "errors", "ledger", "models", "sample", "shards", "storage", "weights"},
     "stages": {
         *("__init__", "attack", "batches", "codec", "errors", "ledger", "models", "parts", "plan", "results"),
         *("sample", "score", "shards", "weights"),
     },
-    "report": {"errors", "ledger", "results", "sample"},
+    "predictions": {"errors", "ledger", "results", "sample"},
+    "report": {"ledger", "predictions"},
+    "compare": {"ledger", "predictions", "report"},
+    "ablation": {"attack", "errors", "ledger", "report"},
     "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards", "storage"},
     "picture": {"errors", "ledger", "parts", "report", "results"},
     "card": set(),
@@ -62,8 +66,9 @@ OWNERS: dict[str, set[str]] = {
     "pyarrow": {"results"},
     "webdataset": {"shards"},
     "pydantic": {"config"},
-    "matplotlib": {"picture"},
-    "scipy": {"report"},
+    "matplotlib": {"ablation", "picture"},
+    "scipy": {"compare", "defenses", "report"},
+    "skimage": {"defenses"},
     "tenacity": {"storage"},
 }
 
@@ -112,7 +117,7 @@ def test_a_package_is_imported_by_its_owner_alone(path: Path) -> None:
 def test_an_attack_imports_torch_and_itself() -> None:
     for path in sorted((PIPELINE / "attack").glob("*.py")):
         outside = {name.split(".")[0] for name in imports(path)} - {"pipeline", "torch"}
-        assert outside <= {"collections", "dataclasses", "fractions", "hashlib", "math", "typing"}, path
+        assert outside <= {"collections", "dataclasses", "fractions", "hashlib", "itertools", "math", "typing"}, path
 
 
 def test_the_rules_have_no_circle() -> None:

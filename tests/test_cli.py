@@ -26,7 +26,9 @@ def gnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["report"], ["verify"], ["ls"], ["shards"]])
+@pytest.mark.parametrize(
+    "command", [[], ["generate"], ["report"], ["compare"], ["ablation"], ["verify"], ["ls"], ["shards"]]
+)
 def test_help_says_what_a_command_does(gnp: Run, command: list[str]) -> None:
     code, out, _ = gnp(*command, "--help")
     assert code == 0

@@ -5,8 +5,11 @@ import pytest
 
 from pipeline import config
 from pipeline.attack.iterate import Iterative, Noise
-from pipeline.attack.transforms import GradientNormPenalty
+from pipeline.attack.recipe import build
+from pipeline.attack.transforms import GradientNormPenalty, Smoothing
+from pipeline.defenses import BitDepth, Jpeg, RandomResizePad
 from pipeline.errors import RecipeError
+from pipeline.models import EnsembleSpec, ModelSpec
 from tests.conftest import ROOT
 
 GOOD = """
@@ -37,7 +40,7 @@ def test_a_recipe_becomes_the_components_own_terms(tmp_path: Path) -> None:
     epsilon = Fraction(16, 255)
     assert job.attacks == (
         Iterative("mi", epsilon, 10, epsilon / 10, decay=1.0),
-        Iterative("strong", epsilon, 20, epsilon / 20, 1.0, (GradientNormPenalty("backward", "mean-abs"),)),
+        Iterative("strong", epsilon, 20, epsilon / 20, 1.0, transforms=(GradientNormPenalty("backward", "mean-abs"),)),
     )
     assert load(tmp_path, GOOD).job(limit=7).data.limit == 7
 
@@ -51,6 +54,11 @@ def test_epsilon_is_what_its_digits_say(tmp_path: Path, written: str, meant: Fra
     assert job.attacks[0].epsilon == meant
 
 
+def test_the_ablation_recipe_is_a_whole_grid() -> None:
+    names = [attack.name for attack in config.load(ROOT / "jobs/recipes/ablation.toml").job().attacks]
+    assert sum(name.startswith("gnp+mi[") for name in names) == 3 * 4 * 3 * 2
+
+
 @pytest.mark.parametrize("name", ["demo", "imagenet"])
 def test_shipped_recipes_validate(name: str) -> None:
     job = config.load(ROOT / f"jobs/recipes/{name}.toml").job()
@@ -59,7 +67,7 @@ def test_shipped_recipes_validate(name: str) -> None:
 
 def test_the_imagenet_recipe_is_the_papers_setting() -> None:
     job = config.load(ROOT / "jobs/recipes/imagenet.toml").job()
-    assert [spec.model for spec in job.sources] == ["resnet50.tv_in1k"]
+    assert [spec.name for spec in job.sources] == ["resnet50.tv_in1k"]
     assert len(job.targets) == 10
     assert {attack.epsilon for attack in job.attacks} == {Fraction(16, 255)}
     assert GradientNormPenalty("literal", "l2", 0.01, 0.8) in [
@@ -118,6 +126,112 @@ def test_a_fault_is_refused_by_field_value_and_remedy(tmp_path: Path, old: str, 
         load(tmp_path, GOOD.replace(old, new))
     assert "recipe.toml" in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+GRID = """
+sources = [{name = "both", ensemble = ["resnet50.tv_in1k", {model = "vgg19_bn.tv_in1k"}], fuse = "losses"}]
+targets = [
+  "vgg19_bn.tv_in1k",
+  {model = "vgg19_bn.tv_in1k", defense = "bits+jpeg", jpeg = {quality = 50}},
+  {model = "vgg19_bn.tv_in1k", defense = "rp", name = "random", defense_seed = 3},
+]
+[data]
+name = "val"
+shards = "in/*.tar"
+[budget]
+epsilon = ["4/255", "8/255"]
+steps = [10, 50]
+[[attacks]]
+attack = "noise"
+[[attacks]]
+attack = "gnp+mi+di+ti"
+gnp = { beta = [0.0, 0.4, 0.8], r = [0.01, 0.1], norm = "mean-abs" }
+ti = { kernel = "linear", size = 7 }
+[[attacks]]
+attack = "ni"
+name = "wanting"
+epsilon = 3
+norm = "l2"
+steps = 20
+loss = "margin"
+target_class = "least-likely"
+"""
+
+
+def test_lists_make_a_grid_whose_names_say_where_each_lies(tmp_path: Path) -> None:
+    job = load(tmp_path, GRID).job()
+    names = [each.name for each in job.attacks]
+    assert len(names) == len(set(names)) == 2 + 3 * 2 * 2 * 2 + 1
+    assert names[:3] == ["noise[epsilon=4/255]", "noise[epsilon=8/255]", names[2]]
+    assert names[2] == "gnp+mi+di+ti[gnp.beta=0.0,gnp.r=0.01,epsilon=4/255,steps=10]"
+    assert names[-1] == "wanting"
+    last = job.attacks[-2]
+    assert last == build(
+        "gnp+mi+di+ti",
+        name=names[-2],
+        epsilon=Fraction(8, 255),
+        steps=50,
+        parts={"gnp": GradientNormPenalty("literal", "mean-abs", 0.1, 0.8), "ti": Smoothing("linear", 7)},
+    )
+    assert job.attacks[-1] == build(
+        "ni", name="wanting", epsilon=Fraction(3), norm="l2", steps=20, loss="margin", target_class="least-likely"
+    )
+    assert [target.name for target in job.targets] == [
+        "vgg19_bn.tv_in1k",
+        "vgg19_bn.tv_in1k behind bits+jpeg",
+        "random",
+    ]
+    assert [target.defenses for target in job.targets] == [(), (BitDepth(4), Jpeg(50)), (RandomResizePad(),)]
+    assert job.sources == (
+        EnsembleSpec((ModelSpec("resnet50.tv_in1k"), ModelSpec("vgg19_bn.tv_in1k")), "losses", "both"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("beta = [0.0, 0.4, 0.8]", "beta = [0.0, -1.0]", r"attacks\.1\.gnp: beta = -1\.0: must be a number from 0"),
+        ("beta = [0.0, 0.4, 0.8]", "beta = []", r"attacks\.1: its lists make 0 attacks"),
+        ("beta = [0.0, 0.4, 0.8]", f"beta = {[index / 1000 for index in range(600)]}", "make 1200 attacks; from 1 to"),
+        ("beta = [0.0, 0.4, 0.8]", 'beta = ["0.4"]', "gnp.beta.0 = '0.4': write the number without quotes"),
+        ("beta = [0.0, 0.4, 0.8]", "beta = [0.4, 0.4]", "attacks: two are called"),
+        ("steps = [10, 50]", "steps = [10, 0]", "steps = 0: must be at least 1"),
+        ("steps = [10, 50]", 'steps = ["10"]', r"budget\.steps\.0 = '10': write the number without quotes"),
+        ("steps = [10, 50]", "steps = []", r"budget\.steps = \[\]: .*at least 1 item"),
+        ('epsilon = ["4/255", "8/255"]', 'epsilon = ["4/255", "x"]', r"budget\.epsilon\.1: 'x' is no number"),
+        ("gnp+mi+di+ti", "gnp+mi+di+to", r"attacks\.1: attack = 'gnp\+mi\+di\+to': expected noise, or one of fgsm"),
+        ("gnp+mi+di+ti", "gnp+mi+di", r"attacks\.1: ti is set, but attack = 'gnp\+mi\+di' does not name it"),
+        ('kernel = "linear"', 'kernel = "round"', r"attacks\.1\.ti\.kernel = 'round'"),
+        ('kernel = "linear"', 'kernl = "linear"', r"attacks\.1\.ti\.kernl: unknown key; did you mean kernel"),
+        ("size = 7", "size = 8", r"attacks\.1\.ti: size = 8: must be an odd number"),
+        ("ti = {", "di = { rate = 1.0 }\nti = {", r"attacks\.1\.di: rate = 1\.0: must lie between"),
+        ('norm = "l2"', 'norm = "l1"', r"attacks\.2\.norm = 'l1'"),
+        ('norm = "l2"', "", r"attacks\.2: epsilon = 3: must lie in \(0, 1\]"),
+        ('loss = "margin"', 'loss = "hinge"', r"attacks\.2\.loss = 'hinge'"),
+        ('"least-likely"', '"likely"', r"attacks\.2\.target_class: 'likely' is no target; write \"shard\""),
+        ('"least-likely"', "-1", r"attacks\.2: target_class = -1: must be a class index"),
+        ('attack = "noise"', 'attack = "noise"\nloss = "logit"', r"attacks\.0: attack = 'noise': takes no loss"),
+        ('attack = "noise"', 'attack = "fgsm"\nsteps = 4', r"attacks\.0: steps = 4: fgsm takes one"),
+        ('"bits+jpeg"', '"bits+jpg"', r"targets\.1: defense = 'bits\+jpg': expected any of rp, bits, jpeg"),
+        ('"bits+jpeg"', '"bits+bits+jpeg"', r"targets\.1: defense = .*each once"),
+        ('"bits+jpeg"', '"bits"', r"targets\.1: jpeg is set, but defense = 'bits' does not name it"),
+        ("quality = 50", "quality = 0", r"targets\.1\.jpeg: quality = 0: must be from 1 to 100"),
+        ("quality = 50", "qality = 50", r"targets\.1\.jpeg\.qality: unknown key; did you mean quality"),
+        ("quality = 50", 'quality = "50"', r"targets\.1\.jpeg\.quality = '50': write the number without quotes"),
+        ('fuse = "losses"', 'defense = "jpeg"', r"sources\.0\.defense: unknown key"),
+        ('"losses"', '"votes"', r"sources\.0\.fuse = 'votes'"),
+        ('"resnet50.tv_in1k", {', '"resnet50.tv_in2k", {', r"sources\.0: unknown timm tag 'resnet50\.tv_in2k'"),
+        ('["resnet50.tv_in1k", {model = "vgg19_bn.tv_in1k"}]', "[]", r"sources\.0: ensemble: 0 models are named"),
+        ('fuse = "losses"', 'fuze = "losses"', r"sources\.0\.fuze: unknown key; did you mean fuse"),
+    ],
+)
+def test_a_fault_of_a_grid_or_an_ensemble_is_refused_in_one_line(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in GRID
+    with pytest.raises(RecipeError, match=message) as refused:
+        load(tmp_path, GRID.replace(old, new))
+    assert len(str(refused.value).splitlines()) == 1, refused.value
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:

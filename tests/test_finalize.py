@@ -104,6 +104,8 @@ def commit_clean(ledger: Ledger, part: Part, keys: list[str], **facts: Any) -> N
         "target": "x",
         "target_id": "x-id",
         "policy": "direct",
+        "defense": "",
+        "abstained": False,
         "weights_sha256": "w",
         "pixels_sha256": ["p"] * len(keys),
         "prediction": [0] * len(keys),

@@ -101,12 +101,27 @@ def spoil(data: bytes, rng: random.Random, others: Sequence[bytes]) -> bytes:
 # Recipes
 
 RECIPE: dict[str, Any] = {
-    "sources": ["resnet50.tv_in1k"],
+    "sources": [
+        "resnet50.tv_in1k",
+        {"name": "both", "ensemble": ["resnet50.tv_in1k", {"model": "vgg19_bn.tv_in1k"}], "fuse": "losses"},
+    ],
     "targets": ["vgg19_bn.tv_in1k", {"model": "inception_v3.tv_in1k", "policy": "crop", "name": "wide"}],
     "attacks": [
         "mi",
         {"attack": "noise", "epsilon": "8/255"},
         {"attack": "gnp+mi", "name": "x", "steps": 20, "decay": 0.9, "gnp": {"form": "exact", "r": 0.01, "beta": 0.8}},
+        {
+            "attack": "vt+ni+di+ti",
+            "name": "y",
+            "norm": "l2",
+            "epsilon": 3,
+            "loss": "logit",
+            "target_class": "random",
+            "ti": {"kernel": "linear", "size": [5, 7]},
+            "vt": {"samples": 4},
+            "di": {"variant": "no-resize-back"},
+        },
+        {"attack": "pgn+mi+admix+si", "name": "z", "admix": {"share": [0.1, 0.2]}, "target_class": 3},
     ],
     "batch_size": 8,
     "data": {
@@ -117,7 +132,7 @@ RECIPE: dict[str, Any] = {
         "limit": 100,
         "preparation": {"resize": 256, "crop": 224, "interpolation": "bicubic"},
     },
-    "budget": {"epsilon": "16/255", "steps": 10, "seed": 3},
+    "budget": {"epsilon": ["8/255", "16/255"], "steps": [10, 20], "seed": 3},
     "engine": {"generators": "auto", "gpus_per_generator": 0.5, "cpus_per_worker": 2, "item_minutes": 3.5},
 }
 
@@ -707,13 +722,14 @@ def test_a_spoilt_part_is_read_or_refused(seed: int) -> None:
 def sound_results() -> list[bytes]:
     shared = {"dataset": "d", "shard": "s", "part": 0, "key": [f"k{i}" for i in range(20)], "label": list(range(20))}
     target = {"target": "t", "target_id": "t-0", "policy": "direct", "weights_sha256": "0", "pixels_sha256": ["0"] * 20}
-    scored = {"prediction": 3, "label_probability": 0.5}
+    scored = {"defense": "", "prediction": 3, "label_probability": 0.5, "abstained": False}
     attack = {
         "source": "n",
         "source_id": "n-0",
         "attack": "a",
         "attack_id": "a-0",
         "epsilon": 0.1,
+        "norm": "l2",
         "target_class": None,
     }
     return [

@@ -51,9 +51,9 @@ def test_identities_follow_what_determines_the_pixels(job: Job) -> None:
     stronger = resolve(replace(job, attacks=(attack("mi", steps=3),)))
     assert stronger.dataset == base.dataset
     assert stronger.attacks.keys() != base.attacks.keys()
-    state = load_file(str(job.sources[0].checkpoint))
+    state = load_file(str(job.targets[0].checkpoint))
     state["fc.bias"][0] += 1
-    save_file(state, str(job.sources[0].checkpoint))
+    save_file(state, str(job.targets[0].checkpoint))
     assert resolve(job).sources[0].id != base.sources[0].id, "other weights are another source"
     base = resolve(job)
     cropped = replace(job, targets=(replace(job.targets[0], policy="crop"),))

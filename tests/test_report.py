@@ -33,6 +33,8 @@ def columns(target: str, predictions: list[int], keys: list[str]) -> dict[str, A
         "target": target,
         "target_id": f"{target}-id",
         "policy": "direct",
+        "defense": "",
+        "abstained": False,
         "weights_sha256": "w",
         "pixels_sha256": ["p"] * len(keys),
         "prediction": predictions,
@@ -63,6 +65,7 @@ def commit_transfer(
         "attack": "mi",
         "attack_id": "mi-id",
         "epsilon": 8 / 255,
+        "norm": "linf",
         "target_class": target_class,
     }
     ledger.commit(unit, results.write(results.TRANSFER, rows), "parquet", {})
@@ -128,7 +131,9 @@ def test_what_plans_want_and_is_not_there_is_counted(ledger: Ledger) -> None:
 
 
 def test_names_are_shown_as_they_are(ledger: Ledger) -> None:
-    row = report.Success("d", "net", "n", "gnp[r=0.1][/b]", "m", 8 / 255, "x", "x", "direct", {"target": Rate(5, 10)})
+    row = report.Success(
+        "d", "net", "n", "gnp[r=0.1][/b]", "m", 8 / 255, "linf", "x", "x", "direct", {"target": Rate(5, 10)}
+    )
     found = Report([row], [], {}, {"d": {"n_in": 1, "n_ok": 1, "n_quarantined": 0}}, 0, 0, 0)
     console = Console(record=True, width=100, file=io.StringIO())
     tables.show(found, denominator="target", console=console)
@@ -192,7 +197,9 @@ def test_an_empty_store_reports_nothing(ledger: Ledger) -> None:
 
 
 def test_a_table_shows_count_denominator_and_interval() -> None:
-    row = report.Success("d", "net", "net-id", "mi", "mi-id", 8 / 255, "x", "x-id", "direct", {"target": Rate(5, 10)})
+    row = report.Success(
+        "d", "net", "net-id", "mi", "mi-id", 8 / 255, "linf", "x", "x-id", "direct", {"target": Rate(5, 10)}
+    )
     accuracy = report.Accuracy("d", "x", "x-id", "direct", Rate(18, 20))
     images = {"d": {"n_in": 21, "n_ok": 20, "n_quarantined": 1}}
     console = Console(record=True, width=100, file=io.StringIO())

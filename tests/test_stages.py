@@ -1,7 +1,10 @@
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,13 +12,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipeline import codec, parts, plan, results, shards, weights
+from pipeline.attack.ensemble import Fuse
+from pipeline.defenses import RandomisedSmoothing, RandomResizePad
 from pipeline.errors import ShardError, WeightsError
 from pipeline.ledger import Ledger, Unit
+from pipeline.models import EnsembleSpec
+from pipeline.parts import Images
 from pipeline.plan import Job, Plan
 from pipeline.sample import Part
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage, sha256
-from tests.samples import attack, jpeg, pending, resolve, sample, tiny_job, write_shard
+from pipeline.verify import audit
+from tests.samples import CLASSES, attack, jpeg, pending, resolve, sample, tiny_job, write_shard
 
 CPU = torch.device("cpu")
 
@@ -26,7 +34,7 @@ def ledger_in(folder: Path) -> Ledger:
 
 def run_all(planned: Plan, ledger: Ledger, workers: int = 1) -> tuple[int, int]:
     """Runs both stages; returns how many adversarial parts and result files they made."""
-    for model in (*planned.sources, *planned.targets):
+    for model in (*(member for source in planned.sources for member in source.members), *planned.targets):
         weights.resolve(model.spec, ledger.storage, classes=planned.job.data.classes)
     generator, scorer = Generator(planned, ledger, CPU), Scorer(planned, ledger, CPU)
     items = pending(planned, ledger, workers=workers)
@@ -215,7 +223,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_no_image(
     state = load_file(tiny_checkpoint)
     state["fc.bias"][0] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
-    source = replace(job.sources[0], checkpoint=str(tmp_path / "nan.safetensors"))
+    source = replace(job.targets[0], checkpoint=str(tmp_path / "nan.safetensors"))
     planned, ledger = resolve(replace(job, sources=(source,))), ledger_in(tmp_path / "store")
     with pytest.raises(FloatingPointError, match=r"gnp\+mi: the gradient is not finite on image 'image00000'"):
         Generator(planned, ledger, CPU).run(pending(planned, ledger)[0])
@@ -244,3 +252,96 @@ def test_a_stored_part_that_is_not_one_is_an_error() -> None:
         parts.read(shards.write([{"__key__": "a", "png": b"x"}]), name="x")
     with pytest.raises(ShardError, match="undecodable"):
         parts.read(shards.write([{"__key__": "a", "png": b"x", "cls": b"1"}]), name="x")
+
+
+def stored(ledger: Ledger, attack_name: str) -> tuple[Images, list[Mapping[str, Any]]]:
+    """The adversarial images of the first part by an attack, and its transfer rows."""
+    unit = min(unit for unit in ledger.units("transfer") if unit.attack.startswith(attack_name))
+    images = ledger.marker(replace(unit, target=""))
+    table = results.read(ledger.read(ledger.marker(unit)), name="rows")
+    return parts.read(ledger.read(images), name="images"), table.to_pylist()
+
+
+def test_a_targeted_attack_records_what_it_wanted(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    wanting = [{**sample(index), "target": str((index + 3) % CLASSES).encode()} for index in range(4)]
+    write_shard(tmp_path / "in" / "s.tar", wanting)
+    attacks = [
+        attack("mi", name=name, target_class=wanted)
+        for name, wanted in (("own", "shard"), ("drawn", "random"), ("least", "least-likely"), ("fixed", 7))
+    ]
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=[*attacks, attack("mi")]))
+    ledger = ledger_in(tmp_path / "store")
+    run_all(planned, ledger)
+    found = {name: stored(ledger, name) for name in ("own", "drawn", "least", "fixed", "mi")}
+    assert found["own"][0].target_classes.tolist() == [3, 4, 5, 6]
+    assert found["fixed"][0].target_classes.tolist() == [7] * 4
+    assert found["mi"][0].target_classes.tolist() == [-1] * 4
+    for images, rows in found.values():
+        expected = [None if wanted < 0 else wanted for wanted in images.target_classes.tolist()]
+        assert [row["target_class"] for row in rows] == expected
+    drawn, labels = found["drawn"][0].target_classes, found["drawn"][0].labels
+    assert not (drawn == labels).any()
+    assert audit(ledger).problems == []
+
+
+def test_a_sample_that_does_not_say_what_is_wanted_of_it_is_named(job: Job, tmp_path: Path) -> None:
+    planned = resolve(replace(job, attacks=(attack("noise"), attack("mi", target_class="shard"))))
+    ledger = ledger_in(tmp_path / "store")
+    with pytest.raises(ShardError, match=r"sample 'image00000' has no target class, which mi wants; add a file image0"):
+        Generator(planned, ledger, CPU).run(pending(planned, ledger)[0])
+    assert {unit.attack.split("-")[0] for unit in ledger.units("adversarial")} == {"noise"}, "the rest is done"
+
+
+def test_an_ensemble_is_a_source_like_any_other(job: Job, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    state = {name: value.flip(0) for name, value in load_file(tiny_checkpoint).items()}
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "other.safetensors")
+    one = job.targets[0]
+    other = replace(one, name="other", checkpoint=str(tmp_path / "other.safetensors"))
+    ensembles = tuple(EnsembleSpec((one, other), fuse, name=fuse) for fuse in get_args(Fuse))
+    planned, ledger = resolve(replace(job, sources=(one, *ensembles))), ledger_in(tmp_path / "store")
+    run_all(planned, ledger)
+    assert pending(planned, ledger) == []
+    made = {
+        unit.source.split("-")[0]: ledger.marker(unit) for unit in ledger.units("adversarial") if unit.part.index == 0
+    }
+    assert made.keys() == {"tiny", "logits", "probabilities", "losses"}
+    assert len({source.id for source in planned.sources}) == 4
+    digest = {name: marker.fact("pixels_sha256") for name, marker in made.items()}
+    assert digest["logits"] != digest["tiny"]
+    assert audit(ledger).problems == []
+
+
+def test_a_target_behind_defenses_is_scored_beside_the_plain_one_and_the_same_again(job: Job, tmp_path: Path) -> None:
+    plain = job.targets[0]
+    behind = [replace(plain, name=name, defense=name) for name in ("rp", "bits+jpeg", "smoothing")]
+    behind[0] = replace(behind[0], rp=RandomResizePad(draws=2))
+    behind[2] = replace(behind[2], smoothing=RandomisedSmoothing(draws=4))
+    planned = resolve(replace(job, targets=(plain, *behind)))
+    one, other = ledger_in(tmp_path / "one"), ledger_in(tmp_path / "other")
+    run_all(planned, one)
+    run_all(planned, other, workers=6)
+    assert digests(one) == digests(other)
+    assert audit(one).problems == []
+    rows = {
+        marker.unit.target.split("-")[0]: results.read(one.read(marker), name="x").to_pylist()
+        for marker in one.markers(unit for unit in one.units("clean") if unit.part.shard == "s-1")
+    }
+    assert {name: {row["defense"] for row in found} for name, found in rows.items()} == {
+        "tiny": {""},
+        "rp": {"rp"},
+        "bits": {"bits+jpeg"},
+        "smoothing": {"smoothing"},
+    }
+    assert all(row["abstained"] for row in rows["smoothing"]), "four votes settle nothing"
+    assert not any(row["abstained"] for name in ("tiny", "rp", "bits") for row in rows[name])
+    marker = next(one.markers(unit for unit in one.units("clean") if unit.target.startswith("bits")))
+    assert [each["kind"] for each in marker.fact("target")["defenses"]] == ["BitDepth", "Jpeg"]
+
+
+def test_an_image_in_an_l2_ball_is_inside_as_stored(job: Job, tmp_path: Path) -> None:
+    attacks = (attack("noise", norm="l2", epsilon=Fraction(1)), attack("mi", norm="l2", epsilon=Fraction(1)))
+    planned, ledger = resolve(replace(job, attacks=attacks)), ledger_in(tmp_path / "store")
+    run_all(planned, ledger)
+    assert audit(ledger).problems == []
+    record = next(shards.records(ledger.read(next(ledger.markers(ledger.units("adversarial")))), name="x"))
+    assert 0.9 < json.loads(record["json"])["l2"] <= 1

@@ -208,7 +208,7 @@ def version_of_nothing(ledger: Ledger) -> None:
         (other_target, "its column target_id is not"),
         (other_weights, "the target that its marker describes is not the one"),
         (other_bytes_scored, "it scores other bytes"),
-        (other_distance, "says another L∞ distance"),
+        (other_distance, "says another distance"),
         (forgetful, "the marker does not say pixels_sha256"),
         (elsewhere, "its data cannot lie at '../../etc/passwd'"),
         (no_parquet, "not a Parquet file"),

@@ -1,31 +1,48 @@
-"""The gradient function: a source model and labels, as a map from images to gradients."""
+"""The gradient function: a source, what is to be raised, and views, as a map from images to gradients."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from pipeline.attack.batch import Batch
+from pipeline.attack.ensemble import answers
+from pipeline.attack.losses import Objective
+from pipeline.attack.views import View
 
 # Maps images (B, 3, H, W) float in [0, 1] to ∇ₓℓ of the same shape. Where its input requires a gradient, so does
 # its output: that is how a transform takes a second derivative of whatever it wraps.
 Gradient = Callable[[Tensor], Tensor]
 
 
-def loss_gradient(model: nn.Module, labels: Tensor) -> Gradient:
-    """The gradient of the cross-entropy with respect to the images.
+def loss_gradient(model: nn.Module, objective: Objective, views: Sequence[View], batch: Batch) -> Gradient:
+    """The gradient of the objective, averaged over every copy that the views make of an image.
 
-    The loss is summed, not averaged: an image's gradient then does not depend on how many others share its batch.
+    The objective is summed over images, not averaged: an image's gradient then does not depend on how many others share
+    its batch. Each copy is a backward pass of its own, so memory does not grow with their number.
 
     Args:
-        model: Maps images (B, 3, H, W) in [0, 1] to logits (B, classes).
-        labels: (B,) int64, the true classes.
+        model: Maps images (B, 3, H, W) in [0, 1] to logits (B, classes); or an `Ensemble` of such.
+        objective: What is raised.
+        views: What the model sees of the images, applied in this order.
+        batch: The images' labels and draws.
     """
+    copies = math.prod(view.copies for view in views)
 
     def gradient(images: Tensor) -> Tensor:
         differentiable = images.requires_grad
         inputs = images if differentiable else images.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = F.cross_entropy(model(inputs), labels, reduction="sum")
-            return torch.autograd.grad(loss, inputs, create_graph=differentiable)[0]
+        total = torch.zeros_like(images)
+        for numbers in itertools.product(*(range(view.copies) for view in views)):
+            with torch.enable_grad():
+                seen = inputs
+                for view, number in zip(views, numbers, strict=True):
+                    seen = view(seen, number, batch)
+                said = torch.stack([objective(logits) for logits in answers(model, seen)])
+                (found,) = torch.autograd.grad(said.mean(), inputs, create_graph=differentiable)
+            total = total + found
+        return total / copies
 
     return gradient

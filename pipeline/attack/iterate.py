@@ -1,39 +1,59 @@
-"""The loops: momentum, step and projection onto the ball, as the papers' algorithms read."""
+"""The loops: start, momentum, look-ahead, step and projection, as the papers' algorithms read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.attack import draws
+from pipeline.attack import ball
+from pipeline.attack.ball import BallNorm
+from pipeline.attack.batch import Batch, Pool
+from pipeline.attack.draws import Draws
 from pipeline.attack.gradient import loss_gradient
+from pipeline.attack.losses import Loss, objective
 from pipeline.attack.transforms import Transform
+from pipeline.attack.views import View
+
+# Which class a targeted attack wants: the one that the shard holds beside the label, a drawn one other than the label,
+# the one that the source thinks the least likely of the image, or always the same.
+Wanted = Literal["shard", "random", "least-likely"] | int
 
 
 @dataclass(frozen=True)
 class Iterative:
-    """Iterated sign steps along an accumulated gradient, inside an L∞ ball.
+    """Iterated steps along an accumulated gradient, inside a ball.
 
-        v ← μ·v + g/mean|g|,   g = transforms(∇ℓ)(x)          per image
-        x ← clip(x + α·sign(v))                               to the ball and to [0, 1]
+        y ← x + α·μ·v  with Nesterov's look-ahead, else x
+        v ← μ·v + g/‖g‖,   g = transforms(∇ℓ)(y)               per image; ‖g‖ the mean of |g|, or L2
+        x ← project(x + α·sign(v))                             to the ball and to [0, 1]; L2: x + α·v/‖v‖₂
 
-    With decay 0 this is I-FGSM, with decay 1 MI-FGSM. The published normalisation is by ‖g‖₁; the mean of |g| differs
-    by a constant factor, which sign does not see, and does not overflow.
+    FGSM is one step of ε; I-FGSM has decay 0; PGD begins at random; MI-FGSM has decay 1; NI-FGSM looks ahead as well.
 
     Attributes:
         name: What results call the attack.
-        epsilon: The L∞ budget on [0, 1].
+        epsilon: The budget on [0, 1]: the largest change of a value, or the L2 norm of all.
         steps: T.
-        step_size: α.
+        step_size: α, in the same unit.
         decay: μ.
+        nesterov: Whether the gradient is taken where momentum would lead.
+        random_start: Whether the first point is drawn from the ball.
+        norm: Of the ball.
+        loss: What is raised, or for a wanted class lowered.
+        target_class: Which class is wanted; None for an untargeted attack.
+        views: What the source sees of the images, in this order.
         transforms: Applied to the gradient function, innermost first.
         seed: Seed of every draw.
 
     References:
+        Goodfellow et al., "Explaining and Harnessing Adversarial Examples", arXiv 1412.6572 (FGSM).
         Kurakin et al., "Adversarial examples in the physical world", arXiv 1607.02533 (I-FGSM).
-        Dong et al., "Boosting Adversarial Attacks with Momentum", arXiv 1710.06081, algorithm 1 (MI-FGSM).
+        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", arXiv 1706.06083 (PGD).
+        Dong et al., "Boosting Adversarial Attacks with Momentum", arXiv 1710.06081, algorithm 1 (MI-FGSM), μ = 1.
+        Lin et al., "Nesterov Accelerated Gradient and Scale Invariance for Adversarial Attacks", arXiv 1908.06281,
+        eq. 6 to 8 (NI-FGSM), μ = 1.
     """
 
     name: str
@@ -41,17 +61,77 @@ class Iterative:
     steps: int
     step_size: Fraction
     decay: float = 0.0
+    nesterov: bool = False
+    random_start: bool = False
+    norm: BallNorm = "linf"
+    loss: Loss = "cross-entropy"
+    target_class: Wanted | None = None
+    views: tuple[View, ...] = ()
     transforms: tuple[Transform, ...] = ()
     seed: int = 0
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-        """Adversarial images.
+    @property
+    def gradients(self) -> int:
+        """How many gradients an image costs, at the most."""
+        each = 1
+        for part in (*(view.copies for view in self.views), *(transform.cost for transform in self.transforms)):
+            each *= part
+        return self.steps * each
+
+    def target_classes(
+        self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str], given: Tensor | None = None
+    ) -> Tensor | None:
+        """The classes that are wanted, (B,) int64; None for an untargeted attack.
 
         Args:
-            model: The source; maps images in [0, 1] to logits (B, classes).
+            model: The source.
             images: (B, 3, H, W) float32 in [0, 1].
             labels: (B,) int64, the true classes.
             keys: The images' keys.
+            given: (B,) int64, the shard's own; wanted by `target_class = "shard"`.
+
+        Raises:
+            ValueError: The shard gives none, or a fixed class is one that the model does not know.
+        """
+        if self.target_class is None:
+            return None
+        if self.target_class == "shard":
+            if given is None:
+                raise ValueError(f"{self.name}: target_class = 'shard', and the images came with no target classes")
+            return given
+        with torch.no_grad():
+            logits = model(images)
+        if self.target_class == "least-likely":
+            least: Tensor = logits.argmin(dim=1)
+            return least
+        if self.target_class == "random":
+            drawn = Draws(self.seed, keys, images.device)
+            drawn.begin(_CLASS)
+            other = drawn.below(logits.shape[1] - 1)
+            return other + (other >= labels)
+        if self.target_class >= logits.shape[1]:
+            raise ValueError(f"{self.name}: target_class = {self.target_class}, and there are {logits.shape[1]}")
+        return torch.full_like(labels, self.target_class)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        keys: Sequence[str],
+        *,
+        target_classes: Tensor | None = None,
+        pool: Pool | None = None,
+    ) -> Tensor:
+        """Adversarial images.
+
+        Args:
+            model: The source; maps images in [0, 1] to logits (B, classes); or an `Ensemble`.
+            images: (B, 3, H, W) float32 in [0, 1].
+            labels: (B,) int64, the true classes.
+            keys: The images' keys.
+            target_classes: (B,) int64, as the method of that name has them.
+            pool: What Admix mixes in; by default these images, which then depend on their batch.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1], within epsilon of `images` up to float rounding.
@@ -59,43 +139,90 @@ class Iterative:
         Raises:
             FloatingPointError: The gradient was not finite on some image, in some step.
         """
-        gradient = loss_gradient(model, labels)
-        for transform in self.transforms:
-            gradient = transform(gradient)
         epsilon, step_size = float(self.epsilon), float(self.step_size)
-        lower, upper = (images - epsilon).clamp_min(0), (images + epsilon).clamp_max(1)
-        adversarial, velocity = images, torch.zeros_like(images)
-        for _ in range(self.steps):
-            velocity = self.decay * velocity + _mean_abs_normalised(gradient(adversarial))
-            adversarial = (adversarial + step_size * velocity.sign()).clamp(lower, upper)
+        draws = Draws(self.seed, keys, images.device)
+        batch = Batch(labels, draws, pool or Pool(images, labels), epsilon, step_size, self.steps)
+        gradient = loss_gradient(model, objective(self.loss, labels, target_classes), self.views, batch)
+        for transform in self.transforms:
+            gradient = transform(gradient, batch)
+        adversarial, velocity = self._start(images, draws), torch.zeros_like(images)
+        for step in range(self.steps):
+            draws.begin(step)
+            point = adversarial + step_size * self.decay * velocity if self.nesterov else adversarial
+            velocity = self.decay * velocity + ball.normalised(gradient(point), self.norm)
+            moved = adversarial + step_size * ball.direction(velocity, self.norm)
+            adversarial = ball.projected(moved, images, epsilon, self.norm)
         # sign(NaN) is 0, so that a broken gradient would pass for a weak attack; a velocity once NaN stays so.
         finite = velocity.isfinite().flatten(1).all(dim=1).tolist()
         if not all(finite):
             raise FloatingPointError(f"{self.name}: the gradient is not finite on image {keys[finite.index(False)]!r}")
         return adversarial
 
+    def _start(self, images: Tensor, draws: Draws) -> Tensor:
+        if not self.random_start:
+            return images
+        draws.begin(_START)
+        return ball.projected(images + _within(draws, images, float(self.epsilon), self.norm), images, 1.0, "linf")
+
 
 @dataclass(frozen=True)
 class Noise:
-    """Random signs at full budget, x + ε·s with s fair in {−1, 1}: what the ball does without an attack.
+    """Random noise at full budget: what the ball does without an attack.
+
+        L∞    x + ε·s,  s fair in {−1, 1}
+        L2    x + ε·n/‖n‖₂,  n normal
 
     Attributes:
         name: What results call it.
-        epsilon: The L∞ budget on [0, 1].
+        epsilon: The budget on [0, 1].
+        norm: Of the ball.
         seed: Seed of the draws.
     """
 
     name: str
     epsilon: Fraction
+    norm: BallNorm = "linf"
     seed: int = 0
+    target_class: ClassVar[None] = None
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-        """Noisy images, (B, 3, H, W) float32 in [0, 1]; model and labels are not looked at."""
-        noise = draws.signs(self.seed, keys, 0, images.shape[1:]).to(images.device)
-        return (images + float(self.epsilon) * noise).clamp(0, 1)
+    @property
+    def gradients(self) -> int:
+        """How many gradients an image costs."""
+        return 0
+
+    def target_classes(
+        self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str], given: Tensor | None = None
+    ) -> None:
+        """None: noise wants nothing."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        keys: Sequence[str],
+        *,
+        target_classes: Tensor | None = None,
+        pool: Pool | None = None,
+    ) -> Tensor:
+        """Noisy images, (B, 3, H, W) float32 in [0, 1]; of the rest only images and keys are looked at."""
+        draws = Draws(self.seed, keys, images.device)
+        if self.norm == "linf":
+            noise = draws.signs(*images.shape[1:])
+        else:
+            noise = ball.normalised(draws.normal(*images.shape[1:]), "l2")
+        return (images + float(self.epsilon) * noise.to(images.dtype)).clamp(0, 1)
 
 
-def _mean_abs_normalised(gradient: Tensor) -> Tensor:
-    """g/mean|g| per image; zero where the gradient is."""
-    tiny = torch.finfo(gradient.dtype).tiny
-    return gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+# The draws before the first step: where an attack begins, and which class it wants.
+_START, _CLASS = -1, -2
+
+
+def _within(draws: Draws, images: Tensor, epsilon: float, norm: BallNorm) -> Tensor:
+    """A perturbation drawn evenly from the ball."""
+    shape = images.shape[1:]
+    if norm == "linf":
+        return draws.uniform(*shape, low=-epsilon, high=epsilon).to(images.dtype)
+    # In d dimensions the share of the volume within a radius grows as its d-th power.
+    radius = draws.uniform().double().pow(1 / shape.numel()).view(-1, 1, 1, 1)
+    return (ball.normalised(draws.normal(*shape), "l2").double() * radius * epsilon).to(images.dtype)

@@ -2,81 +2,118 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
-from pipeline.attack.iterate import Iterative, Noise
-from pipeline.attack.transforms import GradientNormPenalty, Transform
+from pipeline.attack.ball import BallNorm
+from pipeline.attack.iterate import Iterative, Noise, Wanted
+from pipeline.attack.losses import Loss
+from pipeline.attack.transforms import (
+    GradientNormPenalty,
+    PenalisedNeighbours,
+    ReversePerturbation,
+    Smoothing,
+    Transform,
+    VarianceTuning,
+)
+from pipeline.attack.views import Admix, DiverseInput, Scale, View
 
 Attack = Iterative | Noise
 
 # Raised whenever the same settings would give other pixels: results of two versions never mix.
-VERSION = 1
+VERSION = 2
 
-_DECAYS = {"i": 0.0, "mi": 1.0}
-_TRANSFORMS: dict[str, type[Transform]] = {"gnp": GradientNormPenalty}
+# Base → what it sets of `Iterative`.
+BASES: dict[str, dict[str, Any]] = {
+    "fgsm": {},
+    "i": {},
+    "pgd": {"random_start": True},
+    "mi": {"decay": 1.0},
+    "ni": {"decay": 1.0, "nesterov": True},
+}
+# Name → the view or transform that it stands for, with published defaults.
+VIEWS: dict[str, type[View]] = {"di": DiverseInput, "si": Scale, "admix": Admix}
+TRANSFORMS: dict[str, type[Transform]] = {
+    "gnp": GradientNormPenalty,
+    "ti": Smoothing,
+    "vt": VarianceTuning,
+    "pgn": PenalisedNeighbours,
+    "rap": ReversePerturbation,
+}
 
 
 def build(
     combination: str,
     *,
     epsilon: Fraction,
-    steps: int,
+    steps: int | None = None,
     step_size: Fraction | None = None,
     decay: float | None = None,
-    transforms: tuple[Transform, ...] | None = None,
+    norm: BallNorm = "linf",
+    loss: Loss | None = None,
+    target_class: Wanted | None = None,
+    parts: Mapping[str, View | Transform] | None = None,
     seed: int = 0,
     name: str = "",
 ) -> Attack:
     """The attack that a combination names, with published defaults where nothing else is said.
 
     Args:
-        combination: `noise`, or a base (`i` for I-FGSM, `mi` for MI-FGSM) and transforms, joined by `+`: `gnp+mi`.
-        epsilon: The L∞ budget on [0, 1].
-        steps: T.
+        combination: `noise`; or one base (`fgsm`, `i`, `pgd`, `mi`, `ni`), views (`di`, `si`, `admix`) and transforms
+            (`gnp`, `ti`, `vt`, `pgn`, `rap`), joined by `+`: `gnp+mi+di+ti`. Views are applied to the image in this
+            order; of transforms the first is innermost.
+        epsilon: The budget on [0, 1].
+        steps: T; 10 by default, and always 1 for `fgsm`.
         step_size: α; ε/T by default.
-        decay: μ; by default the base's, 0 for `i` and 1 for `mi`.
-        transforms: Spelled out, innermost first, they replace those that the combination names by their defaults.
+        decay: μ; by default the base's, 1 for `mi` and `ni` and 0 for the others.
+        norm: Of the ball.
+        loss: What is raised; cross-entropy by default.
+        target_class: Which class is wanted; by default none.
+        parts: Views and transforms that the combination names, with settings of their own.
         seed: Seed of every draw.
         name: What results call the attack; by default the combination.
 
     Raises:
         ValueError: The combination, or a number, cannot be.
     """
-    if not 0 < epsilon <= 1:
-        raise ValueError(f'epsilon = {epsilon}: must lie in (0, 1], for pixels in [0, 1]; for example "16/255"')
-    if epsilon < Fraction(1, 255):
-        raise ValueError(f"epsilon = {epsilon}: below 1/255 no stored 8-bit image can change")
-    parts = combination.split("+")
+    _require_budget(epsilon, norm)
     if len(name or combination) > 100:
         raise ValueError(f"name = {(name or combination)[:30]!r}…: longer than 100 characters")
-    if parts == ["noise"]:
-        if step_size is not None or decay is not None or transforms is not None:
-            raise ValueError("attack = 'noise': takes an epsilon, and no step_size, decay or transform")
-        return Noise(name or combination, epsilon, seed)
-    bases = [part for part in parts if part in _DECAYS]
-    unknown = [part for part in parts if part not in _DECAYS and part not in _TRANSFORMS]
-    if unknown or len(bases) != 1 or len(set(parts)) != len(parts):
-        raise ValueError(
-            f"attack = {combination!r}: expected noise, or one of {', '.join(_DECAYS)} with any of "
-            f'{", ".join(_TRANSFORMS)}, joined by +; for example "gnp+mi"'
-        )
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: must be at least 1")
-    if step_size is not None and not 0 < step_size <= 1:
-        raise ValueError(f"step_size = {step_size}: must lie in (0, 1], for pixels in [0, 1]")
+    parts, names = parts or {}, combination.split("+")
+    base = "" if names == ["noise"] else _base(combination, names)
+    for part in parts:
+        if part not in names:
+            raise ValueError(
+                f'{part} is set, but attack = {combination!r} does not name it; write "{part}+{combination}"'
+            )
+    if not base:
+        given = {"steps": steps, "step_size": step_size, "decay": decay, "loss": loss, "target_class": target_class}
+        for field, value in given.items():
+            if value is not None:
+                raise ValueError(f"attack = 'noise': takes no {field}")
+        return Noise(name or combination, epsilon, norm, seed)
+    steps = _steps(base, steps)
+    if step_size is not None and not 0 < step_size <= _most(norm):
+        raise ValueError(f"step_size = {step_size}: must lie in (0, {_most(norm)}], for pixels in [0, 1]")
     if decay is not None and not 0 <= decay < math.inf:
         raise ValueError(f"decay = {decay}: must be a number from 0")
-    if transforms is None:
-        transforms = tuple(_TRANSFORMS[part]() for part in parts if part in _TRANSFORMS)
+    if isinstance(target_class, int) and target_class < 0:
+        raise ValueError(f"target_class = {target_class}: must be a class index from 0")
+    made = {part: parts.get(part) or {**VIEWS, **TRANSFORMS}[part]() for part in names if part != base}
+    settings = {**BASES[base], **({} if decay is None else {"decay": decay})}
     return Iterative(
         name=name or combination,
         epsilon=epsilon,
         steps=steps,
         step_size=epsilon / steps if step_size is None else step_size,
-        decay=_DECAYS[bases[0]] if decay is None else decay,
-        transforms=transforms,
+        norm=norm,
+        loss=loss or "cross-entropy",
+        target_class=target_class,
+        views=tuple(part for part in made.values() if isinstance(part, get_args(View))),
+        transforms=tuple(part for part in made.values() if isinstance(part, get_args(Transform))),
         seed=seed,
+        **settings,
     )
 
 
@@ -84,6 +121,41 @@ def provenance(attack: Attack) -> dict[str, Any]:
     """Everything that determines an attack's pixels, as JSON values: what is stored, fingerprinted and reported."""
     described: dict[str, Any] = _plain(attack)
     return {"version": VERSION, **described}
+
+
+def _base(combination: str, names: list[str]) -> str:
+    bases = [name for name in names if name in BASES]
+    unknown = [name for name in names if name not in BASES and name not in VIEWS and name not in TRANSFORMS]
+    if unknown or len(bases) != 1 or len(set(names)) != len(names):
+        raise ValueError(
+            f"attack = {combination!r}: expected noise, or one of {', '.join(BASES)} with any of "
+            f'{", ".join([*VIEWS, *TRANSFORMS])}, each once, joined by +; for example "gnp+mi+di+ti"'
+        )
+    return bases[0]
+
+
+def _steps(base: str, steps: int | None) -> int:
+    if base == "fgsm":
+        if steps not in (None, 1):
+            raise ValueError(f"steps = {steps}: fgsm takes one; i takes more")
+        return 1
+    if steps is not None and not 1 <= steps <= 100_000:
+        raise ValueError(f"steps = {steps}: must be at least 1, and at most 100000")
+    return 10 if steps is None else steps
+
+
+def _most(norm: BallNorm) -> int:
+    # Pixels lie in [0, 1]: no two differ by more than 1, no two images of 577 x 577 by more than 1,000 in L2.
+    return 1 if norm == "linf" else 1000
+
+
+def _require_budget(epsilon: Fraction, norm: BallNorm) -> None:
+    if not 0 < epsilon <= _most(norm):
+        raise ValueError(
+            f'epsilon = {epsilon}: must lie in (0, {_most(norm)}], for pixels in [0, 1]; for example "16/255"'
+        )
+    if epsilon < Fraction(1, 255):
+        raise ValueError(f"epsilon = {epsilon}: below 1/255 no stored 8-bit image can change")
 
 
 def _plain(value: Any) -> Any:

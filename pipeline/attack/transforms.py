@@ -1,7 +1,8 @@
 """Transforms of the gradient function: `Gradient -> Gradient`.
 
 Each is a frozen dataclass that is its own configuration, provenance and behaviour. A transform wraps the function and
-not its value, because it may have to evaluate it elsewhere.
+not its value, because it may have to evaluate it elsewhere. What it remembers from step to step is made anew for each
+batch. `cost` is how many gradients it takes for one.
 """
 
 import math
@@ -10,11 +11,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from pipeline.attack.batch import Batch
 from pipeline.attack.gradient import Gradient
 
 Form = Literal["literal", "backward", "central", "exact", "look-ahead"]
 Norm = Literal["l2", "mean-abs"]
+Kernel = Literal["gaussian", "uniform", "linear"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,17 @@ class GradientNormPenalty:
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta = {self.beta}: must be a number from 0")
 
-    def __call__(self, gradient: Gradient) -> Gradient:
+    @property
+    def cost(self) -> int:
+        """Gradients for one; the exact form's product counts as one more."""
+        return 3 if self.form == "central" else 2
+
+    def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
         """The penalised gradient function."""
+        del batch
         beta = self.beta
+        if not beta:  # not even its draws
+            return gradient
 
         def penalised(images: Tensor) -> Tensor:
             if self.form == "exact":
@@ -99,4 +111,212 @@ class GradientNormPenalty:
         return self.r * scaled / norm.clamp_min(tiny).view(-1, 1, 1, 1)
 
 
-Transform = GradientNormPenalty
+@dataclass(frozen=True)
+class Smoothing:
+    """Convolves the gradient with a kernel: the gradient of the loss averaged over small translations.
+
+        W ∗ ∇ℓ(x),  W separable, of sum 1, zero-padded
+
+        gaussian    exp(−i²/2σ²), the density at `size` even places from −3σ to 3σ, as published
+        uniform     1
+        linear      1 − |i|/(k+1), k = (size − 1)/2
+
+    Attributes:
+        kernel: Which.
+        size: Its side in pixels, odd.
+
+    References:
+        Dong et al., "Evading Defenses to Transferable Adversarial Examples by Translation-Invariant Attacks", CVPR
+        2019, arXiv 1904.02884, eq. 7 and section 3.3 (TI-FGSM); Gaussian, 15.
+    """
+
+    kernel: Kernel = "gaussian"
+    size: int = 15
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.size <= 101 and self.size % 2):
+            raise ValueError(f"size = {self.size}: must be an odd number from 1 to 101")
+
+    @property
+    def cost(self) -> int:
+        """Gradients for one."""
+        return 1
+
+    def line(self) -> Tensor:
+        """The kernel's factor along either axis, (size,) float64 of sum 1."""
+        half = (self.size - 1) // 2
+        offsets = torch.arange(-half, half + 1, dtype=torch.float64)
+        if self.kernel == "gaussian":
+            weights = (-((3 * offsets / max(1, half)) ** 2) / 2).exp()
+        elif self.kernel == "linear":
+            weights = 1 - offsets.abs() / (half + 1)
+        else:
+            weights = torch.ones_like(offsets)
+        return weights / weights.sum()
+
+    def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
+        """The smoothed gradient function."""
+        del batch
+
+        def smoothed(images: Tensor) -> Tensor:
+            line = self.line().to(images)
+            along = line.view(1, 1, 1, -1).expand(3, 1, 1, -1)
+            half = self.size // 2
+            across = F.conv2d(gradient(images), along, padding=(0, half), groups=3)
+            return F.conv2d(across, along.mT, padding=(half, 0), groups=3)
+
+        return smoothed
+
+
+@dataclass(frozen=True)
+class VarianceTuning:
+    """Adds how the gradient differed around the last step's point.
+
+        g ← ∇ℓ(x_t) + v_{t−1},    v_t = mean over N of ∇ℓ(x_t + u_i) − ∇ℓ(x_t),   u_i even in [−ρε, ρε]
+
+    Wrapped by another transform, it is asked for several points a step: v is measured around the first, the iterate,
+    and added at all.
+
+    Attributes:
+        samples: N.
+        radius: ρ, in units of ε.
+
+    References:
+        Wang and He, "Enhancing the Transferability of Adversarial Attacks through Variance Tuning", CVPR 2021, arXiv
+        2103.15571, eq. 8 and algorithm 1 (VMI-, VNI-FGSM); N = 20, ρ = 1.5.
+    """
+
+    samples: int = 20
+    radius: float = 1.5
+
+    def __post_init__(self) -> None:
+        _require_neighbours(self.samples, self.radius)
+
+    @property
+    def cost(self) -> int:
+        """Gradients for one, but in the last step, whose variance nobody reads: 1."""
+        return 1 + self.samples
+
+    def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
+        """The tuned gradient function."""
+        step, variance, upcoming = -1, torch.zeros(()), torch.zeros(())
+
+        def tuned(images: Tensor) -> Tensor:
+            nonlocal step, variance, upcoming
+            here = gradient(images)
+            if batch.draws.step != step:
+                step, variance = batch.draws.step, upcoming.to(here)
+                if not batch.last:
+                    around = _mean_over_neighbours(gradient, images.detach(), batch, self.samples, self.radius)
+                    upcoming = around - here.detach()
+            return here + variance
+
+        return tuned
+
+
+@dataclass(frozen=True)
+class PenalisedNeighbours:
+    """PGN: the penalised gradient averaged over neighbours, in search of a flat maximum.
+
+        g ← mean over N of (1−β)·∇ℓ(x_i) + β·∇ℓ(x_i − α·∇ℓ(x_i)/mean|∇ℓ(x_i)|),    x_i = x + u_i,  u_i even in [−ρε, ρε]
+
+    It is the gradient norm penalty in its backward form with r = α, by the mean-abs norm, at N neighbours.
+
+    Attributes:
+        samples: N.
+        radius: ρ, in units of ε.
+        beta: β, which the paper calls δ.
+
+    References:
+        Ge et al., "Boosting Adversarial Transferability by Achieving Flat Local Maxima", NeurIPS 2023, arXiv
+        2306.05225, algorithm 1; N = 20, ρ = 3, β = 0.5.
+    """
+
+    samples: int = 20
+    radius: float = 3.0
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_neighbours(self.samples, self.radius)
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta = {self.beta}: must lie in [0, 1]")
+
+    @property
+    def cost(self) -> int:
+        """Gradients for one."""
+        return 2 * self.samples
+
+    def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
+        """The averaged, penalised gradient function."""
+        penalty = GradientNormPenalty(form="backward", norm="mean-abs", r=batch.step_size, beta=self.beta)
+        penalised = penalty(gradient, batch)
+        return lambda images: _mean_over_neighbours(penalised, images, batch, self.samples, self.radius)
+
+
+@dataclass(frozen=True)
+class ReversePerturbation:
+    """RAP: the gradient at the worst point nearby, found by descending, so that the attack holds in a neighbourhood.
+
+        n ← 0;   K times: n ← clip(n − η·sign ∇ℓ(x + n), ±ε_n);    g = ∇ℓ(x + n)
+
+    Attributes:
+        epsilon: ε_n, on [0, 1].
+        steps: K.
+        step_size: η, on [0, 1].
+        late_start: The share of the attack's steps that pass before it sets in.
+
+    References:
+        Qin et al., "Boosting the Transferability of Adversarial Attacks with Reverse Adversarial Perturbation", NeurIPS
+        2022, arXiv 2210.05968, algorithm 1 (RAP-LS); ε_n = 16/255, K = 8, η = 2/255, from step 100 of 400 on.
+    """
+
+    epsilon: float = 16 / 255
+    steps: int = 8
+    step_size: float = 2 / 255
+    late_start: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "step_size"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must lie in (0, 1], for pixels in [0, 1]")
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps = {self.steps}: must be a whole number from 1 to 1000")
+        if not 0 <= self.late_start <= 1:
+            raise ValueError(f"late_start = {self.late_start}: must lie in [0, 1]")
+
+    @property
+    def cost(self) -> int:
+        """Gradients for one, once it has set in."""
+        return 1 + self.steps
+
+    def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
+        """The gradient function at the reverse perturbation."""
+
+        def reversed_(images: Tensor) -> Tensor:
+            reverse = torch.zeros_like(images)
+            if batch.draws.step >= self.late_start * batch.steps:
+                for _ in range(self.steps):
+                    descent = gradient(images.detach() + reverse).sign()
+                    reverse = (reverse - self.step_size * descent).clamp(-self.epsilon, self.epsilon)
+            return gradient(images + reverse)
+
+        return reversed_
+
+
+Transform = GradientNormPenalty | Smoothing | VarianceTuning | PenalisedNeighbours | ReversePerturbation
+
+
+def _mean_over_neighbours(gradient: Gradient, images: Tensor, batch: Batch, samples: int, radius: float) -> Tensor:
+    """The mean gradient over points drawn evenly from the cube of half-side radius·ε around each image."""
+    reach, total = radius * batch.epsilon, torch.zeros_like(images)
+    for _ in range(samples):
+        moved = batch.draws.uniform(*images.shape[1:], low=-reach, high=reach)
+        total = total + gradient(images + moved.to(images.dtype))
+    return total / samples
+
+
+def _require_neighbours(samples: int, radius: float) -> None:
+    if not 1 <= samples <= 1000:
+        raise ValueError(f"samples = {samples}: must be a whole number from 1 to 1000")
+    if not 0 < radius <= 255:
+        raise ValueError(f"radius = {radius}: must be positive, and at most 255, in units of epsilon")

@@ -90,7 +90,8 @@ def run(
     listed = _failures(plan, ledger, plan_id, committed, retry=retry_failed)
     office, failed, stopped = None, dict[str, str](), False
     if _left(plan, committed, listed):
-        for model in {model.weights: model for model in (*plan.sources, *plan.targets)}.values():
+        networks = [member for source in plan.sources for member in source.members] + list(plan.targets)
+        for model in {model.weights: model for model in networks}.values():
             weights.load(model, storage, classes=plan.job.data.classes)  # what cannot be loaded fails here, by name
         sizing = size(pools, connect(address))
         log.info("%s", sizing)

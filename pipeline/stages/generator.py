@@ -4,18 +4,20 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from pipeline import batches, codec, models, parts, score, shards
+from pipeline import batches, codec, parts, score, shards, weights
+from pipeline.attack.batch import Pool
 from pipeline.attack.recipe import Attack, provenance
 from pipeline.errors import SampleError, ShardError
 from pipeline.ledger import Committed, Unit
 from pipeline.parts import Images
 from pipeline.plan import Item, item_parts, scopes
-from pipeline.sample import Part, Rejected
+from pipeline.sample import Part, Rejected, Sample
 from pipeline.shards import Shard
 from pipeline.stages.stage import Failures, Made, Stage
 
@@ -27,7 +29,7 @@ class Generator(Stage):
 
     def open(self) -> None:
         """Starts without a model: the first item says which source is wanted."""
-        self._loaded: tuple[str, models.Classifier] | None = None
+        self._loaded: tuple[str, nn.Module] | None = None
 
     def run(self, item: Item, *, attempt: int = 1) -> Made:
         """Makes what is missing of an item's originals and attacks; `made` says how far it has come.
@@ -110,9 +112,7 @@ class Generator(Stage):
     def _make_original(self, unit: Unit, shard: Shard, indices: range, item: Item, attempt: int) -> Images:
         """Decodes, prepares and commits a part; what stands in the store afterwards is what is attacked."""
         spec, started = self.plan.job.data, time.monotonic()
-        keys: list[str] = []
-        labels: list[int] = []
-        kept: list[Tensor] = []
+        kept: list[tuple[Sample, Tensor]] = []
         quarantined: list[Rejected] = []
         chosen = 0
         for sample in shard.samples(indices, classes=spec.classes):
@@ -122,19 +122,15 @@ class Generator(Stage):
             try:
                 if isinstance(sample, Rejected):
                     raise SampleError(sample.reason)
-                kept.append(codec.decode(sample.image, spec.preparation))
-                keys.append(sample.key)
-                labels.append(sample.label)
+                pixels = codec.decode(sample.image, spec.preparation)
+                kept.append((replace(sample, image=b""), pixels))  # the file is not needed any more
             except SampleError as error:
                 quarantined.append(Rejected(sample.key, str(error)))
-        images = parts.stack(keys, labels, kept)
-        tar = shards.write(
-            {"__key__": key, "png": codec.encode(pixels), "cls": str(label).encode()}
-            for key, label, pixels in zip(keys, labels, kept, strict=True)
-        )
+        images = parts.stack([sample for sample, _ in kept], [pixels for _, pixels in kept])
+        tar = parts.files(images, images.pixels)
         facts = {
             "n_in": chosen,
-            "n_ok": len(keys),
+            "n_ok": len(kept),
             "n_not_chosen": len(indices) - chosen,
             "n_quarantined": len(quarantined),
             "quarantined": [{"key": rejected.key, "reason": rejected.reason} for rejected in quarantined],
@@ -152,55 +148,81 @@ class Generator(Stage):
         return images if marker.fact("pixels_sha256") == facts["pixels_sha256"] else self._stored(unit)
 
     def _attack(
-        self, unit: Unit, attack: Attack, source: models.Classifier, images: Images, clean: Tensor, attempt: int
+        self, unit: Unit, attack: Attack, source: nn.Module, images: Images, clean: Tensor, attempt: int
     ) -> None:
         started = time.monotonic()
-        pixels, batch_size = self._adversarial(attack, source, images)
+        wanted = self._wanted(attack, source, images)
+        pixels, batch_size = self._adversarial(attack, source, images, wanted)
         fooled = self._predict(source, pixels, images.labels)
         described = provenance(attack)
-        name = next(model.spec.name for model in self.plan.sources if model.id == unit.source)
-        rows = zip(
+        model = next(model for model in self.plan.sources if model.id == unit.source)
+        told = zip(
             images.keys, images.labels.tolist(), images.pixels, pixels, clean.tolist(), fooled.tolist(), strict=True
         )
-        tar = shards.write(
+        extra = [
             {
-                "__key__": key,
-                "png": codec.encode(adversarial),
-                "cls": str(label).encode(),
-                "json": json.dumps(
-                    {
-                        "key": key,
-                        "label": label,
-                        "source": name,
-                        "attack": described,
-                        "epsilon": float(attack.epsilon),
-                        "seed": attack.seed,
-                        "source_prediction_clean": before,
-                        "source_prediction_adversarial": after,
-                        **_distances(original, adversarial),
-                    },
-                    sort_keys=True,
-                ).encode(),
+                "key": key,
+                "label": label,
+                "source": model.spec.name,
+                "attack": described,
+                "epsilon": float(attack.epsilon),
+                "seed": attack.seed,
+                "source_prediction_clean": before,
+                "source_prediction_adversarial": after,
+                **_distances(original, adversarial),
             }
-            for key, label, original, adversarial, before, after in rows
+            for key, label, original, adversarial, before, after in told
+        ]
+        tar = parts.files(
+            replace(images, target_classes=wanted),
+            pixels,
+            [{"json": json.dumps(each, sort_keys=True).encode()} for each in extra],
         )
         facts = {
             "n": len(images.keys),
             "attack": described,
-            "source": next(model.identity for model in self.plan.sources if model.id == unit.source),
+            "gradients": attack.gradients,
+            "source": model.identity,
             "pixels_sha256": codec.pixels_sha256(pixels),
             "original_pixels_sha256": codec.pixels_sha256(images.pixels),
             **self.circumstances(batch_size=batch_size, started=started, attempt=attempt),
         }
         self.ledger.commit(unit, tar, "tar", facts)
 
-    def _adversarial(self, attack: Attack, source: models.Classifier, images: Images) -> tuple[Tensor, int]:
+    def _wanted(self, attack: Attack, source: nn.Module, images: Images) -> Tensor:
+        """The classes that an attack is to reach, (N,) int64; −1 throughout where it is untargeted.
+
+        Raises:
+            ShardError: The attack wants the shard's own, and an image has none.
+        """
+        none = torch.full_like(images.labels, -1)
+        if attack.target_class is None:
+            return none
+        if attack.target_class == "shard" and (images.target_classes < 0).any():
+            key = images.keys[int((images.target_classes < 0).int().argmax())]
+            raise ShardError(f"sample {key!r} has no target class, which {attack.name} wants; add a file {key}.target")
+
+        def of_batch(batch: slice) -> Tensor:
+            pixels, labels, given = (
+                whole[batch].to(self.device) for whole in (images.pixels, images.labels, images.target_classes)
+            )
+            found = attack.target_classes(source, codec.to_float(pixels), labels, images.keys[batch], given)
+            assert found is not None
+            return found.cpu()
+
+        made, _ = batches.run(of_batch, len(images.keys), self.plan.job.batch_size)
+        return torch.cat([none[:0], *made])
+
+    def _adversarial(self, attack: Attack, source: nn.Module, images: Images, wanted: Tensor) -> tuple[Tensor, int]:
         """The attack on every image, as stored: (N, 3, H, W) uint8; and the batch size that fitted."""
+        pool = Pool(images.pixels, images.labels)  # the part, so that what is mixed in does not depend on the batch
 
         def attack_batch(batch: slice) -> Tensor:
             pixels, labels = images.pixels[batch].to(self.device), images.labels[batch].to(self.device)
-            adversarial = attack(source, codec.to_float(pixels), labels, images.keys[batch])
-            return codec.quantise(adversarial, pixels, attack.epsilon).cpu()
+            classes = None if attack.target_class is None else wanted[batch].to(self.device)
+            floats = codec.to_float(pixels)
+            adversarial = attack(source, floats, labels, images.keys[batch], target_classes=classes, pool=pool)
+            return codec.quantise(adversarial, pixels, attack.epsilon, attack.norm).cpu()
 
         made, batch_size = batches.run(attack_batch, len(images.keys), self.plan.job.batch_size)
         return torch.cat([images.pixels[:0], *made]), batch_size
@@ -209,11 +231,13 @@ class Generator(Stage):
         size = self.plan.job.batch_size
         return score.predict(source, pixels, labels, batch_size=size, device=self.device).prediction
 
-    def _source(self, identity: str) -> models.Classifier:
+    def _source(self, identity: str) -> nn.Module:
         if self._loaded is None or self._loaded[0] != identity:
             model = next(model for model in self.plan.sources if model.id == identity)
             self._loaded = None  # the old one is let go before the new one is loaded
-            self._loaded = (identity, self.load(model))
+            storage, classes = self.ledger.storage, self.plan.job.data.classes
+            source = weights.load_source(model, storage, classes=classes, device=self.device)
+            self._loaded = (identity, source)
         return self._loaded[1]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from pipeline import codec, parts, results, score
+from pipeline import codec, parts, results, score, weights
 from pipeline.ledger import Marker, Unit
+from pipeline.models import TargetSpec
 from pipeline.parts import Images
 from pipeline.plan import Item, item_parts, scopes
 from pipeline.stages.stage import Failures, Made, Stage
@@ -22,7 +23,10 @@ class Scorer(Stage):
 
     def open(self) -> None:
         """Loads every target."""
-        self.targets = [(model, self.load(model)) for model in self.plan.targets]
+        storage, classes = self.ledger.storage, self.plan.job.data.classes
+        self.targets = [
+            (model, weights.load(model, storage, classes=classes).to(self.device)) for model in self.plan.targets
+        ]
 
     def run(self, item: Item, *, attempt: int = 1) -> Made:
         """Scores what is committed of an item and not scored yet; `made` says how far it has come.
@@ -59,8 +63,15 @@ class Scorer(Stage):
     def _score(self, marker: Marker, model: Model, network: nn.Module, images: Images, attempt: int) -> None:
         started = time.monotonic()
         unit = replace(marker.unit, target=model.id)
+        target = model.spec
+        assert isinstance(target, TargetSpec)
         said = score.predict(
-            network, images.pixels, images.labels, batch_size=self.plan.job.batch_size, device=self.device
+            network,
+            images.pixels,
+            images.labels,
+            batch_size=self.plan.job.batch_size,
+            device=self.device,
+            behind=score.Behind(target.defenses, target.defense_seed, images.keys),
         )
         columns: dict[str, Any] = {
             "dataset": unit.dataset,
@@ -70,11 +81,13 @@ class Scorer(Stage):
             "label": images.labels.numpy(),
             "target": model.spec.name,
             "target_id": unit.target,
-            "policy": model.spec.policy,
+            "policy": target.policy,
+            "defense": target.defense,
             "weights_sha256": model.digest,
             "pixels_sha256": [codec.pixels_sha256(pixels) for pixels in images.pixels],
             "prediction": said.prediction.numpy(),
             "label_probability": said.label_probability.numpy(),
+            "abstained": said.abstained.numpy(),
         }
         schema = results.CLEAN
         if unit.attack:
@@ -86,7 +99,8 @@ class Scorer(Stage):
                 "attack": attack.name,
                 "attack_id": unit.attack,
                 "epsilon": float(attack.epsilon),
-                "target_class": None,
+                "norm": attack.norm,
+                "target_class": [None if wanted < 0 else wanted for wanted in images.target_classes.tolist()],
             }
         facts = {
             "n": len(images.keys),

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from pipeline import __version__, models, weights
+from pipeline import __version__
 from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, ShardError
 from pipeline.ledger import Ledger
 from pipeline.plan import Item, Plan
-from pipeline.weights import Model
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +71,6 @@ class Stage(ABC):
     @abstractmethod
     def run(self, item: Item, *, attempt: int = 1) -> Made:
         """Makes what is missing of an item; `made` says how far it has come."""
-
-    def load(self, model: Model) -> models.Classifier:
-        """A model of the plan on this stage's device, from its weights in the store."""
-        return weights.load(model, self.ledger.storage, classes=self.plan.job.data.classes).to(self.device)
 
     def require_going_on(self) -> None:
         """Asked between two units.

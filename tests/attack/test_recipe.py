@@ -15,7 +15,7 @@ def test_names_stand_for_published_defaults() -> None:
     assert build("gnp+mi", epsilon=EPSILON, steps=10) == Iterative(
         "gnp+mi", EPSILON, 10, EPSILON / 10, decay=1.0, transforms=(GradientNormPenalty("literal", "l2", 0.01, 0.8),)
     )
-    assert build("noise", epsilon=EPSILON, steps=10, seed=3) == Noise("noise", EPSILON, 3)
+    assert build("noise", epsilon=EPSILON, seed=3) == Noise("noise", EPSILON, seed=3)
 
 
 def test_provenance_is_json_and_tells_attacks_apart() -> None:
@@ -31,7 +31,7 @@ def test_provenance_is_json_and_tells_attacks_apart() -> None:
 @pytest.mark.parametrize(
     ("combination", "settings", "message"),
     [
-        ("gnp", {}, "expected noise, or one of i, mi"),
+        ("gnp", {}, "expected noise, or one of fgsm, i, pgd, mi, ni"),
         ("gpn+mi", {}, "gpn"),
         ("mi+i", {}, "expected"),
         ("mi+mi", {}, "expected"),
@@ -44,9 +44,9 @@ def test_provenance_is_json_and_tells_attacks_apart() -> None:
         ("mi", {"decay": -1.0}, "decay = -1"),
         ("mi", {"decay": float("nan")}, "decay = nan"),
         ("mi", {"name": "x" * 101}, "longer than 100"),
-        ("noise", {"decay": 1.0}, "takes an epsilon, and no"),
+        ("noise", {"decay": 1.0}, "takes no decay"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(combination: str, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build(combination, **{"epsilon": EPSILON, "steps": 10, **settings})  # type: ignore[arg-type]
+        build(combination, **{"epsilon": EPSILON, **settings})  # type: ignore[arg-type]

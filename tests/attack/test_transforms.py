@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from pipeline.attack.gradient import Gradient, loss_gradient
+from pipeline.attack.losses import objective
 from pipeline.attack.transforms import Form, GradientNormPenalty, Norm
-from tests.samples import attack
+from tests.samples import attack, batch
 
 PENALTY_FORMS: tuple[Form, ...] = ("literal", "backward", "central", "exact")
 
@@ -42,7 +43,7 @@ def test_on_a_quadratic_every_form_is_the_closed_form(form: Form, norm: Norm) ->
     here = gradient(images)
     step = 0.3 * unit_step(here, norm)
     closed = here - 0.8 * (step.flatten(1) @ hessian).view_as(here)
-    torch.testing.assert_close(penalty(gradient)(images), closed, atol=1e-6, rtol=0)
+    torch.testing.assert_close(penalty(gradient, batch())(images), closed, atol=1e-6, rtol=0)
 
 
 def test_look_ahead_on_a_quadratic_rewards_the_norm() -> None:
@@ -50,7 +51,7 @@ def test_look_ahead_on_a_quadratic_rewards_the_norm() -> None:
     here = gradient(images)
     step = 0.01 * unit_step(here, "mean-abs")
     closed = (1 + 2 * 0.8) * here + 0.8 * (step.flatten(1) @ hessian).view_as(here)
-    found = GradientNormPenalty(form="look-ahead", norm="mean-abs")(gradient)(images)
+    found = GradientNormPenalty(form="look-ahead", norm="mean-abs")(gradient, batch())(images)
     torch.testing.assert_close(found, closed, atol=1e-9, rtol=0)
 
 
@@ -60,8 +61,8 @@ def test_differences_approach_the_exact_form_at_their_order(form: Form, order: i
     images = torch.randn(2, 3, 2, 2, dtype=torch.float64)
 
     def error(r: float) -> float:
-        exact = GradientNormPenalty(form="exact", r=r)(smooth)(images)
-        return float((GradientNormPenalty(form=form, r=r)(smooth)(images) - exact).abs().max())
+        exact = GradientNormPenalty(form="exact", r=r)(smooth, batch())(images)
+        return float((GradientNormPenalty(form=form, r=r)(smooth, batch())(images) - exact).abs().max())
 
     assert error(1e-2) / error(5e-3) == pytest.approx(2**order, rel=0.05)
 
@@ -73,7 +74,7 @@ def test_the_exact_form_is_the_gradient_of_the_penalised_loss() -> None:
     norm = smooth(images).norm()
     (of_norm,) = torch.autograd.grad(beta * r * norm, images)
     expected = smooth(images.detach()) - of_norm
-    found = GradientNormPenalty(form="exact", r=r, beta=beta)(smooth)(images.detach())
+    found = GradientNormPenalty(form="exact", r=r, beta=beta)(smooth, batch())(images.detach())
     torch.testing.assert_close(found, expected)
     assert not found.requires_grad
 
@@ -81,9 +82,9 @@ def test_the_exact_form_is_the_gradient_of_the_penalised_loss() -> None:
 @pytest.mark.parametrize("form", PENALTY_FORMS)
 def test_penalties_nest_in_any_form(form: Form) -> None:
     gradient, _, images = quadratic()
-    inner = GradientNormPenalty(form=form, beta=0.3)(gradient)
-    exact = GradientNormPenalty(form="exact", r=1e-6)(inner)(images)
-    literal = GradientNormPenalty(form="literal", r=1e-6)(inner)(images)
+    inner = GradientNormPenalty(form=form, beta=0.3)(gradient, batch())
+    exact = GradientNormPenalty(form="exact", r=1e-6)(inner, batch())(images)
+    literal = GradientNormPenalty(form="literal", r=1e-6)(inner, batch())(images)
     torch.testing.assert_close(exact, literal, atol=1e-6, rtol=1e-6)
 
 
@@ -100,7 +101,7 @@ def network() -> torch.nn.Module:
 def test_beta_zero_is_bit_identical_to_the_base_attack(form: Form, norm: Norm) -> None:
     images, labels = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
     penalty = GradientNormPenalty(form=form, norm=norm, beta=0.0)
-    base, penalised = attack("mi", steps=4), attack("mi", steps=4, transforms=(penalty,))
+    base, penalised = attack("mi", steps=4), attack("gnp+mi", steps=4, parts={"gnp": penalty})
     keys = ["a", "b", "c"]
     assert torch.equal(base(network(), images, labels, keys), penalised(network(), images, labels, keys))
 
@@ -110,8 +111,12 @@ def test_an_image_does_not_depend_on_its_batch(form: Form) -> None:
     model = network().double()
     images, labels = torch.rand(4, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
     transform = GradientNormPenalty(form=form, norm="mean-abs")
-    together = transform(loss_gradient(model, labels))(images)
-    alone = transform(loss_gradient(model, labels[2:3]))(images[2:3])
+
+    def penalised(images: Tensor, labels: Tensor) -> Tensor:
+        gradient = loss_gradient(model, objective("cross-entropy", labels), (), batch(labels))
+        return transform(gradient, batch(labels))(images)
+
+    together, alone = penalised(images, labels), penalised(images[2:3], labels[2:3])
     torch.testing.assert_close(together[2:3], alone, atol=1e-12, rtol=1e-9)
 
 
@@ -126,7 +131,7 @@ def test_the_step_is_as_long_whatever_the_gradients_scale(norm: Norm, scale: flo
 
 def test_a_zero_gradient_stays_zero() -> None:
     for form in get_args(Form):
-        found = GradientNormPenalty(form=form)(lambda images: images * 0)(torch.zeros(1, 3, 2, 2))
+        found = GradientNormPenalty(form=form)(lambda images: images * 0, batch())(torch.zeros(1, 3, 2, 2))
         assert torch.equal(found, torch.zeros(1, 3, 2, 2))
 
 

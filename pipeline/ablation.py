@@ -1,0 +1,209 @@
+"""One attack over a grid of its settings: transfer and source success at every point, as a table and as one figure."""
+
+import io
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import matplotlib.figure
+
+from pipeline.attack.recipe import TRANSFORMS, VIEWS
+from pipeline.errors import RecipeError
+from pipeline.ledger import Ledger, Unit
+from pipeline.report import Denominator, Rate, Report
+
+Value = str | float | int
+# What a figure has room for: along a panel, a line's colour, rows and columns of panels.
+_MOST_AXES = 4
+_NAMES = {part.__name__: name for name, part in {**VIEWS, **TRANSFORMS}.items()}
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One attack of the grid, from one source.
+
+    Attributes:
+        dataset: Identity of the images.
+        source: Name of the model attacked.
+        attack: Name of the attack.
+        settings: What tells it from the others: setting → value.
+        white_box: Success on the source itself, where it is among the targets.
+        transfer: Success on all other targets together: images times targets, which are not independent of each other.
+    """
+
+    dataset: str
+    source: str
+    attack: str
+    settings: dict[str, Value]
+    white_box: Rate
+    transfer: Rate
+
+
+def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denominator = "target") -> list[Point]:
+    """Every attack of a grid, with what tells them apart.
+
+    Args:
+        ledger: The store.
+        report: Of the store.
+        attack: The grid's name: `gnp+mi` for `gnp+mi[gnp.beta=0.4]` and its like.
+        denominator: Which images count.
+
+    Raises:
+        RecipeError: The store holds no such grid.
+    """
+    rows = [row for row in report.success if row.attack.startswith(f"{attack}[")]
+    settings, digests = _settings(ledger), _digests(ledger)
+    named = {row.attack_id: settings[row.attack_id] for row in rows}
+    varying = {
+        name for one in named.values() for name in one if len({str(each.get(name)) for each in named.values()}) > 1
+    }
+    if not rows or not varying:
+        raise RecipeError(
+            f"attack {attack!r}: {ledger.storage.url} holds no grid of that name; gnp report names the attacks"
+        )
+    found: dict[tuple[str, str, str], Point] = {}
+    for row in rows:
+        own = digests[row.source_id] == digests[row.target_id]
+        rate, none = row.rates[denominator], Rate(0, 0)
+        told = {name: value for name, value in named[row.attack_id].items() if name in varying}
+        point = Point(row.dataset, row.source, row.attack, told, rate if own else none, none if own else rate)
+        key = (row.dataset, row.source_id, row.attack_id)
+        before = found.get(key)
+        found[key] = point if before is None else _sum(before, point)
+    return list(found.values())
+
+
+def axes(grid: Sequence[Point]) -> list[str]:
+    """The settings that vary: those of views and transforms first, and of these the one with the most values."""
+    counts = {name: len({str(point.settings.get(name)) for point in grid}) for name in grid[0].settings}
+    return sorted(counts, key=lambda name: ("." not in name, -counts[name], name))
+
+
+def draw(grid: Sequence[Point]) -> bytes:
+    """The grid as a PNG: success along the first setting, a colour for each value of the second, panels for the others.
+
+    Args:
+        grid: Points of one dataset and source.
+
+    Raises:
+        RecipeError: More settings vary than a figure has room for.
+    """
+    names = axes(grid)
+    if len(names) > _MOST_AXES:
+        raise RecipeError(f"{len(names)} settings vary ({', '.join(names)}): a figure shows {_MOST_AXES}")
+    along, colour, row, column = [*names, "", "", ""][:_MOST_AXES]
+    rows, columns, colours = (_values(grid, name) for name in (row, column, colour))
+    figure = matplotlib.figure.Figure(figsize=(1.2 + 3.4 * len(columns), 1.2 + 2.5 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
+    for (i, down), (j, across) in itertools.product(enumerate(rows), enumerate(columns)):
+        axis = panels[i][j]
+        for k, shade in enumerate(colours):
+            wanted = {row: down, column: across, colour: shade}
+            line = [
+                point
+                for point in grid
+                if all(point.settings.get(name, "") == it for name, it in wanted.items() if name)
+            ]
+            _draw_line(
+                axis, sorted(line, key=lambda point: _order(point.settings[along])), along, _COLOURS[k % 7], f"{shade}"
+            )
+        axis.set_title(", ".join(f"{name} = {it}" for name, it in ((row, down), (column, across)) if name), fontsize=9)
+        axis.set_ylim(0, 1)
+        axis.grid(alpha=0.25)
+    for axis in panels[-1]:
+        axis.set_xlabel(along)
+    for line in panels:
+        line[0].set_ylabel("success")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    title = (
+        f"{colour}; solid: transfer, dotted: the source itself"
+        if colour
+        else "solid: transfer, dotted: the source itself"
+    )
+    figure.legend(
+        handles, labels if colour else [""] * len(labels), title=title, loc="outside lower center", ncols=len(labels)
+    )
+    figure.suptitle(
+        f"{grid[0].attack.partition('[')[0]} from {grid[0].source}, n = {grid[0].transfer.n} images × targets"
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _draw_line(axis: Any, line: Sequence[Point], along: str, colour: str, label: str) -> None:
+    values = [point.settings[along] for point in line]
+    where: Sequence[Any] = values if all(isinstance(value, (int, float)) for value in values) else range(len(values))
+    bands = [point.transfer.interval or (math.nan, math.nan) for point in line]
+    axis.plot(where, [_shown(point.transfer) for point in line], "o-", color=colour, label=label, markersize=4)
+    axis.plot(where, [_shown(point.white_box) for point in line], ":", color=colour)
+    axis.fill_between(where, [low for low, _ in bands], [high for _, high in bands], color=colour, alpha=0.12)
+    axis.set_xticks(where, [str(value) for value in values])
+
+
+def _shown(rate: Rate) -> float:
+    return math.nan if rate.rate is None else rate.rate
+
+
+def _values(grid: Sequence[Point], name: str) -> list[Value]:
+    """The values of a setting, in order; one empty one where there is no such setting."""
+    return sorted({point.settings.get(name, "") for point in grid}, key=_order) if name else [""]
+
+
+def _order(value: Value) -> tuple[float, str]:
+    """Numbers and fractions by size, words after them."""
+    try:
+        return float(Fraction(str(value))), ""
+    except ValueError:
+        return math.inf, str(value)
+
+
+def _sum(one: Point, other: Point) -> Point:
+    return Point(
+        one.dataset,
+        one.source,
+        one.attack,
+        one.settings,
+        one.white_box + other.white_box,
+        one.transfer + other.transfer,
+    )
+
+
+def _settings(ledger: Ledger) -> dict[str, dict[str, Value]]:
+    """Identity of each attack → its settings, flat, as a recipe has them: `steps`, `gnp.beta`."""
+    first: dict[str, Unit] = {unit.attack: unit for unit in ledger.units("adversarial")}
+    return {marker.unit.attack: dict(_flat(marker.fact("attack"))) for marker in ledger.markers(first.values())}
+
+
+def _flat(described: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Value]]:
+    for name, value in described.items():
+        if isinstance(value, list):
+            for part in value:
+                yield from _flat(part, f"{_NAMES[part['kind']]}.")
+        # A step size of ε/T says nothing that ε and T do not.
+        elif name not in ("name", "kind") and not (name == "step_size" and _is_default(described)):
+            yield f"{before}{name}", value
+
+
+def _is_default(described: Mapping[str, Any]) -> bool:
+    return "steps" in described and Fraction(described["step_size"]) * described["steps"] == Fraction(
+        described["epsilon"]
+    )
+
+
+def _digests(ledger: Ledger) -> dict[str, Any]:
+    """Identity of each model → the digest of its weights, None of an ensemble's."""
+    first: dict[str, Unit] = {}
+    for unit in ledger.units("transfer"):
+        first.setdefault(unit.target, unit)
+    targets = {marker.unit.target: marker.fact("target").get("digest") for marker in ledger.markers(first.values())}
+    attacked = {unit.source: unit for unit in ledger.units("adversarial")}
+    sources = {
+        marker.unit.source: marker.fact("source").get("digest", "an ensemble")
+        for marker in ledger.markers(attacked.values())
+    }
+    return {**targets, **sources}

@@ -1,0 +1,46 @@
+"""What views and transforms may know of the images that are attacked together."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pipeline.attack.draws import Draws
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images that others may be mixed with, the same whatever batch an image is in.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8, or float in [0, 1].
+        labels: (N,) int64, true classes.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one call, but for their pixels.
+
+    Attributes:
+        labels: (B,) int64, true classes.
+        draws: Their random numbers; it knows which step the loop is at.
+        pool: What they may be mixed with.
+        epsilon: The budget.
+        step_size: α.
+        steps: T.
+    """
+
+    labels: Tensor
+    draws: Draws
+    pool: Pool
+    epsilon: float
+    step_size: float
+    steps: int
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last step, after which no state is read."""
+        return self.draws.step == self.steps - 1

@@ -1,0 +1,180 @@
+"""Attacks side by side on the same images: what one gains over another, and whether it could be chance.
+
+Two attacks are compared image by image, from one source, at one budget, on one target: only images on which just one
+of them succeeds tell them apart (McNemar). What a gain costs stands beside it: an attack that takes two gradients a
+step is to be set beside the base with twice the steps as well, so every step count of the base is compared.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, norm
+
+from pipeline.ledger import Ledger, Unit
+from pipeline.predictions import Predictions, all_correct, by_part, joint_targets, predictions
+from pipeline.report import CONFIDENCE, Denominator, Rate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One attack against another on the same images.
+
+    Attributes:
+        dataset: Identity of the images.
+        source: Name of the model attacked.
+        epsilon: Budget on [0, 1], of both.
+        norm: Of the budget.
+        target: Name of the model scored.
+        attack: Name of the attack.
+        base: Name of the other.
+        gradients: How many an image costs by the attack, at the most.
+        base_gradients: By the base.
+        both: Images on which both succeed.
+        only_attack: Images on which just the attack does.
+        only_base: Images on which just the base does.
+        n: Images that are counted.
+    """
+
+    dataset: str
+    source: str
+    epsilon: float
+    norm: str
+    target: str
+    attack: str
+    base: str
+    gradients: int
+    base_gradients: int
+    both: int
+    only_attack: int
+    only_base: int
+    n: int
+
+    @property
+    def success(self) -> tuple[Rate, Rate]:
+        """Of the attack and of the base."""
+        return Rate(self.both + self.only_attack, self.n), Rate(self.both + self.only_base, self.n)
+
+    @property
+    def gain(self) -> float | None:
+        """Success of the attack less that of the base, or None of no images."""
+        return (self.only_attack - self.only_base) / self.n if self.n else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """A 95% interval of the gain: Wald's for pairs, with half an image added to each of the four cells.
+
+        References:
+            Agresti and Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in
+            Medicine 24 (2005).
+        """
+        if not self.n:
+            return None
+        n, one, other = self.n + 2, self.only_attack + 0.5, self.only_base + 0.5
+        middle = (one - other) / n
+        reach = norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt(one + other - (one - other) ** 2 / n) / n
+        return max(-1.0, float(middle - reach)), min(1.0, float(middle + reach))
+
+    @property
+    def p_value(self) -> float:
+        """Of McNemar's exact test, two-sided: that neither is better, as far as these images tell.
+
+        References:
+            McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12
+            (1947).
+        """
+        apart = self.only_attack + self.only_base
+        return float(binomtest(self.only_attack, apart, 0.5).pvalue) if apart else 1.0
+
+    def __add__(self, other: "Comparison") -> "Comparison":
+        counts = {
+            name: getattr(self, name) + getattr(other, name) for name in ("both", "only_attack", "only_base", "n")
+        }
+        return replace(self, **counts)
+
+
+def compare(ledger: Ledger, *, base: str, denominator: Denominator = "target") -> list[Comparison]:
+    """Every attack of a store against the base attack of the same source and budget, on every target.
+
+    Args:
+        ledger: The store.
+        base: Name of the attack that the others are held against; of a grid, every point of it.
+        denominator: Which images count.
+
+    Raises:
+        IntegrityError: A result file is damaged, or two do not speak of the same images.
+        StorageError: The store failed.
+    """
+    clean = set(ledger.units("clean"))
+    ready = [unit for unit in ledger.units("transfer") if replace(unit, source="", attack="") in clean]
+    joint, attacked, costs = joint_targets(clean), by_part(ready), _costs(ledger)
+    found: dict[tuple[str, ...], Comparison] = {}
+    for place, units in sorted(by_part(clean).items()):
+        own = {each.unit.target: each for each in predictions(ledger, units)}
+        if not own:
+            continue
+        everywhere = all_correct(own, joint[place[0]])
+        for row, key in _pairs(ledger, attacked[place], own, everywhere, denominator, base, costs):
+            found[key] = found[key] + row if key in found else row
+    return list(found.values())
+
+
+def to_json(rows: list[Comparison]) -> list[dict[str, Any]]:
+    """Comparisons as JSON values."""
+    return [
+        {**asdict(row), "gain": row.gain, "interval": row.interval, "p_value": row.p_value, "confidence": CONFIDENCE}
+        for row in rows
+    ]
+
+
+def _pairs(
+    ledger: Ledger,
+    units: list[Unit],
+    clean: dict[str, Predictions],
+    everywhere: np.ndarray,
+    denominator: Denominator,
+    base: str,
+    costs: dict[str, int],
+) -> Iterator[tuple[Comparison, tuple[str, ...]]]:
+    """What one part adds."""
+    alike: dict[tuple[Any, ...], list[Predictions]] = defaultdict(list)
+    for each in predictions(ledger, units):
+        each.require_images_of(clean[each.unit.target])
+        alike[each.unit.source, each.unit.target, each.constant("epsilon"), each.constant("norm")].append(each)
+    for (_, target, epsilon, ball), attacks in alike.items():
+        counted = {"all": np.ones_like(everywhere), "target": clean[target].correct, "joint": everywhere}[denominator]
+        for one in attacks:
+            for other in attacks:
+                if one is other or not _is_of(other.constant("attack"), base) or _is_of(one.constant("attack"), base):
+                    continue
+                mine, theirs = one.fooled & counted, other.fooled & counted
+                row = Comparison(
+                    dataset=one.unit.dataset,
+                    source=one.constant("source"),
+                    epsilon=epsilon,
+                    norm=ball,
+                    target=one.constant("target"),
+                    attack=one.constant("attack"),
+                    base=other.constant("attack"),
+                    gradients=costs[one.unit.attack],
+                    base_gradients=costs[other.unit.attack],
+                    both=int((mine & theirs).sum()),
+                    only_attack=int((mine & ~theirs).sum()),
+                    only_base=int((theirs & ~mine).sum()),
+                    n=int(counted.sum()),
+                )
+                yield row, (*one.unit.scope.split("/"), other.unit.attack)
+
+
+def _is_of(attack: str, base: str) -> bool:
+    """Whether an attack is the base, or a point of its grid: `mi` or `mi[steps=20]`."""
+    return attack == base or attack.startswith(f"{base}[")
+
+
+def _costs(ledger: Ledger) -> dict[str, int]:
+    """Identity of each attack → how many gradients an image costs, off one marker of each."""
+    first = {unit.attack: unit for unit in ledger.units("adversarial")}
+    return {marker.unit.attack: int(marker.fact("gradients")) for marker in ledger.markers(first.values())}

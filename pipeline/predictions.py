@@ -1,0 +1,98 @@
+"""Stored predictions, part by part: where a target was right, and where an attack did what it wanted."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline import results
+from pipeline.errors import IntegrityError
+from pipeline.ledger import Ledger, Unit
+from pipeline.sample import Part
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One result file: its unit, its address and its rows.
+
+    Attributes:
+        unit: What it stands for.
+        where: Its address.
+        table: Its rows, one an image.
+    """
+
+    unit: Unit
+    where: str
+    table: results.Table
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers, (rows,)."""
+        return np.asarray(self.table.column(name))
+
+    def constant(self, name: str) -> Any:
+        """The value of a column that is the same in every row."""
+        return self.table.column(name)[0].as_py()
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Where the answer is the label, (rows,) bool; who abstains is not right."""
+        return np.asarray((self.column("prediction") == self.column("label")) & ~self.column("abstained"))
+
+    @property
+    def fooled(self) -> np.ndarray:
+        """Where the attack succeeded, (rows,) bool: the answer is not the label, or is the class that was wanted."""
+        wanted = self.table.column("target_class")
+        reached = (self.column("prediction") == np.asarray(wanted.fill_null(-1))) & ~self.column("abstained")
+        return np.where(np.asarray(wanted.is_null()), ~self.correct, reached)
+
+    def require_images_of(self, other: "Predictions") -> None:
+        """Checks that row by row two files speak of the same images.
+
+        Raises:
+            IntegrityError: They do not.
+        """
+        if not self.table.column("key").equals(other.table.column("key")):
+            raise IntegrityError(f"{self.where}: holds other images than {other.where}; run verify")
+
+
+def predictions(ledger: Ledger, units: Iterable[Unit]) -> Iterator[Predictions]:
+    """The result files of units; those of parts whose images were all quarantined hold nothing and are passed over.
+
+    Raises:
+        IntegrityError: A file is damaged.
+    """
+    for marker in ledger.markers(units):
+        table = results.read(ledger.read(marker), name=ledger.storage.at(marker.object))
+        if table.num_rows:
+            yield Predictions(marker.unit, ledger.storage.at(marker.object), table)
+
+
+def by_part(units: Iterable[Unit]) -> dict[tuple[str, Part], list[Unit]]:
+    """Units by dataset and part, each list in order."""
+    grouped: dict[tuple[str, Part], list[Unit]] = defaultdict(list)
+    for unit in sorted(units):
+        grouped[unit.dataset, unit.part].append(unit)
+    return grouped
+
+
+def joint_targets(clean: Iterable[Unit]) -> dict[str, list[str]]:
+    """Per dataset, the targets that have seen every part that any target has seen."""
+    seen: dict[str, dict[str, set[Part]]] = defaultdict(lambda: defaultdict(set))
+    for unit in clean:
+        seen[unit.dataset][unit.target].add(unit.part)
+    return {
+        dataset: sorted(target for target, parts in targets.items() if parts == set().union(*targets.values()))
+        for dataset, targets in seen.items()
+    }
+
+
+def all_correct(clean: Mapping[str, Predictions], targets: Sequence[str]) -> np.ndarray:
+    """Where every one of some targets is right when clean, (rows,) bool; nowhere if there are none of them.
+
+    Where no target has seen every part, the joint denominator is then empty, rather than another one in each part.
+    """
+    if targets:
+        return np.asarray(np.logical_and.reduce([clean[target].correct for target in targets]))
+    return np.zeros(len(next(iter(clean.values())).correct), bool)

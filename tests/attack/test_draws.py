@@ -1,0 +1,75 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.attack.draws import Draws
+
+KINDS: dict[str, Callable[[Draws], Tensor]] = {
+    "uniform": lambda draws: draws.uniform(3, 40, 40),
+    "signs": lambda draws: draws.signs(3, 40, 40),
+    "below": lambda draws: draws.below(7, 3, 40, 40),
+    "normal": lambda draws: draws.normal(3, 40, 40),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_depend_on_seed_key_step_and_count_alone(kind: str) -> None:
+    draw = KINDS[kind]
+    both = draw(Draws(0, ["a", "b"]))
+    assert torch.equal(both[1:], draw(Draws(0, ["b"])))
+    later, second = Draws(0, ["a"]), Draws(0, ["a"])
+    later.begin(1)
+    draw(second)
+    for other in (draw(Draws(1, ["a"])), draw(Draws(0, ["c"])), draw(later), draw(second)):
+        assert not torch.equal(both[:1], other)
+
+
+def test_a_step_does_not_depend_on_what_the_steps_before_drew() -> None:
+    one, other = Draws(0, ["a"]), Draws(0, ["a"])
+    one.uniform(5)
+    one.begin(1)
+    other.begin(1)
+    assert torch.equal(one.uniform(5), other.uniform(5))
+
+
+def test_they_are_distributed_as_they_say() -> None:
+    draws = Draws(3, [str(index) for index in range(100)])
+    uniform, signs, below, normal = (
+        draws.uniform(10_001),
+        draws.signs(10_000),
+        draws.below(7, 10_000),
+        draws.normal(10_000),
+    )
+    # A million each: four standard errors.
+    assert abs(float(uniform.double().mean()) - 0.5) < 4 * 12**-0.5 / 1e3
+    assert float(uniform.min()) >= 0
+    assert float(uniform.max()) < 1
+    assert abs(float(uniform.double().var()) - 1 / 12) < 4 * 180**-0.5 / 1e3
+    assert set(signs.flatten().tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.double().mean())) < 4 / 1e3
+    counts = below.flatten().bincount(minlength=7)
+    assert float(((counts - 1e6 / 7) ** 2 / (1e6 / 7)).sum()) < 22.5, "chi-squared, 6 degrees, p = 0.001"
+    assert abs(float(normal.double().mean())) < 4 / 1e3
+    assert abs(float(normal.double().var()) - 1) < 4 * 2**0.5 / 1e3
+    assert abs(float((normal.double() ** 4).mean()) - 3) < 4 * 96**0.5 / 1e3
+    neighbours = torch.stack([uniform[:, :-1].flatten(), uniform[:, 1:].flatten()])
+    images = torch.stack([uniform[:-1].flatten(), uniform[1:].flatten()])
+    for pairs in (neighbours, images):
+        assert abs(float(torch.corrcoef(pairs.double())[0, 1])) < 4 / 1e3
+
+
+def test_the_bits_are_splitmix64s() -> None:
+    """Against the published algorithm in Python's own integers."""
+    whole = (1 << 64) - 1
+
+    def mixed(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & whole
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & whole
+        return z ^ (z >> 31)
+
+    start = Draws(5, ["k"])._start("k") & whole
+    bits = [mixed((start + 0x9E3779B97F4A7C15 * place) & whole) for place in range(1, 5)]
+    expected = [word >> 40 for word in bits] + [word & 0xFFFFFF for word in bits]
+    assert (Draws(5, ["k"]).uniform(8) * 2**24).flatten().tolist() == expected
