@@ -59,6 +59,7 @@ def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float) -> int:
     """
     storage, removed = ledger.storage, 0
     with runs.alone(storage) as other:
+        _require_nobody(storage, other())
         for index, item in enumerate(garbage):
             if index % _AT_ONCE == 0:  # again and again, lest the lease run out and a run begin
                 _require_nobody(storage, other())

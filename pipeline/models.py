@@ -339,11 +339,15 @@ def _preprocessing(spec: ModelSpec, network: nn.Module) -> dict[str, Any]:
 
 
 def identity(spec: ModelSpec, classifier: Classifier) -> dict[str, Any]:
-    """Everything about a model that determines its output: architecture, weights' digest, preprocessing, defenses."""
-    behind = {}
+    """Everything about a network that determines its output: architecture, weights' digest and preprocessing."""
+    return {"model": spec.model, "digest": classifier.digest, **classifier.preprocessing}
+
+
+def behind(spec: ModelSpec) -> dict[str, Any]:
+    """What a target's defenses add to its identity; nothing where it has none."""
     if isinstance(spec, TargetSpec) and spec.defenses:
-        behind = {"defenses": described(spec.defenses), "defense_seed": spec.defense_seed}
-    return {"model": spec.model, "digest": classifier.digest, **classifier.preprocessing, **behind}
+        return {"defenses": described(spec.defenses), "defense_seed": spec.defense_seed}
+    return {}
 
 
 def class_name(index: int) -> str:

@@ -94,10 +94,11 @@ def read(data: bytes, *, name: str) -> Table:
     """
     try:
         table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        names = ", ".join(table.column_names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{name}: not a Parquet file") from error
     if not (table.schema.equals(CLEAN) or table.schema.equals(TRANSFER)):
-        raise IntegrityError(f"{name}: not a table of results: it has the columns {', '.join(table.column_names)}")
+        raise IntegrityError(f"{name}: not a table of results: it has the columns {names}")
     return table
 
 

@@ -8,7 +8,7 @@ A thousand workers ask the store, never a hub.
     weights/SHA256.safetensors     the weights
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -89,7 +89,9 @@ def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
         WeightsError: The weights cannot be had, or do not fit.
         StorageError: The store failed.
     """
-    key = f"models/{fingerprint({**asdict(spec), 'classes': classes})}.json"
+    # Of the network alone: under another name, or behind defenses, it is the same one.
+    network = {each.name: getattr(spec, each.name) for each in fields(ModelSpec) if each.name != "name"}
+    key = f"models/{fingerprint({**network, 'classes': classes})}.json"
     file = _file_version(spec)
     try:
         record = storage.record(key)
@@ -107,7 +109,7 @@ def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
         storage.put_once(_key(record["weights"]), data)
         if not storage.put_record(key, record, once=spec.checkpoint is None):
             record = storage.record(key)  # another run resolved the tag first
-    identity = record["identity"]
+    identity = {**record["identity"], **models.behind(spec)}
     return Model(
         spec, named(spec.name, identity), identity["digest"], identity, record["weights"], record.get("built_from", {})
     )

@@ -314,7 +314,7 @@ def test_status_says_that_all_is_done_and_by_whom(journey: Journey) -> None:
 
 
 def test_a_sample_is_audited_on_request(journey: Journey) -> None:
-    for share, parts in (("1e-9", 0), ("0.5", None), ("1", 5)):
+    for share, parts in (("1e-9", 1), ("0.5", None), ("1", 5)):
         done = journey.gnp("verify", journey.store, "--sample", share, "--seed", "1")
         assert done.returncode == 0
         said = done.stdout.splitlines()[-1]
