@@ -72,9 +72,9 @@ def show_comparisons(rows: list[Comparison], *, denominator: Denominator, consol
     """Prints a table per source and budget: attacks down, targets across."""
     alike: dict[tuple[str, str, str], list[Comparison]] = {}
     for row in rows:
-        alike.setdefault((row.dataset, row.source, budget(row.epsilon, row.norm)), []).append(row)
-    for (dataset, source, epsilon), some in alike.items():
-        targets = list(dict.fromkeys(row.target for row in some))
+        alike.setdefault((row.dataset, row.ids[0], budget(row.epsilon, row.norm)), []).append(row)
+    for (dataset, _, epsilon), some in alike.items():
+        source, targets = some[0].source, {row.ids[3]: row.target for row in some}
         table = Table(
             title=escape(f"{dataset}, from {source}, ε = {epsilon}"),
             caption=f"points gained over the base on {_MEANING[denominator]}, 95% interval, McNemar's p (of "
@@ -83,11 +83,11 @@ def show_comparisons(rows: list[Comparison], *, denominator: Denominator, consol
             caption_justify="left",
         )
         table.add_column("attack, against", overflow="fold")
-        for target in targets:
+        for target in targets.values():
             table.add_column(escape(target), justify="right", overflow="fold")
         lines: dict[tuple[str, str], dict[str, Comparison]] = {}
         for row in some:
-            lines.setdefault((row.attack, row.base), {})[row.target] = row
+            lines.setdefault((row.ids[1], row.ids[2]), {})[row.ids[3]] = row
         for found in lines.values():
             first = next(iter(found.values()))
             attack, base = (f"{escape(first.attack)}[/bold] ({first.gradients})", escape(first.base))

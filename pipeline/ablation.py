@@ -31,7 +31,7 @@ class Point:
         source: Name of the model attacked.
         attack: Name of the attack.
         settings: What tells it from the others: setting → value.
-        white_box: Success on the source itself, where it is among the targets.
+        white_box: Success on the source itself, or on an ensemble's members, where they are among the targets.
         transfer: Success on all other targets together: images times targets, which are not independent of each other.
     """
 
@@ -56,7 +56,7 @@ def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denomina
         RecipeError: The store holds no such grid.
     """
     rows = [row for row in report.success if row.attack.startswith(f"{attack}[")]
-    settings, digests = _settings(ledger), _digests(ledger)
+    settings, (sources, targets) = _settings(ledger), _models(ledger)
     named = {row.attack_id: settings[row.attack_id] for row in rows}
     varying = {
         name for one in named.values() for name in one if len({str(each.get(name)) for each in named.values()}) > 1
@@ -67,10 +67,11 @@ def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denomina
         )
     found: dict[tuple[str, str, str], Point] = {}
     for row in rows:
-        own = digests[row.source_id] == digests[row.target_id]
-        rate, none = row.rates[denominator], Rate(0, 0)
+        rate, none, target = row.rates[denominator], Rate(0, 0), targets[row.target_id]
+        own, plain = target["digest"] in sources[row.source_id], "defenses" not in target
         told = {name: value for name, value in named[row.attack_id].items() if name in varying}
-        point = Point(row.dataset, row.source, row.attack, told, rate if own else none, none if own else rate)
+        # The source itself behind a defense is neither.
+        point = Point(row.dataset, row.source, row.attack, told, rate if own and plain else none, none if own else rate)
         key = (row.dataset, row.source_id, row.attack_id)
         before = found.get(key)
         found[key] = point if before is None else _sum(before, point)
@@ -96,7 +97,7 @@ def draw(grid: Sequence[Point]) -> bytes:
     if len(names) > _MOST_AXES:
         raise RecipeError(f"{len(names)} settings vary ({', '.join(names)}): a figure shows {_MOST_AXES}")
     along, colour, row, column = [*names, "", "", ""][:_MOST_AXES]
-    rows, columns, colours = (_values(grid, name) for name in (row, column, colour))
+    rows, columns, colours, ticks = (_values(grid, name) for name in (row, column, colour, along))
     figure = matplotlib.figure.Figure(figsize=(1.2 + 3.4 * len(columns), 1.2 + 2.5 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
     for (i, down), (j, across) in itertools.product(enumerate(rows), enumerate(columns)):
@@ -109,9 +110,15 @@ def draw(grid: Sequence[Point]) -> bytes:
                 if all(point.settings.get(name, "") == it for name, it in wanted.items() if name)
             ]
             _draw_line(
-                axis, sorted(line, key=lambda point: _order(point.settings[along])), along, _COLOURS[k % 7], f"{shade}"
+                axis,
+                sorted(line, key=lambda point: _order(point.settings[along])),
+                along,
+                _COLOURS[k % 7],
+                f"{shade}",
+                ticks=ticks,
             )
         axis.set_title(", ".join(f"{name} = {it}" for name, it in ((row, down), (column, across)) if name), fontsize=9)
+        axis.set_xticks(range(len(ticks)), [str(value) for value in ticks])
         axis.set_ylim(0, 1)
         axis.grid(alpha=0.25)
     for axis in panels[-1]:
@@ -135,14 +142,14 @@ def draw(grid: Sequence[Point]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_line(axis: Any, line: Sequence[Point], along: str, colour: str, label: str) -> None:
-    values = [point.settings[along] for point in line]
-    where: Sequence[Any] = values if all(isinstance(value, (int, float)) for value in values) else range(len(values))
+def _draw_line(
+    axis: Any, line: Sequence[Point], along: str, colour: str, label: str, *, ticks: Sequence[Value]
+) -> None:
+    where = [ticks.index(point.settings[along]) for point in line]  # evenly, for words and fractions stand there too
     bands = [point.transfer.interval or (math.nan, math.nan) for point in line]
     axis.plot(where, [_shown(point.transfer) for point in line], "o-", color=colour, label=label, markersize=4)
     axis.plot(where, [_shown(point.white_box) for point in line], ":", color=colour)
     axis.fill_between(where, [low for low, _ in bands], [high for _, high in bands], color=colour, alpha=0.12)
-    axis.set_xticks(where, [str(value) for value in values])
 
 
 def _shown(rate: Rate) -> float:
@@ -195,15 +202,12 @@ def _is_default(described: Mapping[str, Any]) -> bool:
     )
 
 
-def _digests(ledger: Ledger) -> dict[str, Any]:
-    """Identity of each model → the digest of its weights, None of an ensemble's."""
-    first: dict[str, Unit] = {}
-    for unit in ledger.units("transfer"):
-        first.setdefault(unit.target, unit)
-    targets = {marker.unit.target: marker.fact("target").get("digest") for marker in ledger.markers(first.values())}
+def _models(ledger: Ledger) -> tuple[dict[str, set[str]], dict[str, Mapping[str, Any]]]:
+    """Of each source the digests of its weights, of an ensemble's several; of each target its identity."""
     attacked = {unit.source: unit for unit in ledger.units("adversarial")}
     sources = {
-        marker.unit.source: marker.fact("source").get("digest", "an ensemble")
+        marker.unit.source: {each["digest"] for each in marker.fact("source").get("ensemble", [marker.fact("source")])}
         for marker in ledger.markers(attacked.values())
     }
-    return {**targets, **sources}
+    scored = {unit.target: unit for unit in ledger.units("transfer")}
+    return sources, {marker.unit.target: marker.fact("target") for marker in ledger.markers(scored.values())}

@@ -31,12 +31,13 @@ class Comparison:
         target: Name of the model scored.
         attack: Name of the attack.
         base: Name of the other.
-        gradients: How many an image costs by the attack, at the most.
+        gradients: How many an image costs by the attack, as counted.
         base_gradients: By the base.
         both: Images on which both succeed.
         only_attack: Images on which just the attack does.
         only_base: Images on which just the base does.
         n: Images that are counted.
+        ids: Identities of source, attack, base and target: names can be alike.
     """
 
     dataset: str
@@ -52,6 +53,7 @@ class Comparison:
     only_attack: int
     only_base: int
     n: int
+    ids: tuple[str, str, str, str] = ("", "", "", "")
 
     @property
     def success(self) -> tuple[Rate, Rate]:
@@ -145,11 +147,14 @@ def _pairs(
         each.require_images_of(clean[each.unit.target])
         alike[each.unit.source, each.unit.target, each.constant("epsilon"), each.constant("norm")].append(each)
     for (_, target, epsilon, ball), attacks in alike.items():
-        counted = {"all": np.ones_like(everywhere), "target": clean[target].correct, "joint": everywhere}[denominator]
+        chosen = {"all": np.ones_like(everywhere), "target": clean[target].correct, "joint": everywhere}[denominator]
         for one in attacks:
             for other in attacks:
                 if one is other or not _is_of(other.constant("attack"), base) or _is_of(one.constant("attack"), base):
                     continue
+                if not one.table.column("target_class").equals(other.table.column("target_class")):
+                    continue  # what one wants is no success of the other
+                counted = chosen & one.attacked
                 mine, theirs = one.fooled & counted, other.fooled & counted
                 row = Comparison(
                     dataset=one.unit.dataset,
@@ -165,6 +170,7 @@ def _pairs(
                     only_attack=int((mine & ~theirs).sum()),
                     only_base=int((theirs & ~mine).sum()),
                     n=int(counted.sum()),
+                    ids=(one.unit.source, one.unit.attack, other.unit.attack, one.unit.target),
                 )
                 yield row, (*one.unit.scope.split("/"), other.unit.attack)
 

@@ -106,7 +106,7 @@ def _number(value: Any) -> Fraction:
 _DEEPEST = 10
 
 # The attacks that the budget's steps do not concern.
-_STEPLESS = ("noise", "fgsm")
+_STEPLESS = {"noise", "fgsm"}
 # Each is a folder of markers.
 _MOST_ATTACKS = 1000
 
@@ -160,7 +160,7 @@ class Budget(_Table):
     def points(self, entry: "AttackEntry") -> Iterator[Point]:
         """What is left to the budget by an attack, at every point of the grid."""
         epsilons = self.epsilon if entry.epsilon is None else self.epsilon[:1]
-        steps = self.steps if entry.steps is None and entry.attack not in _STEPLESS else self.steps[:1]
+        steps = self.steps if entry.steps is None and not entry.stepless else self.steps[:1]
         for epsilon, count in itertools.product(epsilons, steps):
             axes = [f"epsilon={epsilon}"] * (len(epsilons) > 1) + [f"steps={count}"] * (len(steps) > 1)
             yield Point(epsilon, count, self.seed, tuple(axes))
@@ -209,6 +209,11 @@ class AttackEntry(_Table):
     pgn: PenalisedNeighbours | None = None
     rap: ReversePerturbation | None = None
 
+    @property
+    def stepless(self) -> bool:
+        """Whether the budget's steps do not concern it."""
+        return not _STEPLESS.isdisjoint(self.attack.split("+"))
+
     @model_validator(mode="after")
     def _consistent(self) -> "AttackEntry":
         self.build(Point(Fraction(16, 255), 10, 0))
@@ -221,7 +226,7 @@ class AttackEntry(_Table):
             self.attack,
             name=_labelled(self.name or self.attack, point.axes),
             epsilon=point.epsilon if self.epsilon is None else self.epsilon,
-            steps=point.steps if self.steps is None and self.attack not in _STEPLESS else self.steps,
+            steps=point.steps if self.steps is None and not self.stepless else self.steps,
             step_size=self.step_size,
             decay=self.decay,
             norm=self.norm,
@@ -261,8 +266,8 @@ def _at(entry: Mapping[str, Any], point: Mapping[tuple[str, ...], Any]) -> dict[
     for path, item in point.items():
         (found[path[0]] if len(path) > 1 else found)[path[-1]] = item
     if point:
-        base = entry.get("name") or entry.get("attack")
-        found["name"] = _labelled(str(base), [f"{'.'.join(path)}={item}" for path, item in point.items()])
+        told = [f"{'.'.join(path)}={item}" for path, item in point.items() if path not in (("attack",), ("name",))]
+        found["name"] = _labelled(str(found.get("name") or found.get("attack")), told)
     return found
 
 
@@ -298,7 +303,14 @@ class Recipe(_Table):
     def _consistent(self) -> "Recipe":
         _require_distinct("sources", (spec.name for spec in self.sources))
         _require_distinct("targets", (spec.name for spec in self.targets))
-        _require_distinct("attacks", (attack.name for attack in self._attacks()))
+        attacks = self._attacks()
+        _require_distinct("attacks", (attack.name for attack in attacks))
+        if len(attacks) > _MOST_ATTACKS:
+            raise ValueError(f"attacks: with the budget's lists they are {len(attacks)}; {_MOST_ATTACKS} can be")
+        for attack in attacks:
+            if isinstance(attack.target_class, int) and attack.target_class >= self.data.classes:
+                told = f"target_class = {attack.target_class}, and data.classes = {self.data.classes}"
+                raise ValueError(f"attacks: {attack.name}: {told}")
         return self
 
     def job(self, *, limit: int | None = None) -> Job:

@@ -61,7 +61,7 @@ class RandomResizePad:
         """Inputs (B, 3, N, N) on their canvases, (B, 3, S, S)."""
         least, canvas = (round(side * images.shape[-1] / 299) for side in (self.least, self.canvas))
         sides = least + draws.below(max(1, canvas - least))
-        top, left = draws.below(canvas) % (canvas - sides + 1), draws.below(canvas) % (canvas - sides + 1)
+        top, left = ((draws.uniform().double() * (canvas - sides + 1)).long() for _ in range(2))
         placed = []
         for image, side, above, before in zip(images, sides.tolist(), top.tolist(), left.tolist(), strict=True):
             resized = F.interpolate(image.unsqueeze(0), (side, side), mode="nearest")
@@ -119,7 +119,7 @@ class Jpeg:
 
     def _compressed(self, image: np.ndarray) -> np.ndarray:
         buffer = io.BytesIO()
-        pixels = np.round(image.transpose(1, 2, 0) * 255).astype(np.uint8)
+        pixels = np.round(image.clip(0, 1).transpose(1, 2, 0) * 255).astype(np.uint8)  # noise goes beyond
         Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality, subsampling="4:2:0")
         with Image.open(buffer) as decoded:
             return np.asarray(decoded, dtype=np.float32).transpose(2, 0, 1) / 255
@@ -177,7 +177,6 @@ class TotalVariation:
 
     References:
         Rudin, Osher and Fatemi, "Nonlinear total variation based noise removal algorithms", Physica D 60 (1992).
-        Guo et al., as for JPEG.
     """
 
     place: ClassVar[Place] = "image"
@@ -242,6 +241,10 @@ class RandomisedSmoothing:
         _require(0 < self.sigma <= 10, "sigma", self.sigma, "must be positive, and at most 10")
         _require(1 <= self.draws <= 100_000, "draws", self.draws, "must be from 1 to 100000")
         _require(0 < self.alpha < 1, "alpha", self.alpha, "must lie in (0, 1)")
+        if 2 * 0.5**self.draws > self.alpha:
+            raise ValueError(
+                f"draws = {self.draws}, alpha = {self.alpha}: even if all agree it would abstain; draw more"
+            )
 
     @property
     def copies(self) -> int:

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +21,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.attack.draws import Draws
 from pipeline.attack.ensemble import Fuse
 from pipeline.defenses import (
     DEFENSES,
@@ -32,6 +33,7 @@ from pipeline.defenses import (
     RandomisedSmoothing,
     RandomResizePad,
     TotalVariation,
+    answer,
     described,
 )
 from pipeline.errors import GnpError, RecipeError, WeightsError
@@ -317,6 +319,17 @@ def _try(spec: ModelSpec, classifier: Classifier, classes: int) -> None:
         raise WeightsError(
             f"{spec.name}: it knows {width} classes, the data {classes}; set data.classes or another model"
         )
+    if isinstance(spec, TargetSpec) and spec.defenses:
+        _try_defenses(spec, classifier)
+
+
+def _try_defenses(spec: TargetSpec, classifier: Classifier) -> None:
+    once = [replace(each, draws=1) for each in spec.defenses if isinstance(each, RandomResizePad)]
+    try:
+        with torch.inference_mode():
+            answer(classifier, torch.full((1, 3, 224, 224), 0.5), once, Draws(0, ["grey"]))
+    except Exception as error:  # a network of one size says so in ways of its own
+        raise WeightsError(f"{spec.name}: the network does not take what rp gives it ({_gist(error)})") from error
 
 
 def _preprocessing(spec: ModelSpec, network: nn.Module) -> dict[str, Any]:

@@ -47,6 +47,12 @@ class Predictions:
         reached = (self.column("prediction") == np.asarray(wanted.fill_null(-1))) & ~self.column("abstained")
         return np.where(np.asarray(wanted.is_null()), ~self.correct, reached)
 
+    @property
+    def attacked(self) -> np.ndarray:
+        """Where there was something to reach, (rows,) bool: not where the wanted class is the label itself."""
+        wanted = self.table.column("target_class")
+        return np.asarray(np.asarray(wanted.fill_null(-1)) != self.column("label"))
+
     def require_images_of(self, other: "Predictions") -> None:
         """Checks that row by row two files speak of the same images.
 

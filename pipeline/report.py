@@ -2,7 +2,8 @@
 
 Rates are computed here, at read time, from every image's clean and adversarial prediction. Success is prediction ≠
 label, or for a targeted attack prediction = target class; a target that abstains is not right, and not where a targeted
-attack wants it. Three denominators are in use, and all are given:
+attack wants it, and an image whose label is what is wanted does not count. Three denominators are in use, and all are
+given:
 
     all       every image scored
     target    images that this target classifies correctly when clean
@@ -209,7 +210,7 @@ def _success(transfer: Predictions, clean: Predictions, everywhere: np.ndarray) 
         IntegrityError: The two files hold different images.
     """
     transfer.require_images_of(clean)
-    fooled = transfer.fooled
+    fooled, counted = transfer.fooled, transfer.attacked
     return Success(
         dataset=transfer.unit.dataset,
         source=transfer.constant("source"),
@@ -221,7 +222,11 @@ def _success(transfer: Predictions, clean: Predictions, everywhere: np.ndarray) 
         target=transfer.constant("target"),
         target_id=transfer.unit.target,
         policy=transfer.constant("policy"),
-        rates={"all": _rate(fooled), "target": _rate(fooled[clean.correct]), "joint": _rate(fooled[everywhere])},
+        rates={
+            "all": _rate(fooled[counted]),
+            "target": _rate(fooled[counted & clean.correct]),
+            "joint": _rate(fooled[counted & everywhere]),
+        },
     )
 
 

@@ -46,7 +46,9 @@ class Behind:
 
     def answer(self, model: Network, images: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
         """Probabilities (B, classes) of some of the images, and where it abstains, (B,) bool."""
-        return answer(model, images, self.defenses, Draws(self.seed, self.keys[batch], images.device))
+        return answer(
+            model, images, self.defenses, Draws(self.seed, self.keys[batch], images.device, purpose="defense")
+        )
 
 
 def predict(

@@ -166,6 +166,7 @@ def test_lists_make_a_grid_whose_names_say_where_each_lies(tmp_path: Path) -> No
     assert names[2] == "gnp+mi+di+ti[gnp.beta=0.0,gnp.r=0.01,epsilon=4/255,steps=10]"
     assert names[-1] == "wanting"
     last = job.attacks[-2]
+    assert load(tmp_path, GRID.replace('"noise"', '"gnp+fgsm"')).job().attacks[0].steps == 1  # type: ignore[union-attr]
     assert last == build(
         "gnp+mi+di+ti",
         name=names[-2],
@@ -211,6 +212,13 @@ def test_lists_make_a_grid_whose_names_say_where_each_lies(tmp_path: Path) -> No
         ('"least-likely"', '"likely"', r"attacks\.2\.target_class: 'likely' is no target; write \"shard\""),
         ('"least-likely"', "-1", r"attacks\.2: target_class = -1: must be a class index"),
         ('attack = "noise"', 'attack = "noise"\nloss = "logit"', r"attacks\.0: attack = 'noise': takes no loss"),
+        ('"least-likely"', "1000", r"target_class = 1000, and data\.classes = 1000"),
+        ('attack = "ni"', 'attack = "vt+ni"', r"attacks\.2: norm = 'l2': vt draws neighbours from a cube"),
+        (
+            'attack = "noise"',
+            'attack = "mi+di+admix"\ndi = {variant = "no-resize-back"}',
+            r"attacks\.0: admix after di",
+        ),
         ('attack = "noise"', 'attack = "fgsm"\nsteps = 4', r"attacks\.0: steps = 4: fgsm takes one"),
         ('"bits+jpeg"', '"bits+jpg"', r"targets\.1: defense = 'bits\+jpg': expected any of rp, bits, jpeg"),
         ('"bits+jpeg"', '"bits+bits+jpeg"', r"targets\.1: defense = .*each once"),

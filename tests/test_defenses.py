@@ -24,7 +24,7 @@ from pipeline.defenses import (
 )
 
 KEYS = ["a", "b", "c"]
-CHEAP: dict[str, Defense] = {"rp": RandomResizePad(draws=3), "smoothing": RandomisedSmoothing(draws=5)}
+CHEAP: dict[str, Defense] = {"rp": RandomResizePad(draws=3), "smoothing": RandomisedSmoothing(draws=11)}
 
 
 class Brightest(torch.nn.Module):
@@ -159,6 +159,18 @@ def test_defenses_follow_one_another_in_order() -> None:
     assert not torch.equal(found, other)
 
 
+@pytest.mark.parametrize("then", [name for name in DEFENSES if name not in CHEAP])
+def test_noise_that_leaves_the_range_does_not_wrap_round(then: str) -> None:
+    halves = torch.zeros(1, 3, 48, 48)
+    halves[..., 24:] = 1
+    noisy = RandomisedSmoothing(sigma=0.05)(halves, draws(["a"]))
+    assert noisy.min() < 0
+    assert noisy.max() > 1
+    found = DEFENSES[then]()(noisy, draws(["a"]))
+    assert float(found[..., :20].mean()) < 0.1
+    assert float(found[..., 28:].mean()) > 0.9
+
+
 def test_predictions_say_where_a_target_abstains() -> None:
     pixels = torch.full((3, 3, 30, 30), 128, dtype=torch.uint8)
     behind = score.Behind([RandomisedSmoothing(draws=20)], 0, KEYS)
@@ -180,6 +192,7 @@ def test_predictions_say_where_a_target_abstains() -> None:
         (Median, {"size": 1}),
         (RandomisedSmoothing, {"sigma": 0.0}),
         (RandomisedSmoothing, {"alpha": 1.0}),
+        (RandomisedSmoothing, {"draws": 10}),
     ],
 )
 def test_impossible_settings_are_refused(defense: Any, wrong: dict[str, float]) -> None:

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import models
 from pipeline.errors import RecipeError, WeightsError
-from pipeline.models import ModelSpec
+from pipeline.models import ModelSpec, TargetSpec
 from tests.samples import CLASSES
 
 
@@ -132,3 +133,12 @@ def test_the_papers_models_are_known_by_exact_tag(tag: str) -> None:
 def test_class_names_are_imagenets() -> None:
     assert models.class_name(281).startswith("tabby")
     assert models.class_name(5000) == "5000"
+
+
+def test_a_network_of_one_size_is_not_put_behind_random_padding(tmp_path: Path) -> None:
+    path = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=CLASSES).state_dict(), path)
+    plain = TargetSpec("test_vit", name="vit", checkpoint=str(path))
+    models.load(plain, classes=CLASSES)
+    with pytest.raises(WeightsError, match="vit: the network does not take what rp gives it"):
+        models.load(replace(plain, defense="bits+rp"), classes=CLASSES)

@@ -215,3 +215,9 @@ def test_a_table_shows_count_denominator_and_interval() -> None:
         "1 shards and 7 results",
     ):
         assert piece in shown
+
+
+def test_an_image_whose_label_is_what_is_wanted_does_not_count(ledger: Ledger) -> None:
+    commit_clean(ledger, "x", [0, 1, 2, 3])
+    commit_transfer(ledger, "x", [0, 2, 2, 2], target_class=[0, 2, 2, 2])  # a and c are wanted to be what they are
+    assert rates(report.summarise(ledger), "x") == {"all": (2, 2), "target": (2, 2), "joint": (2, 2)}

@@ -315,7 +315,7 @@ def test_a_target_behind_defenses_is_scored_beside_the_plain_one_and_the_same_ag
     plain = job.targets[0]
     behind = [replace(plain, name=name, defense=name) for name in ("rp", "bits+jpeg", "smoothing")]
     behind[0] = replace(behind[0], rp=RandomResizePad(draws=2))
-    behind[2] = replace(behind[2], smoothing=RandomisedSmoothing(draws=4))
+    behind[2] = replace(behind[2], smoothing=RandomisedSmoothing(sigma=1.0, draws=11))
     planned = resolve(replace(job, targets=(plain, *behind)))
     one, other = ledger_in(tmp_path / "one"), ledger_in(tmp_path / "other")
     run_all(planned, one)
@@ -332,7 +332,7 @@ def test_a_target_behind_defenses_is_scored_beside_the_plain_one_and_the_same_ag
         "bits": {"bits+jpeg"},
         "smoothing": {"smoothing"},
     }
-    assert all(row["abstained"] for row in rows["smoothing"]), "four votes settle nothing"
+    assert any(row["abstained"] for row in rows["smoothing"]), "eleven votes settle little"
     assert not any(row["abstained"] for name in ("tiny", "rp", "bits") for row in rows[name])
     marker = next(one.markers(unit for unit in one.units("clean") if unit.target.startswith("bits")))
     assert [each["kind"] for each in marker.fact("target")["defenses"]] == ["BitDepth", "Jpeg"]

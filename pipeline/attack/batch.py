@@ -1,6 +1,6 @@
 """What views and transforms may know of the images that are attacked together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,6 +20,13 @@ class Pool:
     labels: Tensor
 
 
+@dataclass
+class Tally:
+    """What an attack has cost so far: gradients of one network, for each image."""
+
+    gradients: int = 0
+
+
 @dataclass(frozen=True)
 class Batch:
     """The images of one call, but for their pixels.
@@ -31,6 +38,7 @@ class Batch:
         epsilon: The budget.
         step_size: α.
         steps: T.
+        tally: Counts gradients.
     """
 
     labels: Tensor
@@ -39,6 +47,7 @@ class Batch:
     epsilon: float
     step_size: float
     steps: int
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def last(self) -> bool:

@@ -2,13 +2,15 @@
 
 Neither the batch that an image is in, nor the worker, nor a retry, nor the device changes what is drawn: the bits come
 from a counter and integer arithmetic, which every device does alike, and so whole batches are drawn where they lie.
+(Normal numbers are made of these bits in floating point, whose last bit may differ between devices.)
 
 References:
     Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014 (SplitMix64).
 """
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,18 +28,45 @@ class Draws:
         seed: Seed of every draw.
         keys: The images' keys, B of them.
         device: Where the numbers are wanted.
+        purpose: What they are for: an attack's and a defense's numbers have nothing in common.
     """
 
-    def __init__(self, seed: int, keys: Sequence[str], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, seed: int, keys: Sequence[str], device: torch.device | str = "cpu", *, purpose: str = "attack"
+    ) -> None:
         self._seed = seed
         self._keys = keys
         self._device = device
+        self._purpose = purpose
         self.step = 0
         self._drawn = 0
+        self._evaluation = 0
 
     def begin(self, step: int) -> None:
         """Starts the draws of a step; they do not depend on how many the steps before it took."""
-        self.step, self._drawn = step, 0
+        self.step, self._drawn, self._evaluation = step, 0, 0
+
+    def evaluate(self) -> None:
+        """Starts an evaluation of the gradient, whose copies of an image may share numbers (`shared`)."""
+        self._evaluation = self._drawn
+        self._drawn += 1
+
+    @contextlib.contextmanager
+    def repeated(self, since: int) -> Iterator[None]:
+        """While entered, draws again what was drawn since a `mark`; afterwards nothing that was drawn before."""
+        reached, self._drawn = self._drawn, since
+        try:
+            yield
+        finally:
+            self._drawn = max(reached, self._drawn)
+
+    def mark(self) -> int:
+        """A place to go back to."""
+        return self._drawn
+
+    def shared(self, name: str) -> Tensor:
+        """(B,) float32, evenly from [0, 1), the same whenever asked for by that name within an evaluation."""
+        return self._numbers(f"{self._evaluation}:{name}", ())
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B, *shape) float32, evenly from [low, high)."""
@@ -59,8 +88,11 @@ class Draws:
 
     def _fractions(self, shape: Sequence[int]) -> Tensor:
         """(B, *shape) float32, multiples of 2^−24 in [0, 1)."""
-        starts = torch.tensor([self._start(key) for key in self._keys], device=self._device)
         self._drawn += 1
+        return self._numbers(str(self._drawn - 1), shape)
+
+    def _numbers(self, name: str, shape: Sequence[int]) -> Tensor:
+        starts = torch.tensor([self._start(key, name) for key in self._keys], device=self._device)
         count = torch.Size(shape).numel()
         # Each 64 bits give two numbers.
         places = torch.arange(1, -(-count // 2) + 1, device=self._device)
@@ -68,8 +100,8 @@ class Draws:
         drawn = torch.cat([_shifted(bits, 64 - _BITS), bits & ((1 << _BITS) - 1)], dim=1)[:, :count]
         return (drawn.float() * 0.5**_BITS).view(len(starts), *shape)
 
-    def _start(self, key: str) -> int:
-        digest = hashlib.sha256(f"{self._seed}/{self.step}/{self._drawn}/{key}".encode()).digest()
+    def _start(self, key: str, name: str) -> int:
+        digest = hashlib.sha256(f"{self._purpose}/{self._seed}/{self.step}/{name}/{key}".encode()).digest()
         return int.from_bytes(digest[:8], "big", signed=True)
 
 

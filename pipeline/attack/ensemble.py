@@ -39,6 +39,11 @@ class Ensemble(nn.Module):
         return said.mean(dim=0)
 
 
+def members(model: nn.Module) -> int:
+    """How many networks answer."""
+    return len(model.members) if isinstance(model, Ensemble) else 1
+
+
 def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
     """The logits whose losses are averaged: one (B, classes), or one of each member where losses are fused."""
     if isinstance(model, Ensemble) and model.fuse == "losses":

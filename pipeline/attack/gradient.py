@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.attack.batch import Batch
-from pipeline.attack.ensemble import answers
+from pipeline.attack.ensemble import answers, members
 from pipeline.attack.losses import Objective
 from pipeline.attack.views import View
 
@@ -21,7 +21,8 @@ def loss_gradient(model: nn.Module, objective: Objective, views: Sequence[View],
     """The gradient of the objective, averaged over every copy that the views make of an image.
 
     The objective is summed over images, not averaged: an image's gradient then does not depend on how many others share
-    its batch. Each copy is a backward pass of its own, so memory does not grow with their number.
+    its batch. Each copy is a backward pass of its own, so memory does not grow with their number (but where a second
+    derivative is wanted, for which every copy's graph is kept).
 
     Args:
         model: Maps images (B, 3, H, W) in [0, 1] to logits (B, classes); or an `Ensemble` of such.
@@ -35,12 +36,14 @@ def loss_gradient(model: nn.Module, objective: Objective, views: Sequence[View],
         differentiable = images.requires_grad
         inputs = images if differentiable else images.detach().requires_grad_()
         total = torch.zeros_like(images)
+        batch.draws.evaluate()
         for numbers in itertools.product(*(range(view.copies) for view in views)):
             with torch.enable_grad():
                 seen = inputs
                 for view, number in zip(views, numbers, strict=True):
                     seen = view(seen, number, batch)
                 said = torch.stack([objective(logits) for logits in answers(model, seen)])
+                batch.tally.gradients += members(model)
                 (found,) = torch.autograd.grad(said.mean(), inputs, create_graph=differentiable)
             total = total + found
         return total / copies

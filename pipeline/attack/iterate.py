@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.attack import ball
 from pipeline.attack.ball import BallNorm
-from pipeline.attack.batch import Batch, Pool
+from pipeline.attack.batch import Batch, Pool, Tally
 from pipeline.attack.draws import Draws
 from pipeline.attack.gradient import loss_gradient
 from pipeline.attack.losses import Loss, objective
@@ -70,14 +70,6 @@ class Iterative:
     transforms: tuple[Transform, ...] = ()
     seed: int = 0
 
-    @property
-    def gradients(self) -> int:
-        """How many gradients an image costs, at the most."""
-        each = 1
-        for part in (*(view.copies for view in self.views), *(transform.cost for transform in self.transforms)):
-            each *= part
-        return self.steps * each
-
     def target_classes(
         self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str], given: Tensor | None = None
     ) -> Tensor | None:
@@ -122,6 +114,7 @@ class Iterative:
         *,
         target_classes: Tensor | None = None,
         pool: Pool | None = None,
+        tally: Tally | None = None,
     ) -> Tensor:
         """Adversarial images.
 
@@ -132,6 +125,7 @@ class Iterative:
             keys: The images' keys.
             target_classes: (B,) int64, as the method of that name has them.
             pool: What Admix mixes in; by default these images, which then depend on their batch.
+            tally: Counts the gradients that an image costs.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1], within epsilon of `images` up to float rounding.
@@ -141,7 +135,7 @@ class Iterative:
         """
         epsilon, step_size = float(self.epsilon), float(self.step_size)
         draws = Draws(self.seed, keys, images.device)
-        batch = Batch(labels, draws, pool or Pool(images, labels), epsilon, step_size, self.steps)
+        batch = Batch(labels, draws, pool or Pool(images, labels), epsilon, step_size, self.steps, tally or Tally())
         gradient = loss_gradient(model, objective(self.loss, labels, target_classes), self.views, batch)
         for transform in self.transforms:
             gradient = transform(gradient, batch)
@@ -185,11 +179,6 @@ class Noise:
     seed: int = 0
     target_class: ClassVar[None] = None
 
-    @property
-    def gradients(self) -> int:
-        """How many gradients an image costs."""
-        return 0
-
     def target_classes(
         self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str], given: Tensor | None = None
     ) -> None:
@@ -204,6 +193,7 @@ class Noise:
         *,
         target_classes: Tensor | None = None,
         pool: Pool | None = None,
+        tally: Tally | None = None,
     ) -> Tensor:
         """Noisy images, (B, 3, H, W) float32 in [0, 1]; of the rest only images and keys are looked at."""
         draws = Draws(self.seed, keys, images.device)

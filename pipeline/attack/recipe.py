@@ -100,7 +100,10 @@ def build(
         raise ValueError(f"decay = {decay}: must be a number from 0")
     if isinstance(target_class, int) and target_class < 0:
         raise ValueError(f"target_class = {target_class}: must be a class index from 0")
+    if norm == "l2" and (square := [name for name in names if name in ("vt", "pgn")]):
+        raise ValueError(f"norm = 'l2': {square[0]} draws neighbours from a cube around the image, which is L∞'s ball")
     made = {part: parts.get(part) or {**VIEWS, **TRANSFORMS}[part]() for part in names if part != base}
+    _require_one_size(made)
     settings = {**BASES[base], **({} if decay is None else {"decay": decay})}
     return Iterative(
         name=name or combination,
@@ -132,6 +135,15 @@ def _base(combination: str, names: list[str]) -> str:
             f'{", ".join([*VIEWS, *TRANSFORMS])}, each once, joined by +; for example "gnp+mi+di+ti"'
         )
     return bases[0]
+
+
+def _require_one_size(made: Mapping[str, View | Transform]) -> None:
+    order = list(made)
+    larger = [name for name, part in made.items() if isinstance(part, DiverseInput) and part.enlarges]
+    if larger and "admix" in order and order.index("admix") > order.index(larger[0]):
+        raise ValueError(
+            "admix after di with variant = 'no-resize-back': its images have another size; name admix first"
+        )
 
 
 def _steps(base: str, steps: int | None) -> int:

@@ -2,7 +2,7 @@
 
 Each is a frozen dataclass that is its own configuration, provenance and behaviour. A transform wraps the function and
 not its value, because it may have to evaluate it elsewhere. What it remembers from step to step is made anew for each
-batch. `cost` is how many gradients it takes for one.
+batch.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.attack.batch import Batch
 from pipeline.attack.gradient import Gradient
@@ -31,11 +32,14 @@ class GradientNormPenalty:
         literal      (1+β)·∇ℓ(x) − β·∇ℓ(x+u)                 the paper's; 2 gradients
         backward     (1−β)·∇ℓ(x) + β·∇ℓ(x−u)                 for β ≤ 1 an average, which never turns the step round
         central      ∇ℓ(x) − β/2·(∇ℓ(x+u) − ∇ℓ(x−u))         error of second order in r; 3 gradients
-        exact        ∇ℓ(x) − β·H(x)u                         Hessian-vector product by double backward
+        exact        ∇ℓ(x) − β·H(x)u                         Hessian-vector product, by differentiating twice more
 
     One is kept under its own name because it is what TransferAttack's class GNP computes; it *rewards* the norm:
 
         look-ahead   (1+β)·∇ℓ(x) + β·∇ℓ(x+u)
+
+    Where views are random, the gradients of a difference see the same draws; the look-ahead's second one draws anew, as
+    that class does.
 
     Attributes:
         form: Which of the above.
@@ -62,41 +66,48 @@ class GradientNormPenalty:
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta = {self.beta}: must be a number from 0")
 
-    @property
-    def cost(self) -> int:
-        """Gradients for one; the exact form's product counts as one more."""
-        return 3 if self.form == "central" else 2
-
     def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
         """The penalised gradient function."""
-        del batch
-        beta = self.beta
+        beta, draws = self.beta, batch.draws
         if not beta:  # not even its draws
             return gradient
 
         def penalised(images: Tensor) -> Tensor:
+            since = draws.mark()
             if self.form == "exact":
-                return self._exact(gradient, images)
+                return self._exact(gradient, images, batch)
             here = gradient(images)
             step = self._step(here)
+            if self.form == "look-ahead":
+                return (1 + beta) * here + beta * gradient(images + step)
+
+            def there(moved: Tensor) -> Tensor:
+                # A difference of gradients under other draws would be a difference of draws.
+                with draws.repeated(since):
+                    return gradient(moved)
+
             if self.form == "literal":
-                return (1 + beta) * here - beta * gradient(images + step)
+                return (1 + beta) * here - beta * there(images + step)
             if self.form == "backward":
-                return (1 - beta) * here + beta * gradient(images - step)
-            if self.form == "central":
-                return here - beta / 2 * (gradient(images + step) - gradient(images - step))
-            return (1 + beta) * here + beta * gradient(images + step)
+                return (1 - beta) * here + beta * there(images - step)
+            return here - beta / 2 * (there(images + step) - there(images - step))
 
         return penalised
 
-    def _exact(self, gradient: Gradient, images: Tensor) -> Tensor:
-        with torch.enable_grad():
+    def _exact(self, gradient: Gradient, images: Tensor, batch: Batch) -> Tensor:
+        before = batch.tally.gradients
+        # Attention's fast kernels have no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             differentiable = images.requires_grad
             inputs = images if differentiable else images.detach().requires_grad_()
             here = gradient(inputs)
             step = self._step(here.detach())
-            # H is symmetric, so that the vector-Jacobian product of the gradient is Hu.
-            (product,) = torch.autograd.grad(here, inputs, step, create_graph=differentiable)
+            # What is wrapped may be no gradient of anything (smoothed, say), and its Jacobian J not symmetric: Jᵀw is
+            # linear in w, and its derivative along the step is Ju.
+            along = torch.zeros_like(here, requires_grad=True)
+            (transposed,) = torch.autograd.grad(here, inputs, along, create_graph=True)
+            (product,) = torch.autograd.grad(transposed, along, step, create_graph=differentiable)
+        batch.tally.gradients += 2 * (batch.tally.gradients - before)
         penalised = here - self.beta * product
         return penalised if differentiable else penalised.detach()
 
@@ -137,11 +148,6 @@ class Smoothing:
         if not (1 <= self.size <= 101 and self.size % 2):
             raise ValueError(f"size = {self.size}: must be an odd number from 1 to 101")
 
-    @property
-    def cost(self) -> int:
-        """Gradients for one."""
-        return 1
-
     def line(self) -> Tensor:
         """The kernel's factor along either axis, (size,) float64 of sum 1."""
         half = (self.size - 1) // 2
@@ -174,8 +180,8 @@ class VarianceTuning:
 
         g ← ∇ℓ(x_t) + v_{t−1},    v_t = mean over N of ∇ℓ(x_t + u_i) − ∇ℓ(x_t),   u_i even in [−ρε, ρε]
 
-    Wrapped by another transform, it is asked for several points a step: v is measured around the first, the iterate,
-    and added at all.
+    Wrapped by another transform, it is asked for several points a step: v is measured around the first of them, and
+    added at all.
 
     Attributes:
         samples: N.
@@ -191,11 +197,6 @@ class VarianceTuning:
 
     def __post_init__(self) -> None:
         _require_neighbours(self.samples, self.radius)
-
-    @property
-    def cost(self) -> int:
-        """Gradients for one, but in the last step, whose variance nobody reads: 1."""
-        return 1 + self.samples
 
     def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
         """The tuned gradient function."""
@@ -241,11 +242,6 @@ class PenalisedNeighbours:
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta = {self.beta}: must lie in [0, 1]")
 
-    @property
-    def cost(self) -> int:
-        """Gradients for one."""
-        return 2 * self.samples
-
     def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
         """The averaged, penalised gradient function."""
         penalty = GradientNormPenalty(form="backward", norm="mean-abs", r=batch.step_size, beta=self.beta)
@@ -283,11 +279,6 @@ class ReversePerturbation:
             raise ValueError(f"steps = {self.steps}: must be a whole number from 1 to 1000")
         if not 0 <= self.late_start <= 1:
             raise ValueError(f"late_start = {self.late_start}: must lie in [0, 1]")
-
-    @property
-    def cost(self) -> int:
-        """Gradients for one, once it has set in."""
-        return 1 + self.steps
 
     def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
         """The gradient function at the reverse perturbation."""

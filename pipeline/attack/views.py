@@ -27,8 +27,8 @@ class DiverseInput:
         rate: As above; N is the image's side.
         probability: How often.
         variant: `resize-back`: a canvas of rate·N is brought back to N, as later code does. `no-resize-back`: it is
-            what the source sees (one that wants a size of its own then resizes it itself), as published, and an image
-            that is not chosen fills it.
+            what the source sees, and an image that is not chosen fills it. (Published is that the network itself sees
+            the larger image; a source here brings every image to its own input size first.)
 
     References:
         Xie et al., "Improving Transferability of Adversarial Examples with Input Diversity", CVPR 2019, arXiv
@@ -50,6 +50,11 @@ class DiverseInput:
         """How many there are of each image."""
         return 1
 
+    @property
+    def enlarges(self) -> bool:
+        """Whether what comes out is larger than what goes in."""
+        return self.rate > 1 and self.variant == "no-resize-back"
+
     def __call__(self, images: Tensor, number: int, batch: Batch) -> Tensor:
         """Images (B, 3, N, N) as (B, 3, S, S): S = rate·N where that is larger and is not brought back, else N."""
         del number
@@ -57,7 +62,7 @@ class DiverseInput:
         least, canvas = sorted((side, int(side * self.rate)))
         chosen = draws.uniform() < self.probability
         sides = least + draws.below(max(1, canvas - least))
-        top, left = draws.below(canvas) % (canvas - sides + 1), draws.below(canvas) % (canvas - sides + 1)
+        top, left = ((draws.uniform().double() * (canvas - sides + 1)).long() for _ in range(2))
         whole = torch.full_like(sides, canvas)
         sides, top, left = torch.where(chosen, sides, whole), top * chosen, left * chosen
         down, across = (resizing(side, sides, canvas=canvas, at=at) for at in (top, left))
@@ -129,7 +134,8 @@ class Admix:
         other = labels.view(-1, 1) != pool.labels.view(1, -1)
         other |= ~other.any(dim=1, keepdim=True)
         # The k-th of those that are of another class, k even below their number.
-        kth = (batch.draws.uniform().to(labels.device).double() * other.sum(dim=1)).long()
+        partner = batch.draws.shared(f"admix {number // self.scales}")  # each at every scale
+        kth = (partner.to(labels.device).double() * other.sum(dim=1)).long()
         partners = (other.cumsum(dim=1) > kth.view(-1, 1)).int().argmax(dim=1)
         mixed = pool.pixels[partners].to(images.device, images.dtype)
         mixed = mixed / 255 if pool.pixels.dtype == torch.uint8 else mixed

@@ -91,7 +91,7 @@ def run(
     office, failed, stopped = None, dict[str, str](), False
     if _left(plan, committed, listed):
         networks = [member for source in plan.sources for member in source.members] + list(plan.targets)
-        for model in {model.weights: model for model in networks}.values():
+        for model in {model.id: model for model in networks}.values():
             weights.load(model, storage, classes=plan.job.data.classes)  # what cannot be loaded fails here, by name
         sizing = size(pools, connect(address))
         log.info("%s", sizing)

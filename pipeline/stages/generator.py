@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import batches, codec, parts, score, shards, weights
-from pipeline.attack.batch import Pool
+from pipeline.attack.batch import Pool, Tally
 from pipeline.attack.recipe import Attack, provenance
 from pipeline.errors import SampleError, ShardError
 from pipeline.ledger import Committed, Unit
@@ -152,7 +152,8 @@ class Generator(Stage):
     ) -> None:
         started = time.monotonic()
         wanted = self._wanted(attack, source, images)
-        pixels, batch_size = self._adversarial(attack, source, images, wanted)
+        tally = Tally()
+        pixels, batch_size = self._adversarial(attack, source, images, wanted, tally)
         fooled = self._predict(source, pixels, images.labels)
         described = provenance(attack)
         model = next(model for model in self.plan.sources if model.id == unit.source)
@@ -181,7 +182,7 @@ class Generator(Stage):
         facts = {
             "n": len(images.keys),
             "attack": described,
-            "gradients": attack.gradients,
+            "gradients": tally.gradients,
             "source": model.identity,
             "pixels_sha256": codec.pixels_sha256(pixels),
             "original_pixels_sha256": codec.pixels_sha256(images.pixels),
@@ -213,15 +214,25 @@ class Generator(Stage):
         made, _ = batches.run(of_batch, len(images.keys), self.plan.job.batch_size)
         return torch.cat([none[:0], *made])
 
-    def _adversarial(self, attack: Attack, source: nn.Module, images: Images, wanted: Tensor) -> tuple[Tensor, int]:
-        """The attack on every image, as stored: (N, 3, H, W) uint8; and the batch size that fitted."""
+    def _adversarial(
+        self, attack: Attack, source: nn.Module, images: Images, wanted: Tensor, tally: Tally
+    ) -> tuple[Tensor, int]:
+        """The attack on every image, as stored: (N, 3, H, W) uint8; the batch size that fitted; and counts the cost."""
         pool = Pool(images.pixels, images.labels)  # the part, so that what is mixed in does not depend on the batch
 
         def attack_batch(batch: slice) -> Tensor:
             pixels, labels = images.pixels[batch].to(self.device), images.labels[batch].to(self.device)
             classes = None if attack.target_class is None else wanted[batch].to(self.device)
-            floats = codec.to_float(pixels)
-            adversarial = attack(source, floats, labels, images.keys[batch], target_classes=classes, pool=pool)
+            tally.gradients = 0  # each batch costs an image the same
+            adversarial = attack(
+                source,
+                codec.to_float(pixels),
+                labels,
+                images.keys[batch],
+                target_classes=classes,
+                pool=pool,
+                tally=tally,
+            )
             return codec.quantise(adversarial, pixels, attack.epsilon, attack.norm).cpu()
 
         made, batch_size = batches.run(attack_batch, len(images.keys), self.plan.job.batch_size)

@@ -2,7 +2,7 @@
 
 import itertools
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,18 +10,21 @@ from torch import Tensor
 
 from pipeline import codec
 from pipeline.attack.ball import BallNorm
-from pipeline.attack.batch import Pool
+from pipeline.attack.batch import Batch, Pool, Tally
+from pipeline.attack.draws import Draws
+from pipeline.attack.gradient import loss_gradient
 from pipeline.attack.iterate import Iterative
-from pipeline.attack.losses import Loss
+from pipeline.attack.losses import Loss, objective
 from pipeline.attack.recipe import BASES, TRANSFORMS, VIEWS
 from pipeline.attack.transforms import (
+    Form,
     GradientNormPenalty,
     PenalisedNeighbours,
     ReversePerturbation,
     Transform,
     VarianceTuning,
 )
-from pipeline.attack.views import Admix, Scale, View
+from pipeline.attack.views import Admix, DiverseInput, Scale, View
 from tests.attack.test_published import network
 from tests.samples import attack
 
@@ -62,8 +65,15 @@ def run(made: Iterative, *, only: slice = slice(None), target_classes: Tensor | 
     return made(network(), images[only], LABELS[only], KEYS[only], target_classes=wanted, pool=pool)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("combination", COMBINATIONS)
+def fits(combination: str, norm: BallNorm) -> bool:
+    """Whether there is such an attack: neighbours are drawn from a cube."""
+    return norm == "linf" or {"vt", "pgn"}.isdisjoint(combination.split("+"))
+
+
+@pytest.mark.parametrize(
+    ("combination", "norm"),
+    [(each, norm) for each in COMBINATIONS for norm in get_args(BallNorm) if fits(each, norm)],
+)
 def test_it_stays_inside_the_ball_in_range_and_does_not_depend_on_its_batch(combination: str, norm: BallNorm) -> None:
     epsilon = Fraction(8, 255) if norm == "linf" else Fraction(1, 2)
     made = composed(combination, norm=norm, epsilon=epsilon)
@@ -133,3 +143,51 @@ def test_wanted_classes_are_drawn_or_found_as_they_say() -> None:
         composed("mi", target_class=9).target_classes(model, images, LABELS, KEYS)
     with pytest.raises(ValueError, match="no target classes"):
         composed("mi", target_class="shard").target_classes(model, images, LABELS, KEYS)
+
+
+@pytest.mark.parametrize(
+    ("combination", "settings", "gradients"),
+    [
+        ("i", {}, 3),
+        ("gnp+mi", {}, 6),
+        ("mi+admix", {"parts": {"admix": Admix(samples=2, scales=2)}}, 12),
+        ("vt+mi", {"parts": {"vt": VarianceTuning(samples=4)}}, 3 + 2 * 4),
+        ("vt+gnp+mi", {"parts": {"vt": VarianceTuning(samples=4)}}, 6 + 2 * 4),
+        ("rap+mi", {"parts": {"rap": ReversePerturbation(steps=2, late_start=0.5)}}, 3 + 2),
+        ("gnp+mi", {"parts": {"gnp": GradientNormPenalty(beta=0)}}, 3),
+        ("gnp+mi", {"parts": {"gnp": GradientNormPenalty("exact")}}, 9),
+    ],
+)
+def test_what_an_attack_costs_is_counted(combination: str, settings: dict[str, Any], gradients: int) -> None:
+    tally = Tally()
+    made = attack(combination, steps=3, **settings)
+    made(network(), originals().double() / 255, LABELS, KEYS, tally=tally)
+    assert tally.gradients == gradients
+
+
+@pytest.mark.parametrize("inner", ["ti", "di", "vt", "pgn"])
+@pytest.mark.parametrize("form", ["literal", "backward", "central"])
+def test_around_whatever_the_penalty_is_the_derivative_of_it(inner: str, form: Form) -> None:
+    """The difference over r approaches the exact product, also where it wraps what is random, or no gradient."""
+    images, parts = originals().double() / 255, {**VIEWS, **TRANSFORMS}
+    part = CHEAP.get(inner) or (DiverseInput(probability=1) if inner == "di" else parts[inner]())
+    views = [part] if isinstance(part, get_args(View)) else []
+    transforms = [part] if isinstance(part, get_args(Transform)) else []
+
+    def penalty(form: Form, r: float) -> Tensor:
+        draws = Draws(0, KEYS)
+        batch = Batch(LABELS, draws, Pool(originals(), LABELS), 8 / 255, 2 / 255, 5)
+        gradient = loss_gradient(network(), objective("cross-entropy", LABELS), views, batch)
+        for transform in transforms:
+            gradient = transform(gradient, batch)
+        draws.begin(2)
+        plain = gradient(images)
+        draws.begin(3)
+        gradient(images)  # a step with state, if there is any
+        draws.begin(2)
+        found = GradientNormPenalty(form, r=r, beta=1.0)(gradient, batch)(images)
+        return (plain - found) / r
+
+    exact, difference = penalty("exact", 1e-5), penalty(form, 1e-5)
+    cosine = torch.nn.functional.cosine_similarity(exact.flatten(1), difference.flatten(1))
+    assert float(cosine.min()) > 0.99, cosine

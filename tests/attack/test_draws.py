@@ -69,7 +69,7 @@ def test_the_bits_are_splitmix64s() -> None:
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & whole
         return z ^ (z >> 31)
 
-    start = Draws(5, ["k"])._start("k") & whole
+    start = Draws(5, ["k"])._start("k", "0") & whole
     bits = [mixed((start + 0x9E3779B97F4A7C15 * place) & whole) for place in range(1, 5)]
     expected = [word >> 40 for word in bits] + [word & 0xFFFFFF for word in bits]
     assert (Draws(5, ["k"]).uniform(8) * 2**24).flatten().tolist() == expected

@@ -140,8 +140,9 @@ def difgsm(*, rate: float, back: bool) -> Callable[[], Tensor]:
 
         def update(x: Tensor, t: int) -> Tensor:
             draws.begin(t)
+            draws.evaluate()
             chosen, sides = draws.uniform() < 0.5, least + draws.below(most - least)
-            tops, lefts = (draws.below(most) % (most - sides + 1) for _ in range(2))
+            tops, lefts = ((draws.uniform().double() * (most - sides + 1)).long() for _ in range(2))
 
             def seen(x: Tensor) -> Tensor:
                 made = []
@@ -167,11 +168,13 @@ def admix() -> Tensor:
 
     def update(x: Tensor, t: int) -> Tensor:
         draws.begin(t)
+        draws.evaluate()
         total = torch.zeros_like(x)
-        for number in range(3 * 5):
-            u = draws.uniform().double()
+        for sample in range(3):
+            u = draws.shared(f"admix {sample}").double()
             partners = torch.stack([[x0[j] for j in range(3) if j != i][int(u[i] * 2)] for i in range(3)])
-            total += ce_gradient(lambda x, p=partners, i=number % 5: (x + 0.2 * p) / 2**i)(x)  # type: ignore[misc]
+            for scale in range(5):
+                total += ce_gradient(lambda x, p=partners, i=scale: (x + 0.2 * p) / 2**i)(x)  # type: ignore[misc]
         return total / 15
 
     return momentum(update, x0)
@@ -184,11 +187,13 @@ def variance_tuning(*, nesterov: bool) -> Callable[[], Tensor]:
         for t in range(STEPS):
             draws.begin(t)
             at = x + ALPHA * g if nesterov else x
+            draws.evaluate()
             here = gradient(at)
             g = g + mean_abs(here + v)
             around = torch.zeros_like(x)
             for _ in range(4):
                 around += gradient(at + 1.5 * EPSILON * (draws.uniform(3, SIDE, SIDE).double() * 2 - 1))
+                draws.evaluate()
             v = around / 4 - here
             x = clip(x + ALPHA * g.sign(), x0)
         return x
@@ -206,6 +211,7 @@ def pgn() -> Tensor:
             near = x + 3.0 * EPSILON * (draws.uniform(3, SIDE, SIDE).double() * 2 - 1)
             first = gradient(near)
             second = gradient(near - ALPHA * mean_abs(first))
+            draws.evaluate()
             total += 0.5 * first + 0.5 * second
         return total / 4
 
