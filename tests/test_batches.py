@@ -109,12 +109,12 @@ from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage
 from tests import samples
 
-folder, checkpoint, store, batch_size, room_mb = sys.argv[1:]
+folder, checkpoint, store, batch_size, room_mb, side = sys.argv[1:]
 torch.set_num_threads(1)
 job = samples.tiny_job(Path(folder), Path(checkpoint), attacks=(samples.attack("mi"),), part_size=64)
-network = replace(job.sources[0], input_size=224)
-data = replace(job.data, preparation=Preparation(resize=224, crop=224))
-target = replace(job.targets[0], input_size=224)
+network = replace(job.sources[0], input_size=int(side))
+data = replace(job.data, preparation=Preparation(resize=int(side), crop=int(side)))
+target = replace(job.targets[0], input_size=int(side))
 job = replace(job, data=data, sources=(network,), targets=(target,), batch_size=int(batch_size))
 planned = samples.resolve(job, store)
 ledger = Ledger(Storage(store))
@@ -139,12 +139,14 @@ scorer.run(item)
 """
 
 
-def run_both_stages(folder: Path, checkpoint: Path, store: str, *, batch_size: int, room_mb: int = 0) -> Ledger:
+def run_both_stages(
+    folder: Path, checkpoint: Path, store: str, *, batch_size: int, room_mb: int = 0, side: int = 224
+) -> Ledger:
     command = [
         sys.executable,
         "-c",
         STARVED,
-        *map(str, (folder / "in", checkpoint, folder / store, batch_size, room_mb)),
+        *map(str, (folder / "in", checkpoint, folder / store, batch_size, room_mb, side)),
     ]
     # An arena a thread would take 64 MB of address space each.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
@@ -172,4 +174,5 @@ def test_where_memory_really_runs_out_a_smaller_batch_makes_the_same_images(
 def test_one_image_that_really_does_not_fit_is_one_line(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
     with pytest.raises(AssertionError, match="CapacityError: one image does not fit into the device's memory"):
-        run_both_stages(tmp_path, tiny_checkpoint, "starved", batch_size=64, room_mb=10)
+        # A large image, and room for all else: in less, other libraries than torch crash.
+        run_both_stages(tmp_path, tiny_checkpoint, "starved", batch_size=64, room_mb=100, side=2048)
