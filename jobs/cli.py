@@ -319,7 +319,7 @@ def run() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped; what is committed stands: run the same command again to go on\n")
         return 130
-    except Exception:
+    except Exception:  # shown whole; let through, it would end past `leave`, waiting for threads without end
         logging.getLogger(__name__).exception("this is a defect of gnp")
         return 1
     return 0
