@@ -150,20 +150,23 @@ def test_generators_make_room_for_scorers_where_somebody_else_has_taken_theirs(
     assert (outcome.items, outcome.failed, outcome.incomplete) == (6, {}, 0)
 
 
+@pytest.mark.parametrize("places", [1, 2])
 def test_two_runs_that_fill_a_cluster_and_fail_on_the_same_shards_both_end(
-    tmp_path: Path, tiny_checkpoint: Path
+    places: int, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     for number in range(4):
         path = write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(4)])
         if number < 2:
             path.write_bytes(path.read_bytes()[:-10240])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    pools, ended = Pools(generators=1, scorers=1, start_minutes=0.5), list[engine.Outcome]()
+    # Somebody else has two devices and one of four cores: neither run can have a generator and a scorer at once.
+    pools = Pools(generators=1, scorers=1, cpus_per_worker=3 - places, start_minutes=2)
+    ended = list[engine.Outcome]()
 
     def run() -> None:
         ended.append(engine.run(planned, str(tmp_path / "store"), pools=pools))
 
-    with squatter(2):  # which leaves one place for each: neither can have a generator and a scorer at once
+    with squatter(2):
         both = [threading.Thread(target=run, daemon=True) for _ in range(2)]
         for thread in both:
             thread.start()

@@ -144,10 +144,11 @@ class Office:
     def _wanted(self, pool: _Pool) -> int:
         """How many workers of a pool there is work for."""
         wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
-        if pool.stage is Generator:
-            return min(pool.size, wanted)
-        # While generators are at work, so that loading the targets does not wait for them.
-        return min(pool.size, max(wanted, len(self._queues[Generator]) + len(self._busy())))
+        if pool.stage is Scorer and any(not slot.starting for slot in self._generators.slots):
+            # While generators are at work, so that loading the targets does not wait for them; but never before one
+            # is up, whose place an idle scorer might have taken.
+            wanted = max(wanted, len(self._queues[Generator]) + len(self._busy()))
+        return min(pool.size, wanted)
 
     def _release(self, pool: _Pool) -> None:
         """Lets workers go that nothing is left for: the other pool, or another run, may be waiting for their place."""
