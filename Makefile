@@ -18,8 +18,8 @@ else
 	$(BIN)/python -m jobs.demo
 endif
 
-test: check  ## every test, and every check before them
-	$(BIN)/python -m pytest
+test: check  ## every test in two processes, and every check before them
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .

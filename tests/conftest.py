@@ -5,10 +5,12 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 
 from infra import local_s3
@@ -19,6 +21,18 @@ from tests.samples import CLASSES
 ROOT = Path(__file__).parents[1]
 # How many inputs each reader was given, and how many histories the ledger lived through.
 TRIED: Counter[str] = Counter()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands what one test process counted to the one that prints it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tried"] = dict(TRIED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Adds up what the test processes counted."""
+    TRIED.update(getattr(node, "workeroutput", {}).get("tried", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -41,7 +55,9 @@ def _one_thread() -> None:
 def demo_assets() -> Path:
     """Real ImageNet weights and photographs, as `make demo` prepares them."""
     folder = ROOT / "build" / "demo"
-    assets.prepare(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "preparing"):  # the tests run in two processes
+        assets.prepare(folder)
     return folder
 
 
