@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.leave import in_time
 from pipeline import config, engine, plan
 from pipeline.engine import Outcome
+from pipeline.plan import Job
+from pipeline.pools import Pools
 from pipeline.progress import Progress as Counts
 from pipeline.storage import Storage
 
@@ -34,16 +37,42 @@ def run(
     Raises:
         GnpError: The run could not start, or could not go on.
     """
+    loaded = config.load(recipe)
+    return carry_out(
+        lambda: loaded.job(limit=limit),
+        store,
+        pools=loaded.engine,
+        console=console,
+        address=address,
+        retry_failed=retry_failed,
+        max_failed=max_failed,
+    )
+
+
+def carry_out(
+    job: Callable[[], Job],
+    store: str,
+    *,
+    pools: Pools,
+    console: Console,
+    address: str | None = None,
+    retry_failed: bool = False,
+    max_failed: int = 0,
+) -> int:
+    """Makes what a job lacks, with progress; returns the exit code, as `run` does.
+
+    Raises:
+        GnpError: The run could not start, or could not go on.
+    """
     stop = threading.Event()
     _interrupt_on_sigterm(stop)
-    loaded = config.load(recipe)
     console.print("[dim]finding shards, settling what each model is[/dim]")
-    planned = plan.resolve(loaded.job(limit=limit), Storage(store, create=True))
+    planned = plan.resolve(job(), Storage(store, create=True))
     with in_time(stop, f"stopped, while {store} did not answer; {_GO_ON}"), _Bars(console) as bars:
         outcome = engine.run(
             planned,
             store,
-            pools=loaded.engine,
+            pools=pools,
             address=address,
             retry_failed=retry_failed,
             stop=stop,

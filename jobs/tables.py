@@ -90,9 +90,9 @@ def show_comparisons(rows: list[Comparison], *, denominator: Denominator, consol
             lines.setdefault((row.ids[1], row.ids[2]), {})[row.ids[3]] = row
         for found in lines.values():
             first = next(iter(found.values()))
-            attack, base = (f"{escape(first.attack)}[/bold] ({first.gradients})", escape(first.base))
+            attack, base = (f"{escape(first.attack)}[/bold] ({_count(first.gradients)})", escape(first.base))
             table.add_row(
-                f"[bold]{attack}\n{base} ({first.base_gradients})",
+                f"[bold]{attack}\n{base} ({_count(first.base_gradients)})",
                 *(_gained(found[target]) if target in found else "–" for target in targets),
             )
         console.print(table)
@@ -158,3 +158,7 @@ def _cell(rate: Rate) -> str:
         return "0/0"
     low, high = rate.interval
     return f"[bold]{rate.rate:.0%}[/bold] {rate.count}/{rate.n}\n[dim]{100 * low:.0f}–{high:.0%}[/dim]"
+
+
+def _count(gradients: int | None) -> str:
+    return "?" if gradients is None else str(gradients)

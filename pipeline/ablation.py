@@ -206,7 +206,9 @@ def _models(ledger: Ledger) -> tuple[dict[str, set[str]], dict[str, Mapping[str,
     """Of each source the digests of its weights, of an ensemble's several; of each target its identity."""
     attacked = {unit.source: unit for unit in ledger.units("adversarial")}
     sources = {
-        marker.unit.source: {each["digest"] for each in marker.fact("source").get("ensemble", [marker.fact("source")])}
+        marker.unit.source: {
+            each.get("digest", "") for each in marker.fact("source").get("ensemble", [marker.fact("source")])
+        }
         for marker in ledger.markers(attacked.values())
     }
     scored = {unit.target: unit for unit in ledger.units("transfer")}

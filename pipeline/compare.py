@@ -31,7 +31,7 @@ class Comparison:
         target: Name of the model scored.
         attack: Name of the attack.
         base: Name of the other.
-        gradients: How many an image costs by the attack, as counted.
+        gradients: How many an image costs by the attack, as counted; None of another program's images.
         base_gradients: By the base.
         both: Images on which both succeed.
         only_attack: Images on which just the attack does.
@@ -47,8 +47,8 @@ class Comparison:
     target: str
     attack: str
     base: str
-    gradients: int
-    base_gradients: int
+    gradients: int | None
+    base_gradients: int | None
     both: int
     only_attack: int
     only_base: int
@@ -139,19 +139,22 @@ def _pairs(
     everywhere: np.ndarray,
     denominator: Denominator,
     base: str,
-    costs: dict[str, int],
+    costs: dict[str, int | None],
 ) -> Iterator[tuple[Comparison, tuple[str, ...]]]:
     """What one part adds."""
     alike: dict[tuple[Any, ...], list[Predictions]] = defaultdict(list)
     for each in predictions(ledger, units):
         each.require_images_of(clean[each.unit.target])
-        alike[each.unit.source, each.unit.target, each.constant("epsilon"), each.constant("norm")].append(each)
+        alike[each.constant("source"), each.unit.target, each.constant("epsilon"), each.constant("norm")].append(each)
     for (_, target, epsilon, ball), attacks in alike.items():
         chosen = {"all": np.ones_like(everywhere), "target": clean[target].correct, "joint": everywhere}[denominator]
         for one in attacks:
             for other in attacks:
                 if one is other or not _is_of(other.constant("attack"), base) or _is_of(one.constant("attack"), base):
                     continue
+                ours = None not in (costs[one.unit.attack], costs[other.unit.attack])
+                if ours and one.unit.source != other.unit.source:
+                    continue  # two models of one name; another program's source is what its user says
                 if not one.table.column("target_class").equals(other.table.column("target_class")):
                     continue  # what one wants is no success of the other
                 counted = chosen & one.attacked
@@ -180,7 +183,7 @@ def _is_of(attack: str, base: str) -> bool:
     return attack == base or attack.startswith(f"{base}[")
 
 
-def _costs(ledger: Ledger) -> dict[str, int]:
+def _costs(ledger: Ledger) -> dict[str, int | None]:
     """Identity of each attack → how many gradients an image costs, off one marker of each."""
     first = {unit.attack: unit for unit in ledger.units("adversarial")}
-    return {marker.unit.attack: int(marker.fact("gradients")) for marker in ledger.markers(first.values())}
+    return {marker.unit.attack: marker.fact("gradients") for marker in ledger.markers(first.values())}

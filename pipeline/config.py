@@ -32,7 +32,7 @@ from pipeline import models
 from pipeline.attack.ball import BallNorm
 from pipeline.attack.iterate import Wanted
 from pipeline.attack.losses import Loss
-from pipeline.attack.recipe import TRANSFORMS, VIEWS, Attack, build
+from pipeline.attack.recipe import TRANSFORMS, VIEWS, Attack, build, require_budget
 from pipeline.attack.transforms import (
     GradientNormPenalty,
     PenalisedNeighbours,
@@ -78,7 +78,12 @@ def _wanted(value: Any) -> Any:
 
 def _known(spec: Spec) -> Spec:
     models.check(spec)
-    return spec if spec.checkpoint is None else replace(spec, checkpoint=absolute(spec.checkpoint))
+    told: dict[str, Any] = {} if spec.checkpoint is None else {"checkpoint": absolute(spec.checkpoint)}
+    if isinstance(spec, TargetSpec):
+        for name in ("nrp", "hgd"):
+            purifier = getattr(spec, name)
+            told |= {} if purifier is None else {name: replace(purifier, checkpoint=absolute(purifier.checkpoint))}
+    return replace(spec, **told)
 
 
 def _tags(value: Any) -> Any:
@@ -100,6 +105,20 @@ def _number(value: Any) -> Fraction:
     except ZeroDivisionError:
         pass
     raise ValueError(f'{value!r} is no number; write a number, or a fraction such as "16/255"')
+
+
+def budget(text: str, norm: BallNorm) -> Fraction:
+    """A budget on [0, 1] as somebody writes it: 16/255, 0.05.
+
+    Raises:
+        RecipeError: It is none.
+    """
+    try:
+        epsilon = _number(text)
+        require_budget(epsilon, norm)
+    except ValueError as error:
+        raise RecipeError(f"epsilon: {error}") from error
+    return epsilon
 
 
 # What the deepest key of a recipe is: attacks.1.gnp.r, with room to name a wrong one below.

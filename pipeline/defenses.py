@@ -9,7 +9,7 @@ import dataclasses
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.attack.draws import Draws
+from pipeline.purifiers import GuidedDenoiser, Purified, Purifier, RepresentationPurifier
 
 # On the image as it is stored, before the target resizes it; or on the network's input, before it is normalised.
 Place = Literal["image", "input"]
@@ -263,8 +264,11 @@ class RandomisedSmoothing:
 
 Defense = RandomResizePad | BitDepth | Jpeg | FeatureDistillation | TotalVariation | Median | RandomisedSmoothing
 
+# What can be applied as it stands.
+Ready = Defense | Purified
+
 # Name in a recipe → the defense.
-DEFENSES: dict[str, type[Defense]] = {
+DEFENSES: dict[str, type[Defense | Purifier]] = {
     "rp": RandomResizePad,
     "bits": BitDepth,
     "jpeg": Jpeg,
@@ -272,6 +276,8 @@ DEFENSES: dict[str, type[Defense]] = {
     "tv": TotalVariation,
     "median": Median,
     "smoothing": RandomisedSmoothing,
+    "nrp": RepresentationPurifier,
+    "hgd": GuidedDenoiser,
 }
 
 
@@ -287,7 +293,7 @@ class Network(Protocol):
         ...
 
 
-def answer(network: Network, images: Tensor, defenses: Sequence[Defense], draws: Draws) -> tuple[Tensor, Tensor]:
+def answer(network: Network, images: Tensor, defenses: Sequence[Ready], draws: Draws) -> tuple[Tensor, Tensor]:
     """What a defended network says.
 
     Args:
@@ -317,9 +323,20 @@ def answer(network: Network, images: Tensor, defenses: Sequence[Defense], draws:
     return total / copies, smoothing.abstains(total) if smoothing else never
 
 
-def described(defenses: Sequence[Defense]) -> list[dict[str, Any]]:
-    """Everything that determines what defenses do, as JSON values."""
-    return [{"kind": type(defense).__name__, **dataclasses.asdict(defense)} for defense in defenses]
+def described(defenses: Sequence[Defense | Purifier], digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Everything that determines what defenses do, as JSON values.
+
+    Args:
+        defenses: In order.
+        digests: Of the purifiers among them: checkpoint → sha256 of the state dict, which stands in its place.
+    """
+    found = []
+    for defense in defenses:
+        settings = {"kind": type(defense).__name__, **dataclasses.asdict(defense)}
+        if "checkpoint" in settings:
+            settings["digest"] = digests[settings.pop("checkpoint")]
+        found.append(settings)
+    return found
 
 
 def _each(images: Tensor, change: Any) -> Tensor:

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -37,6 +38,7 @@ from pipeline.defenses import (
     described,
 )
 from pipeline.errors import GnpError, RecipeError, WeightsError
+from pipeline.purifiers import GuidedDenoiser, Purifier, RepresentationPurifier
 from pipeline.storage import Storage, split
 
 Policy = Literal["direct", "crop"]
@@ -98,6 +100,8 @@ class TargetSpec(ModelSpec):
         tv: Of the smoothing by total variation.
         median: Of the median filter.
         smoothing: Of the randomised smoothing.
+        nrp: Of the representation purifier, with its checkpoint.
+        hgd: Of the guided denoiser, with its checkpoint.
     """
 
     defense: str = ""
@@ -109,6 +113,8 @@ class TargetSpec(ModelSpec):
     tv: TotalVariation | None = None
     median: Median | None = None
     smoothing: RandomisedSmoothing | None = None
+    nrp: RepresentationPurifier | None = None
+    hgd: GuidedDenoiser | None = None
 
     def __post_init__(self) -> None:
         named = self.defense.split("+") if self.defense else []
@@ -121,10 +127,11 @@ class TargetSpec(ModelSpec):
                 raise ValueError(f"{name} is set, but defense = {self.defense!r} does not name it")
         if not self.name and self.defense:
             object.__setattr__(self, "name", f"{self.model} behind {self.defense}")
+        _ = self.defenses  # refuses what cannot be left to its defaults
         super().__post_init__()
 
     @property
-    def defenses(self) -> tuple[Defense, ...]:
+    def defenses(self) -> tuple[Defense | Purifier, ...]:
         """The defenses, in order."""
         return tuple(getattr(self, name) or DEFENSES[name]() for name in self.defense.split("+") if name)
 
@@ -305,9 +312,9 @@ def restore(
     return classifier
 
 
-def dump(classifier: Classifier) -> bytes:
+def dump(network: nn.Module) -> bytes:
     """A network's state dict as a safetensors file; the same weights give the same bytes."""
-    state = classifier.network.state_dict()
+    state = network.state_dict()
     # Cloned, as safetensors refuses tensors that share memory; contiguous, as it refuses channels-last.
     return bytes(safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in sorted(state.items())}))
 
@@ -356,11 +363,41 @@ def identity(spec: ModelSpec, classifier: Classifier) -> dict[str, Any]:
     return {"model": spec.model, "digest": classifier.digest, **classifier.preprocessing}
 
 
-def behind(spec: ModelSpec) -> dict[str, Any]:
-    """What a target's defenses add to its identity; nothing where it has none."""
+def behind(spec: ModelSpec, digests: Mapping[str, str]) -> dict[str, Any]:
+    """What a target's defenses add to its identity; nothing where it has none.
+
+    Args:
+        spec: The target.
+        digests: Of its purifiers' checkpoints; see `defenses.described`.
+    """
     if isinstance(spec, TargetSpec) and spec.defenses:
-        return {"defenses": described(spec.defenses), "defense_seed": spec.defense_seed}
+        return {"defenses": described(spec.defenses, digests), "defense_seed": spec.defense_seed}
     return {}
+
+
+def load_purifier(purifier: Purifier) -> nn.Module:
+    """A purifier's network with its weights, frozen, on the CPU.
+
+    Raises:
+        WeightsError: The checkpoint is not there, or not the published one.
+    """
+    network, state = purifier.network(_read_state(purifier.checkpoint))
+    _fit(purifier.checkpoint, type(purifier).__name__, network, state)
+    return network.requires_grad_(False).eval()
+
+
+def restore_purifier(purifier: Purifier, state: bytes) -> nn.Module:
+    """A purifier as `load_purifier` gave it, from its weights as `dump` wrote them.
+
+    Raises:
+        WeightsError: The weights do not fit.
+    """
+    network, _ = purifier.network()
+    try:
+        network.load_state_dict(safetensors.torch.load(state), strict=True)
+    except Exception as error:  # damaged bytes
+        raise WeightsError(f"{purifier.checkpoint}: its stored weights do not fit ({_gist(error)})") from error
+    return network.requires_grad_(False).eval()
 
 
 def class_name(index: int) -> str:
@@ -392,22 +429,30 @@ def _pretrained(spec: ModelSpec) -> nn.Module:
 def _with_checkpoint(spec: ModelSpec, classes: int) -> nn.Module:
     assert spec.checkpoint is not None
     network = _architecture(spec, classes)
-    state = _read_state(spec.checkpoint)
+    _fit(spec.checkpoint, spec.model, network, _read_state(spec.checkpoint))
+    return network
+
+
+def _fit(checkpoint: str, architecture: str, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads a state that is exactly the network's.
+
+    Raises:
+        WeightsError: It is another's; says by which keys.
+    """
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         raise WeightsError(
-            f"{spec.checkpoint}: does not fit {spec.model}: {len(missing)} keys missing ({', '.join(missing[:3])}…), "
+            f"{checkpoint}: does not fit {architecture}: {len(missing)} keys missing ({', '.join(missing[:3])}…), "
             f"{len(unknown)} unknown ({', '.join(unknown[:3])}…)"
         )
     unfit = [key for key in own if own[key].shape != state[key].shape]
     if unfit:
         raise WeightsError(
-            f"{spec.checkpoint}: does not fit {spec.model}: {unfit[0]} has shape {tuple(state[unfit[0]].shape)}, "
+            f"{checkpoint}: does not fit {architecture}: {unfit[0]} has shape {tuple(state[unfit[0]].shape)}, "
             f"{tuple(own[unfit[0]].shape)} is wanted"
         )
     network.load_state_dict(state, strict=True)
-    return network
 
 
 def _architecture(spec: ModelSpec, classes: int, built_from: dict[str, Any] | None = None) -> nn.Module:
@@ -423,7 +468,7 @@ def _architecture(spec: ModelSpec, classes: int, built_from: dict[str, Any] | No
 def _read_state(checkpoint: str) -> dict[str, Tensor]:
     """A checkpoint's tensors, by timm's own reader (safetensors, or torch with weights_only)."""
     folder, name = split(checkpoint)
-    if Path(name).suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+    if Path(name).suffix not in (".safetensors", ".pth", ".pt", ".ckpt", ".bin"):
         raise WeightsError(f"{checkpoint}: unknown kind of checkpoint; .safetensors or .pth is read")
     try:
         data = Storage(folder).get(name)

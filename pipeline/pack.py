@@ -5,7 +5,7 @@ import io
 import json
 import re
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pipeline.errors import RecipeError
 from pipeline.shards import IMAGE_EXTENSIONS, write
@@ -38,7 +38,7 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
         raise RecipeError(f"{folder}: no images; expected one sub-folder per class, or a labels.csv")
     keys: dict[str, Path] = {}
     for path, _ in listed:
-        key = re.sub(r"[^A-Za-z0-9_-]", "_", path.relative_to(folder).with_suffix("").as_posix())
+        key = key_of(path.relative_to(folder))
         if key in keys:
             raise RecipeError(f"{path} and {keys[key]} would both have the key {key!r}; rename one")
         keys[key] = path
@@ -59,6 +59,11 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
         classes = {path.parent.relative_to(folder).parts[0]: label for path, label in listed}
         store.put("classes.json", json.dumps(classes, indent=1).encode())
     return names, left_out
+
+
+def key_of(path: PurePath) -> str:
+    """The key of an image file, from its path in the folder."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", path.with_suffix("").as_posix())
 
 
 def _from_classes(folder: Path) -> tuple[list[tuple[Path, int]], list[Path]]:

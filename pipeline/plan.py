@@ -10,6 +10,7 @@ from pipeline import shards, weights
 from pipeline.attack.recipe import Attack, provenance
 from pipeline.codec import Preparation
 from pipeline.errors import RecipeError
+from pipeline.foreign import Foreign, ForeignAttack
 from pipeline.ledger import Committed, Ledger, Unit, fingerprint, named
 from pipeline.models import EnsembleSpec, ModelSpec, TargetSpec
 from pipeline.sample import Part
@@ -67,15 +68,15 @@ class Job:
 
     Attributes:
         data: The images.
-        sources: The models attacked.
+        sources: The models attacked, or a folder of another program's images.
         attacks: What is done to each image, from each source.
         targets: The models scored.
         batch_size: Images per gradient; part of what makes a rerun byte-identical.
     """
 
     data: DataSpec
-    sources: tuple[ModelSpec | EnsembleSpec, ...]
-    attacks: tuple[Attack, ...]
+    sources: tuple[ModelSpec | EnsembleSpec | Foreign, ...]
+    attacks: tuple[Attack | ForeignAttack, ...]
     targets: tuple[TargetSpec, ...]
     batch_size: int = 32
 
@@ -104,8 +105,8 @@ class Plan:
     job: Job
     dataset: str
     takes: tuple[Take, ...]
-    sources: tuple[Source, ...]
-    attacks: dict[str, Attack]
+    sources: tuple[Source | Foreign, ...]
+    attacks: dict[str, Attack | ForeignAttack]
     targets: tuple[Model, ...]
 
     def describe(self) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class Plan:
             "dataset": self.dataset,
             "shards": [take.shard.name for take in self.takes],
             "sources": {model.id: model.identity for model in self.sources},
-            "attacks": {identity: provenance(attack) for identity, attack in self.attacks.items()},
+            "attacks": {identity: described(attack) for identity, attack in self.attacks.items()},
             "targets": {model.id: model.identity for model in self.targets},
         }
 
@@ -169,10 +170,18 @@ def resolve(job: Job, storage: Storage) -> Plan:
         job=job,
         dataset=named(job.data.name, prepared),
         takes=takes,
-        sources=tuple(weights.resolve_source(spec, storage, classes=classes) for spec in job.sources),
-        attacks={named(attack.name, provenance(attack)): attack for attack in job.attacks},
+        sources=tuple(
+            spec if isinstance(spec, Foreign) else weights.resolve_source(spec, storage, classes=classes)
+            for spec in job.sources
+        ),
+        attacks={named(attack.name, described(attack)): attack for attack in job.attacks},
         targets=tuple(weights.resolve(spec, storage, classes=classes) for spec in job.targets),
     )
+
+
+def described(attack: Attack | ForeignAttack) -> dict[str, Any]:
+    """Everything that determines an attack's pixels, as JSON values."""
+    return attack.provenance() if isinstance(attack, ForeignAttack) else provenance(attack)
 
 
 def pending(plan: Plan, committed: Committed, *, workers: int = 1) -> list[Item]:

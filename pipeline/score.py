@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline import batches, codec
 from pipeline.attack.draws import Draws
-from pipeline.defenses import Defense, Network, answer
+from pipeline.defenses import Network, Ready, answer
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Behind:
         keys: The images' keys, N of them.
     """
 
-    defenses: Sequence[Defense]
+    defenses: Sequence[Ready]
     seed: int
     keys: Sequence[str]
 

@@ -8,6 +8,7 @@ A thousand workers ask the store, never a hub.
     weights/SHA256.safetensors     the weights
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 
 from pipeline import models
 from pipeline.attack.ensemble import Ensemble
+from pipeline.defenses import Ready
 from pipeline.errors import IntegrityError, MissingError, WeightsError
 from pipeline.ledger import fingerprint, named
-from pipeline.models import Classifier, EnsembleSpec, ModelSpec
+from pipeline.models import Classifier, EnsembleSpec, ModelSpec, TargetSpec
+from pipeline.purifiers import Purified, Purifier
 from pipeline.storage import Storage, sha256, split
 
 
@@ -32,6 +35,7 @@ class Model:
         identity: Everything that determines its output.
         weights: sha256 of the stored weights file.
         built_from: What the hub said that the network is, where the name does not say it; see `models.blueprint`.
+        purifiers: Of the purifiers that it is behind: checkpoint → sha256 of the stored weights file.
     """
 
     spec: ModelSpec
@@ -40,6 +44,7 @@ class Model:
     identity: dict[str, Any]
     weights: str
     built_from: dict[str, Any]
+    purifiers: dict[str, str]
 
     @property
     def members(self) -> tuple["Model", ...]:
@@ -91,28 +96,63 @@ def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
     """
     # Of the network alone: under another name, or behind defenses, it is the same one.
     network = {each.name: getattr(spec, each.name) for each in fields(ModelSpec) if each.name != "name"}
-    key = f"models/{fingerprint({**network, 'classes': classes})}.json"
-    file = _file_version(spec)
+
+    def loaded() -> tuple[dict[str, Any], bytes]:
+        classifier = models.load(spec, classes=classes)
+        facts = {"identity": models.identity(spec, classifier), "built_from": models.blueprint(spec)}
+        return facts, models.dump(classifier.network)
+
+    record = _recorded({**network, "classes": classes}, spec.checkpoint, storage, loaded)
+    purifiers = {each.checkpoint: _resolve_purifier(each, storage) for each in purifiers_of(spec)}
+    digests = {checkpoint: found["digest"] for checkpoint, found in purifiers.items()}
+    identity = {**record["identity"], **models.behind(spec, digests)}
+    return Model(
+        spec,
+        named(spec.name, identity),
+        identity["digest"],
+        identity,
+        record["weights"],
+        record.get("built_from", {}),
+        {checkpoint: found["weights"] for checkpoint, found in purifiers.items()},
+    )
+
+
+def purifiers_of(spec: ModelSpec) -> list[Purifier]:
+    """The purifiers that a model is behind."""
+    return [each for each in spec.defenses if isinstance(each, Purifier)] if isinstance(spec, TargetSpec) else []
+
+
+def _resolve_purifier(purifier: Purifier, storage: Storage) -> dict[str, Any]:
+    def loaded() -> tuple[dict[str, Any], bytes]:
+        network = models.load_purifier(purifier)
+        return {"digest": models.state_digest(network)}, models.dump(network)
+
+    words = {"purifier": type(purifier).__name__, "checkpoint": purifier.checkpoint}
+    try:
+        return _recorded(words, purifier.checkpoint, storage, loaded)
+    except WeightsError as error:
+        raise WeightsError(f"{error}; wanted is {purifier.wanted}") from error
+
+
+def _recorded(
+    words: dict[str, Any],
+    checkpoint: str | None,
+    storage: Storage,
+    loaded: Callable[[], tuple[dict[str, Any], bytes]],
+) -> dict[str, Any]:
+    """The store's record of what a recipe's words meant, made by loading it where there is none that holds."""
+    key, file = f"models/{fingerprint(words)}.json", _file_version(checkpoint)
     try:
         record = storage.record(key)
     except MissingError:
         record = {}
     if not record or record["file"] != file or not _stand(storage, record["weights"]):
-        classifier = models.load(spec, classes=classes)
-        data = models.dump(classifier)
-        record = {
-            "identity": models.identity(spec, classifier),
-            "weights": sha256(data),
-            "file": file,
-            "built_from": models.blueprint(spec),
-        }
+        facts, data = loaded()
+        record = {**facts, "weights": sha256(data), "file": file}
         storage.put_once(_key(record["weights"]), data)
-        if not storage.put_record(key, record, once=spec.checkpoint is None):
+        if not storage.put_record(key, record, once=checkpoint is None):
             record = storage.record(key)  # another run resolved the tag first
-    identity = {**record["identity"], **models.behind(spec)}
-    return Model(
-        spec, named(spec.name, identity), identity["digest"], identity, record["weights"], record.get("built_from", {})
-    )
+    return record
 
 
 def load_source(source: Source, storage: Storage, *, classes: int, device: torch.device) -> Classifier | Ensemble:
@@ -127,10 +167,7 @@ def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
     Raises:
         WeightsError: The weights are gone or damaged, or do not fit the architecture here.
     """
-    try:
-        data = storage.get(_key(model.weights), sha256_hex=model.weights)
-    except (MissingError, IntegrityError) as error:
-        raise WeightsError(f"{model.spec.name}: its weights: {error}") from error
+    data = _stored(model.spec.name, model.weights, storage)
     own = ("model", "digest", "defenses", "defense_seed")
     preprocessing = {name: value for name, value in model.identity.items() if name not in own}
     classifier = models.restore(model.spec, data, preprocessing, built_from=model.built_from, classes=classes)
@@ -140,6 +177,31 @@ def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
             "another version of timm or torch? see the markers' versions"
         )
     return classifier
+
+
+def load_defenses(model: Model, storage: Storage, *, device: torch.device) -> tuple[Ready, ...]:
+    """What a resolved target is behind, its purifiers with their networks on a device.
+
+    Raises:
+        WeightsError: A purifier's weights are gone or damaged.
+    """
+    spec = model.spec
+    assert isinstance(spec, TargetSpec)
+    found: list[Ready] = []
+    for each in spec.defenses:
+        if isinstance(each, Purifier):
+            data = _stored(each.checkpoint, model.purifiers[each.checkpoint], storage)
+            found.append(Purified(each, models.restore_purifier(each, data).to(device)))
+        else:
+            found.append(each)
+    return tuple(found)
+
+
+def _stored(name: str, weights: str, storage: Storage) -> bytes:
+    try:
+        return storage.get(_key(weights), sha256_hex=weights)
+    except (MissingError, IntegrityError) as error:
+        raise WeightsError(f"{name}: its weights: {error}") from error
 
 
 def _stand(storage: Storage, weights: str) -> bool:
@@ -154,15 +216,15 @@ def _key(weights: str) -> str:
     return f"weights/{weights}.safetensors"
 
 
-def _file_version(spec: ModelSpec) -> str:
+def _file_version(checkpoint: str | None) -> str:
     """The size and the store's tag of a checkpoint file; empty for a tag.
 
     Raises:
         WeightsError: The file is not there.
     """
-    if spec.checkpoint is None:
+    if checkpoint is None:
         return ""
-    folder, name = split(spec.checkpoint)
+    folder, name = split(checkpoint)
     try:
         found = Storage(folder).stat(name)
     except MissingError as error:

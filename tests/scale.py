@@ -84,7 +84,7 @@ def great_plan() -> Plan:
     attack = build("gnp+mi", epsilon=Fraction(8, 255), steps=10)
     spec = ModelSpec("resnet50.tv_in1k")
     identity = {"model": spec.model, "digest": "0" * 64, "policy": "direct", "input_size": 224}
-    model = Model(spec, named(spec.name, identity), "0" * 64, identity, "0" * 64, {})
+    model = Model(spec, named(spec.name, identity), "0" * 64, identity, "0" * 64, {}, {})
     shards = [ShardFile(f"s3://in/s-{n:05d}.tar", f"s-{n:05d}", 10**9, f"v{n}") for n in range(SHARDS)]
     return Plan(
         job=Job(DataSpec("imagenet", ("s3://in/*.tar",)), (spec,), (attack,), (TargetSpec(spec.model),)),

@@ -222,6 +222,16 @@ def test_lists_make_a_grid_whose_names_say_where_each_lies(tmp_path: Path) -> No
         ('attack = "noise"', 'attack = "fgsm"\nsteps = 4', r"attacks\.0: steps = 4: fgsm takes one"),
         ('"bits+jpeg"', '"bits+jpg"', r"targets\.1: defense = 'bits\+jpg': expected any of rp, bits, jpeg"),
         ('"bits+jpeg"', '"bits+bits+jpeg"', r"targets\.1: defense = .*each once"),
+        (
+            '"bits+jpeg", jpeg = {quality = 50}',
+            '"nrp"',
+            r"targets\.1: nrp = \{ checkpoint = \"…\" \} is wanted: NRP\.pth, .* github\.com/Muz",
+        ),
+        (
+            '"bits+jpeg", jpeg = {quality = 50}',
+            '"hgd+bits"',
+            r"targets\.1: hgd = .* is wanted: denoise_incepv3_012\.ckpt, .* github\.com/lfz",
+        ),
         ('"bits+jpeg"', '"bits"', r"targets\.1: jpeg is set, but defense = 'bits' does not name it"),
         ("quality = 50", "quality = 0", r"targets\.1\.jpeg: quality = 0: must be from 1 to 100"),
         ("quality = 50", "qality = 50", r"targets\.1\.jpeg\.qality: unknown key; did you mean quality"),

@@ -77,7 +77,7 @@ def build(
     Raises:
         ValueError: The combination, or a number, cannot be.
     """
-    _require_budget(epsilon, norm)
+    require_budget(epsilon, norm)
     if len(name or combination) > 100:
         raise ValueError(f"name = {(name or combination)[:30]!r}…: longer than 100 characters")
     parts, names = parts or {}, combination.split("+")
@@ -120,6 +120,20 @@ def build(
     )
 
 
+def require_budget(epsilon: Fraction, norm: BallNorm) -> None:
+    """Refuses a budget that no image could use, or that no stored image could show.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if not 0 < epsilon <= _most(norm):
+        raise ValueError(
+            f'epsilon = {epsilon}: must lie in (0, {_most(norm)}], for pixels in [0, 1]; for example "16/255"'
+        )
+    if epsilon < Fraction(1, 255):
+        raise ValueError(f"epsilon = {epsilon}: below 1/255 no stored 8-bit image can change")
+
+
 def provenance(attack: Attack) -> dict[str, Any]:
     """Everything that determines an attack's pixels, as JSON values: what is stored, fingerprinted and reported."""
     described: dict[str, Any] = _plain(attack)
@@ -159,15 +173,6 @@ def _steps(base: str, steps: int | None) -> int:
 def _most(norm: BallNorm) -> int:
     # Pixels lie in [0, 1]: no two differ by more than 1, no two images of 577 x 577 by more than 1,000 in L2.
     return 1 if norm == "linf" else 1000
-
-
-def _require_budget(epsilon: Fraction, norm: BallNorm) -> None:
-    if not 0 < epsilon <= _most(norm):
-        raise ValueError(
-            f'epsilon = {epsilon}: must lie in (0, {_most(norm)}], for pixels in [0, 1]; for example "16/255"'
-        )
-    if epsilon < Fraction(1, 255):
-        raise ValueError(f"epsilon = {epsilon}: below 1/255 no stored 8-bit image can change")
 
 
 def _plain(value: Any) -> Any:

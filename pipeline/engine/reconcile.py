@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import ray.exceptions
+import torch
 
 from pipeline import quarantine, runs, weights
 from pipeline.engine.cluster import connect, gist
@@ -93,6 +94,8 @@ def run(
         networks = [member for source in plan.sources for member in source.members] + list(plan.targets)
         for model in {model.id: model for model in networks}.values():
             weights.load(model, storage, classes=plan.job.data.classes)  # what cannot be loaded fails here, by name
+        for target in plan.targets:
+            weights.load_defenses(target, storage, device=torch.device("cpu"))
         sizing = size(pools, connect(address))
         log.info("%s", sizing)
         items = _left(plan, committed, listed, workers=sizing.generators)

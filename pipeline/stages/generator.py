@@ -3,23 +3,26 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline import batches, codec, parts, score, shards, weights
 from pipeline.attack.batch import Pool, Tally
-from pipeline.attack.recipe import Attack, provenance
+from pipeline.attack.recipe import Attack
 from pipeline.errors import SampleError, ShardError
+from pipeline.foreign import Foreign, ForeignAttack
 from pipeline.ledger import Committed, Unit
 from pipeline.parts import Images
-from pipeline.plan import Item, item_parts, scopes
+from pipeline.plan import Item, described, item_parts, scopes
 from pipeline.sample import Part, Rejected, Sample
 from pipeline.shards import Shard
 from pipeline.stages.stage import Failures, Made, Stage
+from pipeline.weights import Source
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +60,12 @@ class Generator(Stage):
                         continue
                     self.require_going_on()
                     with failures.noted():
-                        source = self._source(item.source)
-                        clean = self._predict(source, images.pixels, images.labels) if clean is None else clean
-                        self._attack(unit, attack, source, images, clean, attempt)
+                        if isinstance(attack, ForeignAttack):
+                            self._take_over(unit, attack, images, attempt)
+                        else:
+                            source = self._source(item.source)
+                            clean = self._predict(source, images.pixels, images.labels) if clean is None else clean
+                            self._attack(unit, attack, source, images, clean, attempt)
                         self.made += Made(1, len(images.keys))
         failures.tell()
         log.info("%s: %d adversarial parts in %.1f s", item.name, self.made.parts, time.monotonic() - started)
@@ -155,40 +161,61 @@ class Generator(Stage):
         tally = Tally()
         pixels, batch_size = self._adversarial(attack, source, images, wanted, tally)
         fooled = self._predict(source, pixels, images.labels)
-        described = provenance(attack)
-        model = next(model for model in self.plan.sources if model.id == unit.source)
-        told = zip(
-            images.keys, images.labels.tolist(), images.pixels, pixels, clean.tolist(), fooled.tolist(), strict=True
-        )
+        said = [
+            {"source_prediction_clean": before, "source_prediction_adversarial": after}
+            for before, after in zip(clean.tolist(), fooled.tolist(), strict=True)
+        ]
+        facts = {
+            "gradients": tally.gradients,
+            **self.circumstances(batch_size=batch_size, started=started, attempt=attempt),
+        }
+        self._commit(unit, attack, replace(images, target_classes=wanted), pixels, said, facts)
+
+    def _take_over(self, unit: Unit, attack: ForeignAttack, images: Images, attempt: int) -> None:
+        """Commits another program's images of a part, as they are."""
+        started = time.monotonic()
+        source = self._resolved(unit.source)
+        assert isinstance(source, Foreign)
+        pixels = source.pixels(images, attack)
+        size = self.plan.job.batch_size
+        facts = {"gradients": None, **self.circumstances(batch_size=size, started=started, attempt=attempt)}
+        untargeted = replace(images, target_classes=torch.full_like(images.labels, -1))
+        self._commit(unit, attack, untargeted, pixels, [{} for _ in images.keys], facts)
+
+    def _commit(
+        self,
+        unit: Unit,
+        attack: Attack | ForeignAttack,
+        images: Images,
+        pixels: Tensor,
+        said: Sequence[dict[str, Any]],
+        facts: dict[str, Any],
+    ) -> None:
+        """Commits adversarial images, with what is to be known of each, and of all of them."""
+        source = self._resolved(unit.source)
+        told = zip(images.keys, images.labels.tolist(), images.pixels, pixels, said, strict=True)
         extra = [
             {
                 "key": key,
                 "label": label,
-                "source": model.spec.name,
-                "attack": described,
+                "source": source.spec.name,
+                "attack": described(attack),
                 "epsilon": float(attack.epsilon),
                 "seed": attack.seed,
-                "source_prediction_clean": before,
-                "source_prediction_adversarial": after,
+                **predictions,
                 **_distances(original, adversarial),
             }
-            for key, label, original, adversarial, before, after in told
+            for key, label, original, adversarial, predictions in told
         ]
-        tar = parts.files(
-            replace(images, target_classes=wanted),
-            pixels,
-            [{"json": json.dumps(each, sort_keys=True).encode()} for each in extra],
-        )
-        facts = {
+        tar = parts.files(images, pixels, [{"json": json.dumps(each, sort_keys=True).encode()} for each in extra])
+        about = {
             "n": len(images.keys),
-            "attack": described,
-            "gradients": tally.gradients,
-            "source": model.identity,
+            "attack": described(attack),
+            "source": source.identity,
             "pixels_sha256": codec.pixels_sha256(pixels),
             "original_pixels_sha256": codec.pixels_sha256(images.pixels),
-            **self.circumstances(batch_size=batch_size, started=started, attempt=attempt),
         }
-        self.ledger.commit(unit, tar, "tar", facts)
+        self.ledger.commit(unit, tar, "tar", {**about, **facts})
 
     def _wanted(self, attack: Attack, source: nn.Module, images: Images) -> Tensor:
         """The classes that an attack is to reach, (N,) int64; −1 throughout where it is untargeted.
@@ -242,9 +269,13 @@ class Generator(Stage):
         size = self.plan.job.batch_size
         return score.predict(source, pixels, labels, batch_size=size, device=self.device).prediction
 
+    def _resolved(self, identity: str) -> Source | Foreign:
+        return next(source for source in self.plan.sources if source.id == identity)
+
     def _source(self, identity: str) -> nn.Module:
         if self._loaded is None or self._loaded[0] != identity:
-            model = next(model for model in self.plan.sources if model.id == identity)
+            model = self._resolved(identity)
+            assert not isinstance(model, Foreign)
             self._loaded = None  # the old one is let go before the new one is loaded
             storage, classes = self.ledger.storage, self.plan.job.data.classes
             source = weights.load_source(model, storage, classes=classes, device=self.device)

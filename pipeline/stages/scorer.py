@@ -2,12 +2,14 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from pipeline import codec, parts, results, score, weights
+from pipeline.defenses import Ready
 from pipeline.ledger import Marker, Unit
 from pipeline.models import TargetSpec
 from pipeline.parts import Images
@@ -25,7 +27,12 @@ class Scorer(Stage):
         """Loads every target."""
         storage, classes = self.ledger.storage, self.plan.job.data.classes
         self.targets = [
-            (model, weights.load(model, storage, classes=classes).to(self.device)) for model in self.plan.targets
+            (
+                model,
+                weights.load(model, storage, classes=classes).to(self.device),
+                weights.load_defenses(model, storage, device=self.device),
+            )
+            for model in self.plan.targets
         ]
 
     def run(self, item: Item, *, attempt: int = 1) -> Made:
@@ -46,21 +53,29 @@ class Scorer(Stage):
                 original,
                 *(replace(original, source=item.source, attack=attack) for attack in self.plan.attacks),
             ):
-                targets = [(m, net) for m, net in self.targets if replace(unit, target=m.id) not in committed]
+                targets = [each for each in self.targets if replace(unit, target=each[0].id) not in committed]
                 if unit not in committed or not targets:
                     continue
                 with failures.noted():
                     marker = self.ledger.marker(unit)
                     images = parts.read(self.ledger.read(marker), name=marker.object)
-                    for model, network in targets:
+                    for model, network, defenses in targets:
                         self.require_going_on()
-                        self._score(marker, model, network, images, attempt)
+                        self._score(marker, model, network, defenses, images, attempt)
                         self.made += Made(1, len(images.keys))
         failures.tell()
         log.info("%s: %d result files in %.1f s", item.name, self.made.parts, time.monotonic() - started)
         return self.made
 
-    def _score(self, marker: Marker, model: Model, network: nn.Module, images: Images, attempt: int) -> None:
+    def _score(
+        self,
+        marker: Marker,
+        model: Model,
+        network: nn.Module,
+        defenses: Sequence[Ready],
+        images: Images,
+        attempt: int,
+    ) -> None:
         started = time.monotonic()
         unit = replace(marker.unit, target=model.id)
         target = model.spec
@@ -71,7 +86,7 @@ class Scorer(Stage):
             images.labels,
             batch_size=self.plan.job.batch_size,
             device=self.device,
-            behind=score.Behind(target.defenses, target.defense_seed, images.keys),
+            behind=score.Behind(defenses, target.defense_seed, images.keys),
         )
         columns: dict[str, Any] = {
             "dataset": unit.dataset,

@@ -1,0 +1,197 @@
+"""Adversarial images that another program made: a folder of them, taken for an attack on a source.
+
+They are matched to the recipe's images by name, measured against them, and from then on scored, audited and reported
+like any other. Their bytes are hashed when a run begins, and checked where they are read: a folder that changes under
+a run fails by name.
+"""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pipeline import codec
+from pipeline.attack.ball import BallNorm
+from pipeline.errors import IntegrityError, MissingError, RecipeError, SampleError, ShardError
+from pipeline.ledger import named
+from pipeline.pack import key_of
+from pipeline.parts import Images
+from pipeline.shards import IMAGE_EXTENSIONS
+from pipeline.storage import Storage, sha256
+
+
+@dataclass(frozen=True)
+class File:
+    """One image of the folder.
+
+    Attributes:
+        name: Its name there.
+        sha256: Of its bytes.
+        label: What `labels.csv` says that it shows; None where there is none.
+    """
+
+    name: str
+    sha256: str
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """The folder, in a source's place.
+
+    Attributes:
+        name: What results call the source: what the other program attacked, as its user says.
+        folder: A folder or `s3://` URL that every worker can read.
+        files: The images, by the keys that `gnp shards` gives such names.
+    """
+
+    name: str
+    folder: str
+    files: Mapping[str, File]
+    members: ClassVar[tuple[()]] = ()
+
+    @property
+    def spec(self) -> "Foreign":
+        """What a recipe would say: itself."""
+        return self
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that is known of the source."""
+        return {"told": self.name}
+
+    @property
+    def id(self) -> str:
+        """Name and fingerprint of the identity, as it stands in keys."""
+        return named(self.name, self.identity)
+
+    def pixels(self, images: Images, attack: "ForeignAttack") -> Tensor:
+        """The folder's image of each original, (N, 3, H, W) uint8, within the attack's budget of it.
+
+        Args:
+            images: The originals, as prepared.
+            attack: The attack that the folder is taken for.
+
+        Raises:
+            ShardError: An image is not there, cannot be decoded, has another size or label, or lies outside the budget.
+            IntegrityError: A file is not what it was when the run began.
+        """
+        storage = Storage(self.folder)
+        found = [images.pixels[:0]]
+        for key, label, original in zip(images.keys, images.labels.tolist(), images.pixels, strict=True):
+            file = self.files.get(key)
+            if file is None:
+                raise ShardError(f"{self.folder}: no image for {key!r}; a file {key}.png is expected, or leave it out")
+            where = f"{self.folder}/{file.name}"
+            if file.label not in (None, label):
+                raise ShardError(f"{where}: labels.csv says {file.label}, the original {label}; classes count from 0")
+            try:
+                image = codec.decode(storage.get(file.name, sha256_hex=file.sha256))
+            except SampleError as error:
+                raise ShardError(f"{where}: {error}") from error
+            except (MissingError, IntegrityError) as error:
+                raise IntegrityError(f"{where}: changed since the run began: {error}") from error
+            _require_within(where, image, original, attack)
+            found.append(image.unsqueeze(0))
+        return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class ForeignAttack:
+    """What results say of the other program's attack.
+
+    Attributes:
+        name: What results call it.
+        epsilon: The budget that it was given, on [0, 1]; no image may lie outside.
+        norm: Of the budget.
+        digest: Of all its images.
+    """
+
+    name: str
+    epsilon: Fraction
+    norm: BallNorm
+    digest: str
+    seed: ClassVar[int] = 0
+    target_class: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.name) <= 100:
+            raise RecipeError(f"name = {self.name[:30]!r}: from 1 to 100 characters")
+
+    def provenance(self) -> dict[str, Any]:
+        """As JSON values: what is stored, fingerprinted and reported."""
+        return {
+            "kind": "ForeignAttack",
+            "name": self.name,
+            "epsilon": str(self.epsilon),
+            "norm": self.norm,
+            "digest": self.digest,
+        }
+
+
+def read(folder: str, *, source: str) -> tuple[Foreign, str]:
+    """Lists and hashes a folder's images, and reads its `labels.csv` where there is one.
+
+    Args:
+        folder: A folder or `s3://` URL.
+        source: What the other program attacked.
+
+    Returns:
+        The folder, and the digest of all its images by key.
+
+    Raises:
+        MissingError: There is no such folder.
+        RecipeError: No image is in it, two have one key, or `labels.csv` is unreadable.
+    """
+    storage = Storage(folder)
+    names = sorted(stored.key for stored in storage.list_folder())
+    labels = _labels(folder, storage.get("labels.csv")) if "labels.csv" in names else {}
+    files: dict[str, File] = {}
+    for name in names:
+        if PurePosixPath(name).suffix[1:].lower() not in IMAGE_EXTENSIONS:
+            continue
+        key = key_of(PurePosixPath(name))
+        if key in files:
+            raise RecipeError(f"{folder}: {name} and {files[key].name} both have the key {key!r}")
+        files[key] = File(name, sha256(storage.get(name)), labels.get(name))
+    if not files:
+        raise RecipeError(f"{folder}: no images; a folder of PNG is expected, named as the originals are")
+    listed = "".join(f"{key} {file.sha256}\n" for key, file in sorted(files.items()))
+    return Foreign(source, storage.url, files), hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _labels(folder: str, data: bytes) -> dict[str, int]:
+    try:
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        found = {row["filename"]: row["label"].strip() for row in rows}
+    except (UnicodeDecodeError, KeyError, AttributeError, csv.Error) as error:
+        raise RecipeError(f"{folder}/labels.csv: expected the columns filename,label in every line") from error
+    odd = next((name for name, label in found.items() if not re.fullmatch(r"[0-9]{1,9}", label)), None)
+    if odd is not None:
+        raise RecipeError(f"{folder}/labels.csv: the label of {odd!r} is no class index")
+    return {name: int(label) for name, label in found.items()}
+
+
+def _require_within(where: str, image: Tensor, original: Tensor, attack: ForeignAttack) -> None:
+    if image.shape != original.shape:
+        sizes = " and ".join(f"{shape[2]} x {shape[1]}" for shape in (image.shape, original.shape))
+        raise ShardError(f"{where}: it and its original have {sizes} pixels; see data.preparation")
+    change = image.to(torch.int64) - original.to(torch.int64)
+    if attack.norm == "linf":
+        measured, most, said = int(change.abs().max()), codec.levels(attack.epsilon), f"{int(change.abs().max())}/255"
+    else:
+        measured, most = int((change**2).sum()), codec.squared_levels(attack.epsilon)
+        said = f"{measured**0.5 / 255:.4f} in L2"
+    if measured > most:
+        raise ShardError(
+            f"{where}: {said} from its original, more than epsilon = {attack.epsilon}; give the budget that it was "
+            "made with, and a data.preparation that keeps the pixels that it was made from"
+        )
