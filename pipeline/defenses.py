@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from scipy import fft, ndimage, stats
-from skimage.restoration import denoise_tv_chambolle
+from scipy import fft, ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -190,6 +189,8 @@ class TotalVariation:
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Images of the same shape."""
         del draws
+        from skimage.restoration import denoise_tv_chambolle  # loads scipy.stats, 45 MB that the driver does without
+
         return _each(images, lambda image: denoise_tv_chambolle(image, weight=self.weight, channel_axis=0)).clamp(0, 1)
 
 
@@ -258,6 +259,8 @@ class RandomisedSmoothing:
 
     def abstains(self, votes: Tensor) -> Tensor:
         """Whether the majority is too small, (B,) bool, of votes (B, classes)."""
+        from scipy import stats  # as above
+
         ahead = votes.topk(2, dim=1).values.long().tolist()
         return torch.tensor([stats.binomtest(one, one + other, 0.5).pvalue > self.alpha for one, other in ahead])
 

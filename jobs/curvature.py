@@ -1,0 +1,113 @@
+"""The curvature analysis of a recipe's sources: a table, a picture and JSON."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline import codec, config, curvature, models, parts, shards
+from pipeline.errors import RecipeError, SampleError
+from pipeline.models import ModelSpec
+from pipeline.parts import Images
+from pipeline.plan import DataSpec
+from pipeline.sample import Sample
+
+
+def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
+    """Analyses each source that is a single model; writes to a folder.
+
+    Raises:
+        GnpError: The recipe, its shards or its weights cannot be used.
+    """
+    loaded = config.load(recipe)
+    job = loaded.job(limit=limit)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images, classes = first_images(job.data, limit), job.data.classes
+    budget = next(loaded.budget.points(loaded.attacks[0][0]))
+    out.mkdir(parents=True, exist_ok=True)
+    targets = {spec.name: models.load(spec, classes=classes).to(device) for spec in job.targets}
+    told = []
+    for spec in (each for each in job.sources if isinstance(each, ModelSpec)):
+        source = models.load(spec, classes=classes).to(device)
+        others = {name: model for name, model in targets.items() if model.digest != source.digest}
+        with console.status(f"{spec.name}: products"):
+            found = list(curvature.likenesses(source, images, device=device))
+        with console.status(f"{spec.name}: attacks"):
+            reached = list(
+                curvature.reaches(
+                    source,
+                    others,
+                    images,
+                    device=device,
+                    epsilon=budget.epsilon,
+                    steps=budget.steps,
+                    batch_size=job.batch_size,
+                )
+            )
+        rows = curvature.table(found, reached)
+        said = f"{spec.name}, {len(images.keys)} images, ε = {budget.epsilon}, T = {budget.steps}"
+        show(rows, title=said, console=console)
+        path = out / f"curvature-{spec.name.replace('/', '-')}.png"
+        path.write_bytes(curvature.draw(found, reached, title=said))
+        console.print(path, highlight=False)
+        told.append({"source": spec.name, "rows": rows, "reaches": [asdict(reach) for reach in reached]})
+    about = {
+        "images": len(images.keys),
+        "epsilon": str(budget.epsilon),
+        "steps": budget.steps,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "targets": list(targets),
+        "sources": told,
+    }
+    (out / "curvature.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def first_images(data: DataSpec, limit: int) -> Images:
+    """The first usable images of a recipe's shards, prepared.
+
+    Raises:
+        RecipeError: There is none.
+        ShardError: A shard is damaged.
+    """
+    kept: list[tuple[Sample, torch.Tensor]] = []
+    for shard in shards.find(data.shards):
+        with shards.spool(shard) as spooled:
+            for sample in spooled.samples(range(len(spooled)), classes=data.classes):
+                if not isinstance(sample, Sample) or len(kept) == limit:
+                    continue
+                try:
+                    kept.append((sample, codec.decode(sample.image, data.preparation)))
+                except SampleError:
+                    continue
+        if len(kept) == limit:
+            break
+    if not kept:
+        raise RecipeError(f"{data.shards[0]}: no usable image")
+    return parts.stack([sample for sample, _ in kept], [pixels for _, pixels in kept])
+
+
+def show(rows: list[dict[str, Any]], *, title: str, console: Console) -> None:
+    """Prints a line for each form, length and precision."""
+    table = Table(
+        title=escape(title),
+        caption="cosine and relative error to the true H·u (float64): medians over images; success over all "
+        "targets but the source together, 95% Wilson interval, of images that the target classifies correctly",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("form", "r", "precision", "cosine", "relative error", "success"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        cosine, error = ("–" if row[name] is None else f"{row[name]:.3f}" for name in ("cosine", "relative_error"))
+        reached = "–"
+        if row["interval"] is not None:
+            low, high = row["interval"]
+            reached = f"{row['success']:.0%} ({row['successes']}/{row['n']}) {low:.0%} … {high:.0%}"
+        table.add_row(row["form"], f"{row['r']:g}", row["precision"], cosine, error, reached)
+    console.print(table)
