@@ -58,6 +58,7 @@ LAYERS: dict[str, set[str]] = {
     "predictions": {"errors", "ledger", "results", "sample"},
     "report": {"ledger", "predictions"},
     "curvature": {"attack", "codec", "parts", "report"},
+    "landscape": {"attack", "codec", "parts"},
     "compare": {"ledger", "predictions", "report"},
     "ablation": {"attack", "errors", "ledger", "report"},
     "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards", "storage"},
@@ -82,8 +83,8 @@ OWNERS: dict[str, set[str]] = {
     "pyarrow": {"results"},
     "webdataset": {"shards"},
     "pydantic": {"config"},
-    "matplotlib": {"ablation", "curvature", "picture"},
-    "scipy": {"compare", "defenses", "report"},
+    "matplotlib": {"ablation", "curvature", "landscape", "picture"},
+    "scipy": {"compare", "defenses", "landscape", "report"},
     "skimage": {"defenses"},
     "tenacity": {"storage"},
 }

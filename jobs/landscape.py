@@ -1,0 +1,128 @@
+"""The loss around stored adversarial images: a table, ranks, a picture a source, and JSON."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline import config, landscape, parts, plan, weights
+from pipeline.errors import MissingError, RecipeError
+from pipeline.landscape import Ground
+from pipeline.ledger import Ledger, Unit
+from pipeline.plan import Plan
+from pipeline.storage import Storage
+from pipeline.weights import Model
+
+
+def run(recipe: Path, store: str, out: Path, *, names: list[str], limit: int, console: Console) -> None:
+    """Surveys the images that a recipe's attacks have made in a store, source by source; writes to a folder.
+
+    Args:
+        recipe: What the store was filled by.
+        store: Where the images lie.
+        out: Folder.
+        names: Of attacks; all, if none are named.
+        limit: Images of each attack, the first.
+        console: Where tables go.
+
+    Raises:
+        RecipeError: The recipe names no such attack.
+        MissingError: The store holds none of their images.
+    """
+    storage = Storage(store)
+    ledger, planned = Ledger(storage), plan.resolve(config.load(recipe).job(), storage)
+    known = {attack.name: identity for identity, attack in planned.attacks.items()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise RecipeError(f"attack {unknown[0]!r}: the recipe has {', '.join(known)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classes = planned.job.data.classes
+    # Through a defense there is no gradient to speak of.
+    plain = [model for model in planned.targets if "defenses" not in model.identity]
+    targets = {model.spec.name: (model, weights.load(model, storage, classes=classes).to(device)) for model in plain}
+    out.mkdir(parents=True, exist_ok=True)
+    told = []
+    for source in planned.sources:
+        if not isinstance(source, Model):
+            continue  # an ensemble's loss is that of no one model
+        attacked = weights.load(source, storage, classes=classes).to(device)
+        others = {name: network for name, (model, network) in targets.items() if model.digest != source.digest}
+        models = {source.spec.name: attacked} | others
+        ground: list[Ground] = []
+        for name in names or known:
+            with console.status(f"{source.spec.name}: {name}"):
+                for pair in _images(planned, ledger, source.id, known[name], limit):
+                    ground += landscape.survey(name, *pair, attacked, models, device=device)
+        if not ground:
+            raise MissingError(f"{store}: no images of these attacks from {source.spec.name}; run generate first")
+        rows, ranks = landscape.table(ground), landscape.correlations(ground, source=source.spec.name)
+        title = f"{source.spec.name}, {len(ground[0].fooled)} images"
+        show(rows, ranks, title=title, console=console)
+        path = out / f"landscape-{source.spec.name.replace('/', '-')}.png"
+        path.write_bytes(landscape.draw(ground, title=f"median loss around the images made on {title}"))
+        console.print(path, highlight=False)
+        told.append({"source": source.spec.name, "rows": rows, "correlations": ranks})
+    (out / "landscape.json").write_text(json.dumps({"store": storage.url, "sources": told}, indent=1) + "\n")
+
+
+def _images(
+    planned: Plan, ledger: Ledger, source: str, attack: str, limit: int
+) -> list[tuple[parts.Images, parts.Images]]:
+    """The first images of an attack, with their originals: one pair, or none where it has made none."""
+    found: list[tuple[parts.Images, parts.Images]] = []
+    units = (unit for unit in sorted(ledger.units("adversarial")) if unit.dataset == planned.dataset)
+    for unit in (each for each in units if (each.source, each.attack) == (source, attack)):
+        if sum(len(adversarial.keys) for _, adversarial in found) >= limit:
+            break
+        original = _read(ledger, replace(unit, source="", attack=""))
+        found.append((original, _read(ledger, unit)))
+    return [(_first(limit, [pair[0] for pair in found]), _first(limit, [pair[1] for pair in found]))] if found else []
+
+
+def _read(ledger: Ledger, unit: Unit) -> parts.Images:
+    marker = ledger.marker(unit)
+    return parts.read(ledger.read(marker), name=marker.object)
+
+
+def _first(limit: int, some: list[parts.Images]) -> parts.Images:
+    """The first so many of several parts' images, as one part."""
+    return parts.Images(
+        keys=tuple(key for images in some for key in images.keys)[:limit],
+        labels=torch.cat([images.labels for images in some])[:limit],
+        pixels=torch.cat([images.pixels for images in some])[:limit],
+        target_classes=torch.cat([images.target_classes for images in some])[:limit],
+    )
+
+
+def show(rows: list[dict[str, Any]], ranks: list[dict[str, Any]], *, title: str, console: Console) -> None:
+    """Prints the medians of each attack and model, and the rank correlations."""
+    table = Table(
+        title=escape(title),
+        caption="medians at the adversarial image: ‖∇ℓ‖₂; the largest change of the loss within an L2 of "
+        f"{landscape.REACH:g}; and the share of the perturbation at which the true class is lost (inf: never)",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("attack", "model", "slope", "sharpness", "boundary", "errs on"):
+        table.add_column(name, justify="left" if name in ("attack", "model") else "right", overflow="fold")
+    for row in rows:
+        numbers = (f"{row[name]:.3g}" for name in ("slope", "sharpness", "boundary"))
+        table.add_row(escape(row["attack"]), escape(row["model"]), *numbers, f"{row['fooled']}/{row['n']}")
+    console.print(table)
+    ranked = Table(
+        title="does flatness on the source go with what happens on the target? (Spearman)",
+        caption="over images and attacks together, which are not independent: p is what it would be if they were",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("on the source", "target", "on the target", "ρ", "n", "p if independent"):
+        ranked.add_column(name)
+    for rank in ranks:
+        told = (f"{rank['rho']:+.2f}", str(rank["n"]), f"{rank['p_if_independent']:.2g}")
+        ranked.add_row(rank["on_the_source"], escape(rank["target"]), rank["on_the_target"], *told)
+    console.print(ranked)

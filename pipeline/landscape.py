@@ -1,0 +1,204 @@
+"""Is an adversarial image in a flat region, and does flatness on the source go with flatness and transfer on a target?
+
+At each stored adversarial image: how steep and how sharp the loss is, on the source and on every target; the loss along
+a random direction and along the source's gradient; and how much of the perturbation is needed, that is, where on the
+way back to the original a model finds the true class again. Over images and attacks together, ranks tell whether
+flatness here goes with flatness and success there.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from pipeline import codec
+from pipeline.attack.draws import Draws
+from pipeline.parts import Images
+
+# L2 on [0, 1]: from a thousandth of a level to some levels a pixel, at 224 pixels.
+OFFSETS = tuple(float(offset) for offset in np.linspace(-6, 6, 25))
+# How far sharpness looks, L2, and in how many directions.
+REACH, DIRECTIONS = 2.0, 16
+# Where on the way from the original (0) to the adversarial image (1) and beyond it is looked for the boundary.
+_WAY = tuple(float(share) for share in np.linspace(0, 2, 41))
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What one model's loss looks like around one attack's images.
+
+    Attributes:
+        attack: Name of the attack.
+        model: Name of the model; the source's or a target's.
+        slope: ‖∇ℓ‖₂ at each image, (N,).
+        sharpness: The largest change of the loss within `REACH`, over `DIRECTIONS` random directions, (N,).
+        boundary: Where on the way from the original to the image the true class is lost, as a share of the
+            perturbation: 0.5, half of it would do; above 1, it does not; infinite, twice of it neither. (N,)
+        fooled: Whether the model errs on the image, (N,) bool.
+        along_random: The loss at `OFFSETS` along one random direction each, (N, K).
+        along_gradient: The same along the source's gradient.
+    """
+
+    attack: str
+    model: str
+    slope: np.ndarray
+    sharpness: np.ndarray
+    boundary: np.ndarray
+    fooled: np.ndarray
+    along_random: np.ndarray
+    along_gradient: np.ndarray
+
+
+def survey(
+    attack: str,
+    originals: Images,
+    adversarial: Images,
+    source: nn.Module,
+    models: Mapping[str, nn.Module],
+    *,
+    device: torch.device,
+    seed: int = 0,
+) -> list[Ground]:
+    """The ground around one attack's images, on every model, the source among them.
+
+    Args:
+        attack: Its name.
+        originals: Images.
+        adversarial: Of the same keys, in the same order.
+        source: The model attacked: whose gradient is followed.
+        models: Name → model, on `device`.
+        device: Where.
+        seed: Of the random directions, which are the same for every attack and model.
+    """
+    found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in models}
+    for index, key in enumerate(adversarial.keys):
+        at, back = (codec.to_float(each.pixels[index : index + 1]).to(device) for each in (adversarial, originals))
+        label = adversarial.labels[index : index + 1].to(device)
+        steepest = _unit(_gradient(source, at, label))
+        draws = Draws(seed, [key], device, purpose="landscape")
+        draws.begin(0)
+        random = torch.cat([_unit(draws.normal(*at.shape[1:]).to(at)) for _ in range(DIRECTIONS)])
+        offsets = torch.tensor(OFFSETS, device=device).view(-1, 1, 1, 1)
+        way = torch.tensor(_WAY, device=device).view(-1, 1, 1, 1)
+        for name, model in models.items():
+            with torch.inference_mode():
+                here, around = _losses(model, at, label), _losses(model, at + REACH * random, label)
+                logits = torch.cat([model(some) for some in torch.split(back + way * (at - back), 32)])
+                wrong = (logits.argmax(dim=1) != label).tolist()
+                lost = next((share for share, errs in zip(_WAY, wrong, strict=True) if errs), math.inf)
+                found[name].append(
+                    (
+                        float((around - here).abs().max()),
+                        lost,
+                        wrong[_WAY.index(1.0)],
+                        _losses(model, at + offsets * random[:1], label).cpu().numpy(),
+                        _losses(model, at + offsets * steepest, label).cpu().numpy(),
+                    )
+                )
+            found[name][-1] = (float(_gradient(model, at, label).norm()), *found[name][-1])
+    return [
+        Ground(attack, name, *(np.array(column) for column in zip(*rows, strict=True))) for name, rows in found.items()
+    ]
+
+
+def table(ground: Sequence[Ground]) -> list[dict[str, Any]]:
+    """One row an attack and model: medians over images, and how many it errs on."""
+    return [
+        {
+            "attack": each.attack,
+            "model": each.model,
+            "slope": float(np.median(each.slope)),
+            "sharpness": float(np.median(each.sharpness)),
+            "boundary": float(np.median(each.boundary)),
+            "fooled": int(each.fooled.sum()),
+            "n": len(each.fooled),
+        }
+        for each in ground
+    ]
+
+
+def correlations(ground: Sequence[Ground], *, source: str) -> list[dict[str, Any]]:
+    """Spearman's rank correlations, over images and attacks together, of flatness on the source with each target.
+
+    Attacks of one image are not independent, and p takes them for it: it is too small, and says so by its name.
+
+    Args:
+        ground: Of every attack.
+        source: Name of the source among the models.
+    """
+    found = []
+    for target in dict.fromkeys(each.model for each in ground if each.model != source):
+        pairs = [
+            (own, other)
+            for own in ground
+            for other in ground
+            if own.model == source and other.model == target and own.attack == other.attack
+        ]
+        for measure in ("slope", "sharpness"):
+            mine = np.concatenate([getattr(own, measure) for own, _ in pairs])
+            for what in (measure, "boundary", "fooled"):
+                theirs = np.concatenate([getattr(other, what).astype(float) for _, other in pairs])
+                rho, p = (math.nan, math.nan) if len(set(theirs)) < 2 else spearmanr(mine, theirs)
+                found.append(
+                    {
+                        "target": target,
+                        "on_the_source": measure,
+                        "on_the_target": what,
+                        "rho": float(rho),
+                        "p_if_independent": float(p),
+                        "n": len(mine),
+                    }
+                )
+    return found
+
+
+def draw(ground: Sequence[Ground], *, title: str) -> bytes:
+    """A PNG: the median loss along a random direction and the source's gradient, a panel a model, a line an attack."""
+    models = list(dict.fromkeys(each.model for each in ground))
+    attacks = list(dict.fromkeys(each.attack for each in ground))
+    figure = matplotlib.figure.Figure(figsize=(1.5 + 3.1 * len(models), 6), layout="constrained")
+    panels = figure.subplots(2, len(models), squeeze=False, sharex=True)
+    for column, model in enumerate(models):
+        for each in (each for each in ground if each.model == model):
+            colour = _COLOURS[attacks.index(each.attack) % len(_COLOURS)]
+            for row, losses in enumerate((each.along_random, each.along_gradient)):
+                panels[row][column].plot(OFFSETS, np.median(losses, axis=0), color=colour, label=each.attack)
+        panels[0][column].set_title(model, fontsize=9)
+        panels[1][column].set_xlabel("offset (L2)")
+        for row in (0, 1):
+            panels[row][column].grid(alpha=0.25)
+            panels[row][column].axvline(0, color="#888888", linewidth=0.8)
+    panels[0][0].set_ylabel("loss, random direction")
+    panels[1][0].set_ylabel("loss, the source's gradient")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _gradient(model: nn.Module, at: Tensor, label: Tensor) -> Tensor:
+    inputs = at.clone().requires_grad_()
+    with torch.enable_grad():
+        found: Tensor = torch.autograd.grad(nn.functional.cross_entropy(model(inputs), label), inputs)[0]
+    return found
+
+
+def _losses(model: nn.Module, images: Tensor, label: Tensor) -> Tensor:
+    logits = torch.cat([model(some) for some in torch.split(images, 32)])
+    losses: Tensor = nn.functional.cross_entropy(logits, label.expand(len(images)), reduction="none")
+    return losses
+
+
+def _unit(direction: Tensor) -> Tensor:
+    found: Tensor = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
+    return found
