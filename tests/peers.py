@@ -1,9 +1,9 @@
 """Our attacks against other libraries' on the same model and images; no test, but a program: `make peers`.
 
-Where nothing is drawn, both run in float64 (on SqueezeNet 1.1), where rounding does not send two right loops apart: every
-value of the result is compared. Where the two draw different numbers, their success on the same images is (from
-EfficientNet-Lite0): a paired interval, over targets that neither attacked. What disagrees is explained in a line, and the explanation is put to the test: ours with
-the other's peculiarity built in has to agree with it.
+Where nothing is drawn, both run in float64 on SqueezeNet 1.1, where rounding does not send two right loops apart, and
+every value of the result is compared. Where the two draw different numbers, their success on the same images is, from
+EfficientNet-Lite0: a paired interval, over targets that neither attacked. What disagrees is explained in a line, and the
+explanation is put to the test: ours with the other's peculiarity built in has to agree with it.
 
 PGN and the look-ahead have no such peer: transferattack 1.1, the only release of TransferAttack on the package index,
 holds no code. They are held against transcriptions in tests/attack/test_published.py.
@@ -269,10 +269,8 @@ def main() -> int:
         row = {"attack": pair.attack, "peer": pair.peer, **found, "explained": pair.explained}
         console.print(row, highlight=False)
         rows.append(row)
-    table = Table(
-        title=f"ours against peers: {dense.name} value by value, {spec.name} by success, ε = {EPSILON}, T = {STEPS}, α = ε/T",
-        title_justify="left",
-    )
+    title = f"{dense.name} value by value, {spec.name} by success, ε = {EPSILON}, T = {STEPS}, α = ε/T"
+    table = Table(title=title, title_justify="left")
     for name in ("attack", "peer", "compared", "found", "why they differ"):
         table.add_column(name, overflow="fold")
     for row in rows:
