@@ -367,7 +367,8 @@ def shards(
     """Packs an ImageFolder, or a folder with labels.csv, into WebDataset shards.
 
     An ImageFolder has one sub-folder per class, numbered in the order of the sorted names: for ImageNet's n01440764…
-    these are the usual indices. A labels.csv has the columns filename and label, the class index from 0. Image files
+    these are the usual indices. A labels.csv has the columns filename and label, the class index from 0, and if you
+    like targeted_label, which targeted attacks take with target_class = "shard". Image files
     are stored as they are.
     """
     from pipeline.pack import from_folder

@@ -153,6 +153,8 @@ class EnsembleSpec:
     def __post_init__(self) -> None:
         if len(self.ensemble) < 2:
             raise ValueError(f"ensemble: {len(self.ensemble)} models are named; an ensemble has at least 2")
+        if len({replace(spec, name="x") for spec in self.ensemble}) < len(self.ensemble):
+            raise ValueError("ensemble: one model is named twice, and would count twice")
         if not self.name:
             object.__setattr__(self, "name", "+".join(spec.name for spec in self.ensemble))
         if len(self.name) > 100:

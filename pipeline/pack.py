@@ -11,6 +11,9 @@ from pipeline.errors import RecipeError
 from pipeline.shards import IMAGE_EXTENSIONS, write
 from pipeline.storage import Storage
 
+# An image file, its class, and the class that a targeted attack is to reach.
+_Listed = tuple[Path, int, int | None]
+
 
 def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[list[str], list[Path]]:
     """Packs an ImageFolder, or a folder with `labels.csv`, into WebDataset shards.
@@ -18,7 +21,7 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
     Args:
         folder: Either one sub-folder of images per class (classes numbered in the order of the sorted names, as
             torchvision does; ImageNet's `n01440764`… come out right), or images beside a `labels.csv` with the
-            columns `filename` and `label`.
+            columns `filename` and `label`, and if targeted attacks shall find their class, `targeted_label`.
         out: A folder or `s3://` URL; `{name}-000000.tar`… are written there.
         name: The prefix of the shards' names.
         per_shard: Images in a shard; the last holds fewer.
@@ -37,7 +40,7 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
     if not listed:
         raise RecipeError(f"{folder}: no images; expected one sub-folder per class, or a labels.csv")
     keys: dict[str, Path] = {}
-    for path, _ in listed:
+    for path, _, _ in listed:
         key = key_of(path.relative_to(folder))
         if key in keys:
             raise RecipeError(f"{path} and {keys[key]} would both have the key {key!r}; rename one")
@@ -50,13 +53,18 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
     entries = list(zip(keys, listed, strict=True))
     for index, start in enumerate(range(0, len(entries), per_shard)):
         samples = (
-            {"__key__": key, path.suffix[1:].lower(): path.read_bytes(), "cls": str(label).encode()}
-            for key, (path, label) in entries[start : start + per_shard]
+            {
+                "__key__": key,
+                path.suffix[1:].lower(): path.read_bytes(),
+                "cls": str(label).encode(),
+                **({} if wanted is None else {"target": str(wanted).encode()}),
+            }
+            for key, (path, label, wanted) in entries[start : start + per_shard]
         )
         names.append(f"{name}-{index:06d}.tar")
         store.put(names[-1], write(samples))
     if not labels.exists():
-        classes = {path.parent.relative_to(folder).parts[0]: label for path, label in listed}
+        classes = {path.parent.relative_to(folder).parts[0]: label for path, label, _ in listed}
         store.put("classes.json", json.dumps(classes, indent=1).encode())
     return names, left_out
 
@@ -66,20 +74,21 @@ def key_of(path: PurePath) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", path.with_suffix("").as_posix())
 
 
-def _from_classes(folder: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
-    listed: list[tuple[Path, int]] = []
+def _from_classes(folder: Path) -> tuple[list[_Listed], list[Path]]:
+    listed: list[_Listed] = []
     left_out = sorted(path for path in folder.iterdir() if path.is_file())
     for label, sub in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
         for path in sorted(path for path in sub.rglob("*") if path.is_file()):
             if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
-                listed.append((path, label))
+                listed.append((path, label, None))
             else:
                 left_out.append(path)
     return listed, left_out
 
 
-def _from_csv(labels: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
-    listed, left_out = [], []
+def _from_csv(labels: Path) -> tuple[list[_Listed], list[Path]]:
+    listed: list[_Listed] = []
+    left_out = []
     try:
         text = labels.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -92,10 +101,13 @@ def _from_csv(labels: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
             path = labels.parent / (row["filename"] or "")
             if not path.resolve().is_relative_to(labels.parent.resolve()) or not path.is_file():
                 raise RecipeError(f"{labels} line {rows.line_num}: no file {row['filename']!r} in this folder")
-            if not re.fullmatch(r"[0-9]{1,9}", (row["label"] or "").strip()):
-                raise RecipeError(f"{labels} line {rows.line_num}: the label {row['label']!r} is no class index")
+            for column in ("label", "targeted_label"):
+                if column in row and not re.fullmatch(r"[0-9]{1,9}", (row[column] or "").strip()):
+                    where = f"{labels} line {rows.line_num}"
+                    raise RecipeError(f"{where}: the {column.replace('_', ' ')} {row[column]!r} is no class index")
             if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
-                listed.append((path, int(row["label"])))
+                wanted = int(row["targeted_label"]) if "targeted_label" in row else None
+                listed.append((path, int(row["label"]), wanted))
             else:
                 left_out.append(path)
     return listed, left_out

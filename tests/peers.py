@@ -2,8 +2,8 @@
 
 Where nothing is drawn, both run in float64 on SqueezeNet 1.1, where rounding does not send two right loops apart, and
 every value of the result is compared. Where the two draw different numbers, their success on the same images is, from
-EfficientNet-Lite0: a paired interval, over targets that neither attacked. What disagrees is explained in a line, and the
-explanation is put to the test: ours with the other's peculiarity built in has to agree with it.
+EfficientNet-Lite0: a paired interval, over targets that neither attacked. What disagrees is explained in a line, and
+the explanation is put to the test: ours with the other's peculiarity built in has to agree with it.
 
 PGN and the look-ahead have no such peer: transferattack 1.1, the only release of TransferAttack on the package index,
 holds no code. They are held against transcriptions in tests/attack/test_published.py.

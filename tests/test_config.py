@@ -239,6 +239,11 @@ def test_lists_make_a_grid_whose_names_say_where_each_lies(tmp_path: Path) -> No
         ('fuse = "losses"', 'defense = "jpeg"', r"sources\.0\.defense: unknown key"),
         ('"losses"', '"votes"', r"sources\.0\.fuse = 'votes'"),
         ('"resnet50.tv_in1k", {', '"resnet50.tv_in2k", {', r"sources\.0: unknown timm tag 'resnet50\.tv_in2k'"),
+        (
+            '{model = "vgg19_bn.tv_in1k"}]',
+            '{model = "resnet50.tv_in1k", name = "b"}]',
+            r"sources\.0: ensemble: one model is",
+        ),
         ('["resnet50.tv_in1k", {model = "vgg19_bn.tv_in1k"}]', "[]", r"sources\.0: ensemble: 0 models are named"),
         ('fuse = "losses"', 'fuze = "losses"', r"sources\.0\.fuze: unknown key; did you mean fuse"),
     ],

@@ -50,6 +50,15 @@ def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
     assert [(each.key, each.label) for each in found if isinstance(each, Sample)] == [("y", 7), ("x", 3)]
 
 
+def test_a_labels_file_may_say_what_targeted_attacks_want(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(jpeg(2))
+    (tmp_path / "labels.csv").write_text("filename,label,targeted_label\nx.jpg,3,9\n")
+    pack.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
+    (found,) = read((tmp_path / "out" / "images-000000.tar").read_bytes())
+    assert isinstance(found, Sample)
+    assert (found.label, found.target_class) == (3, 9)
+
+
 @pytest.mark.parametrize(
     ("csv", "message"),
     [
@@ -57,6 +66,7 @@ def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
         ("filename,label\nnone.jpg,1\n", r"line 2: no file 'none\.jpg'"),
         ("filename,label\n../secret.jpg,1\n", "no file"),
         ("filename,label\nx.jpg,cat\n", "'cat' is no class index"),
+        ("filename,label,targeted_label\nx.jpg,1,-5\n", "the targeted label '-5' is no class index"),
         ("filename,label\nx.jpg," + "1" * 5000 + "\n", "is no class index"),
         ("filename,label\nx.jpg,é\n", "cannot be read as UTF-8"),
         ("filename,label\n", "no images"),
