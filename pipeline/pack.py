@@ -11,8 +11,8 @@ from pipeline.errors import RecipeError
 from pipeline.shards import IMAGE_EXTENSIONS, write
 from pipeline.storage import Storage
 
-# An image file, its class, and the class that a targeted attack is to reach.
-_Listed = tuple[Path, int, int | None]
+# What an image file is called, where it is, its class, and the class that a targeted attack is to reach.
+_Listed = tuple[PurePath, Path, int, int | None]
 
 
 def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[list[str], list[Path]]:
@@ -21,7 +21,8 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
     Args:
         folder: Either one sub-folder of images per class (classes numbered in the order of the sorted names, as
             torchvision does; ImageNet's `n01440764`… come out right), or images beside a `labels.csv` with the
-            columns `filename` and `label`, and if targeted attacks shall find their class, `targeted_label`.
+            columns `filename` and `label`, and if targeted attacks shall find their class, `targeted_label`; the files
+            may also lie in `images/` beside it, as TransferAttack's do.
         out: A folder or `s3://` URL; `{name}-000000.tar`… are written there.
         name: The prefix of the shards' names.
         per_shard: Images in a shard; the last holds fewer.
@@ -40,8 +41,8 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
     if not listed:
         raise RecipeError(f"{folder}: no images; expected one sub-folder per class, or a labels.csv")
     keys: dict[str, Path] = {}
-    for path, _, _ in listed:
-        key = key_of(path.relative_to(folder))
+    for called, path, _, _ in listed:
+        key = key_of(called)
         if key in keys:
             raise RecipeError(f"{path} and {keys[key]} would both have the key {key!r}; rename one")
         keys[key] = path
@@ -59,12 +60,12 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
                 "cls": str(label).encode(),
                 **({} if wanted is None else {"target": str(wanted).encode()}),
             }
-            for key, (path, label, wanted) in entries[start : start + per_shard]
+            for key, (_, path, label, wanted) in entries[start : start + per_shard]
         )
         names.append(f"{name}-{index:06d}.tar")
         store.put(names[-1], write(samples))
     if not labels.exists():
-        classes = {path.parent.relative_to(folder).parts[0]: label for path, label, _ in listed}
+        classes = {called.parts[0]: label for called, _, label, _ in listed}
         store.put("classes.json", json.dumps(classes, indent=1).encode())
     return names, left_out
 
@@ -80,7 +81,7 @@ def _from_classes(folder: Path) -> tuple[list[_Listed], list[Path]]:
     for label, sub in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
         for path in sorted(path for path in sub.rglob("*") if path.is_file()):
             if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
-                listed.append((path, label, None))
+                listed.append((path.relative_to(folder), path, label, None))
             else:
                 left_out.append(path)
     return listed, left_out
@@ -99,6 +100,8 @@ def _from_csv(labels: Path) -> tuple[list[_Listed], list[Path]]:
             raise RecipeError(f"{labels}: expected the columns filename,label; found {','.join(rows.fieldnames or ())}")
         for row in rows:
             path = labels.parent / (row["filename"] or "")
+            if not path.is_file():
+                path = labels.parent / "images" / (row["filename"] or "")  # as TransferAttack has it
             if not path.resolve().is_relative_to(labels.parent.resolve()) or not path.is_file():
                 raise RecipeError(f"{labels} line {rows.line_num}: no file {row['filename']!r} in this folder")
             for column in ("label", "targeted_label"):
@@ -107,7 +110,7 @@ def _from_csv(labels: Path) -> tuple[list[_Listed], list[Path]]:
                     raise RecipeError(f"{where}: the {column.replace('_', ' ')} {row[column]!r} is no class index")
             if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
                 wanted = int(row["targeted_label"]) if "targeted_label" in row else None
-                listed.append((path, int(row["label"]), wanted))
+                listed.append((PurePath(row["filename"]), path, int(row["label"]), wanted))
             else:
                 left_out.append(path)
     return listed, left_out

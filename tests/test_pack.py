@@ -50,6 +50,16 @@ def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
     assert [(each.key, each.label) for each in found if isinstance(each, Sample)] == [("y", 7), ("x", 3)]
 
 
+def test_transferattacks_folder_is_packed_under_the_names_that_its_images_keep(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "ILSVRC2012_val_00000003.png").write_bytes(jpeg(2))
+    (tmp_path / "labels.csv").write_text("filename,label\nILSVRC2012_val_00000003.png,7\n")
+    pack.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
+    (found,) = read((tmp_path / "out" / "images-000000.tar").read_bytes())
+    assert isinstance(found, Sample)
+    assert (found.key, found.label) == ("ILSVRC2012_val_00000003", 7)
+
+
 def test_a_labels_file_may_say_what_targeted_attacks_want(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(jpeg(2))
     (tmp_path / "labels.csv").write_text("filename,label,targeted_label\nx.jpg,3,9\n")
