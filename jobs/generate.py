@@ -1,8 +1,10 @@
 """The main job: recipe → plan → engine, with progress, and one closing line that says how it ended."""
 
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from pipeline.pools import Pools
 from pipeline.progress import Progress as Counts
 from pipeline.storage import Storage
 
+# Off a terminal, a run says how far it is at least so often.
+_QUIET_S = 300.0
 _GO_ON = "what is committed stands: run the same command again to go on"
 
 
@@ -122,11 +126,11 @@ def _closing_line(outcome: Outcome, store: str) -> str:
 
 
 class _Bars:
-    """Two bars on a terminal; elsewhere a line whenever a tenth more is done."""
+    """Two bars on a terminal; elsewhere a line whenever a tenth more is done, or `_QUIET_S` have passed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._tenths = -1
+        self._tenths, self._said = -1, -math.inf
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._attack = self._progress.add_task("attacked parts", total=None)
@@ -143,8 +147,9 @@ class _Bars:
         self._progress.update(self._attack, completed=counts.attacked, total=counts.to_attack if known else None)
         self._progress.update(self._score, completed=counts.scored, total=counts.to_score if known else None)
         tenths = 10 * (counts.attacked + counts.scored) // max(1, counts.to_attack + counts.to_score)
-        if not self._console.is_terminal and tenths > self._tenths:
-            self._tenths = tenths
+        overdue = time.monotonic() - self._said > _QUIET_S
+        if not self._console.is_terminal and (tenths > self._tenths or overdue):
+            self._tenths, self._said = tenths, time.monotonic()
             self._console.print(
                 f"attacked {counts.attacked}/{counts.to_attack} parts, scored {counts.scored}/{counts.to_score} files, "
                 f"{counts.shards_known}/{counts.shards} shards read"
