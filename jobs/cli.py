@@ -170,13 +170,15 @@ def compare(
     from jobs import tables
     from pipeline import compare as comparing
 
-    rows = comparing.compare(_open(store), base=base, denominator=denominator)
+    ledger = _open(store)
+    rows = comparing.compare(ledger, base=base, denominator=denominator)
     if as_json:
         sys.stdout.write(json.dumps(comparing.to_json(rows), indent=1) + "\n")
     elif not rows:
         raise MissingError(f"{store}: no attack here can be set beside {base!r}; gnp report names the attacks")
     else:
         tables.show_comparisons(rows, denominator=denominator, console=console)
+        tables.show_missing(ledger.missing({unit for kind in KINDS for unit in ledger.units(kind)}), console=console)
 
 
 @app.command()
@@ -331,7 +333,8 @@ def verify(
     found = audit(_open(store), fraction=sample, seed=seed)
     for problem in found.problems:
         sys.stdout.write(f"{problem.where}: {problem.what}\n")
-    verdict = f"{len(found.problems)} problems" if found.problems else "all sound"
+    count = len(found.problems)
+    verdict = f"{count} problem{'s' * (count > 1)}" if count else "all sound"
     parts = "" if found.parts == found.of_parts else f" in {found.parts} of {found.of_parts} parts"
     sys.stdout.write(f"{found.objects} objects re-read{parts}, {found.images} adversarial images measured: {verdict}\n")
     raise typer.Exit(1 if found.problems else 0)
@@ -350,9 +353,10 @@ def ls(
     `gnp ls STORE --kind transfer` is what to hand to DuckDB or Polars.
     """
     ledger = _open(store)
-    for each in KINDS if kind is None else (kind,):
-        for marker in ledger.markers(sorted(ledger.units(each))):
-            sys.stdout.write(ledger.storage.at(marker.object) + "\n")
+    # Printed when all are known: half a list would pass for the whole.
+    kinds = KINDS if kind is None else (kind,)
+    listed = [marker.object for each in kinds for marker in ledger.markers(sorted(ledger.units(each)))]
+    sys.stdout.writelines(f"{ledger.storage.at(name)}\n" for name in listed)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from jobs import generate
 from pipeline import config, foreign
 from pipeline.attack.ball import BallNorm
 from pipeline.foreign import ForeignAttack
-from pipeline.ledger import Ledger, named
+from pipeline.ledger import Ledger
 from pipeline.plan import Job
 from pipeline.storage import Storage
 
@@ -36,8 +36,9 @@ def run(
         GnpError: The run could not start, or could not go on.
     """
     loaded = config.load(recipe)
-    images, digest = foreign.read(folder, source=source)
-    attack = ForeignAttack(name, epsilon, norm, digest)
+    images, attack = foreign.read(folder, source=source), ForeignAttack(name, epsilon, norm)
+    ledger = Ledger(Storage(store, create=True))
+    foreign.require_unchanged(images, attack, ledger)
 
     def job() -> Job:
         return replace(loaded.job(limit=limit), sources=(images,), attacks=(attack,))
@@ -45,11 +46,7 @@ def run(
     code = generate.carry_out(
         job, store, pools=loaded.engine, console=console, address=address, retry_failed=retry_failed
     )
-    ledger = Ledger(Storage(store))
-    mine = [unit for unit in ledger.units("adversarial") if unit.attack == named(name, attack.provenance())]
-    scored = sum(int(marker.fact("n")) for marker in ledger.markers(mine))
-    if scored < len(images.files):
-        sys.stderr.write(
-            f"{len(images.files) - scored} of {len(images.files)} images of {folder} are not among the scored\n"
-        )
+    left = len(images.files) - foreign.require_unchanged(images, attack, ledger)
+    if left > 0:
+        sys.stderr.write(f"{left} of {len(images.files)} images of {folder} are not among the scored\n")
     return code

@@ -33,10 +33,16 @@ def show(report: Report, *, denominator: Denominator, console: Console) -> None:
     console.print(tables(report, denominator=denominator))
     if report.unscored:
         console.print(f"{report.unscored} result files await clean predictions of their part and are left out")
-    if report.missing_shards or report.missing_results:
+    show_missing((report.missing_shards, report.missing_results), console=console)
+
+
+def show_missing(missing: tuple[int, int], *, console: Console) -> None:
+    """Says what a table lacks: shards and results that plans name."""
+    if any(missing):
+        shards, results = missing
         console.print(
-            f"incomplete: {report.missing_shards} shards and {report.missing_results} results that runs set out to "
-            "make are missing; gnp verify names them"
+            f"incomplete: {shards} shards and {results} results that runs set out to make are missing; gnp verify "
+            "names them"
         )
 
 

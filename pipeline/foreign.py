@@ -2,11 +2,10 @@
 
 They are matched to the recipe's images by name, measured against them, and from then on scored, audited and reported
 like any other. Their bytes are hashed when a run begins, and checked where they are read: a folder that changes under
-a run fails by name.
+a run fails by name, and so do other images under a name that a store knows.
 """
 
 import csv
-import hashlib
 import io
 import re
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from torch import Tensor
 from pipeline import codec
 from pipeline.attack.ball import BallNorm
 from pipeline.errors import IntegrityError, MissingError, RecipeError, SampleError, ShardError
-from pipeline.ledger import named
+from pipeline.ledger import Ledger, named
 from pipeline.pack import key_of
 from pipeline.parts import Images
 from pipeline.shards import IMAGE_EXTENSIONS
@@ -89,7 +88,7 @@ class Foreign:
         for key, label, original in zip(images.keys, images.labels.tolist(), images.pixels, strict=True):
             file = self.files.get(key)
             if file is None:
-                raise ShardError(f"{self.folder}: no image for {key!r}; a file {key}.png is expected, or leave it out")
+                raise ShardError(f"{self.folder}: no image for {key!r}: {key}.png is expected; --limit ends before it")
             where = f"{self.folder}/{file.name}"
             if file.label not in (None, label):
                 raise ShardError(f"{where}: labels.csv says {file.label}, the original {label}; classes count from 0")
@@ -112,13 +111,11 @@ class ForeignAttack:
         name: What results call it.
         epsilon: The budget that it was given, on [0, 1]; no image may lie outside.
         norm: Of the budget.
-        digest: Of all its images.
     """
 
     name: str
     epsilon: Fraction
     norm: BallNorm
-    digest: str
     seed: ClassVar[int] = 0
     target_class: ClassVar[None] = None
 
@@ -133,19 +130,15 @@ class ForeignAttack:
             "name": self.name,
             "epsilon": str(self.epsilon),
             "norm": self.norm,
-            "digest": self.digest,
         }
 
 
-def read(folder: str, *, source: str) -> tuple[Foreign, str]:
+def read(folder: str, *, source: str) -> Foreign:
     """Lists and hashes a folder's images, and reads its `labels.csv` where there is one.
 
     Args:
         folder: A folder or `s3://` URL.
         source: What the other program attacked.
-
-    Returns:
-        The folder, and the digest of all its images by key.
 
     Raises:
         MissingError: There is no such folder.
@@ -164,8 +157,31 @@ def read(folder: str, *, source: str) -> tuple[Foreign, str]:
         files[key] = File(name, sha256(storage.get(name)), labels.get(name))
     if not files:
         raise RecipeError(f"{folder}: no images; a folder of PNG is expected, named as the originals are")
-    listed = "".join(f"{key} {file.sha256}\n" for key, file in sorted(files.items()))
-    return Foreign(source, storage.url, files), hashlib.sha256(listed.encode()).hexdigest()
+    return Foreign(source, storage.url, files)
+
+
+def require_unchanged(folder: Foreign, attack: ForeignAttack, ledger: Ledger) -> int:
+    """Refuses images that are not those that a store holds under the attack's name; those that are new are welcome.
+
+    Returns:
+        How many it holds.
+
+    Raises:
+        RecipeError: An image is another one.
+    """
+    identity = named(attack.name, attack.provenance())
+    mine = [unit for unit in ledger.units("adversarial") if (unit.source, unit.attack) == (folder.id, identity)]
+    held = 0
+    for marker in ledger.markers(mine):
+        files = marker.fact("files")
+        held += len(files)
+        for key, digest in files.items():
+            if key in folder.files and folder.files[key].sha256 != digest:
+                raise RecipeError(
+                    f"{folder.folder}/{folder.files[key].name}: not the image that {ledger.storage.url} holds of "
+                    f"{attack.name!r}; give these another --name"
+                )
+    return held
 
 
 def _labels(folder: str, data: bytes) -> dict[str, int]:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from pipeline import codec, parts, results, shards
-from pipeline.errors import GnpError, IntegrityError
+from pipeline.errors import GnpError, IntegrityError, MissingError
 from pipeline.ledger import KINDS, Ledger, Marker, Unit, named, parse, planned
 from pipeline.parts import Images
 from pipeline.sample import Part
@@ -214,16 +214,60 @@ def _strangers(ledger: Ledger) -> Iterator[Problem]:
 def _beside(ledger: Ledger) -> Iterator[Problem]:
     """What lies beside the results: stored weights, records, and the files of finished versions."""
     storage = ledger.storage
-    for stored in storage.list("weights"):
-        name = stored.key.removeprefix("weights/").removesuffix(".safetensors")
-        yield from _problem(ledger, stored.key, partial(storage.get, stored.key, sha256_hex=name))
-    for folder in ("models", "inputs", "failures", "claims"):
+    weights = [stored.key for stored in storage.list("weights")]
+    for key in weights:
+        name = key.removeprefix("weights/").removesuffix(".safetensors")
+        yield from _problem(ledger, key, partial(storage.get, key, sha256_hex=name))
+    for folder in ("inputs", "failures", "claims"):
         for stored in storage.list(folder):
             yield from _problem(ledger, stored.key, partial(storage.record, stored.key))
-    for stored in storage.list("versions"):
-        folder, _, name = stored.key.rpartition("/")
-        if name == "manifest.json":
-            yield from _version(ledger, folder, stored.key)
+    yield from _networks(ledger, set(weights))
+    manifests = [stored.key for stored in storage.list("versions") if stored.key.endswith("/manifest.json")]
+    for manifest in manifests:
+        yield from _version(ledger, manifest.rpartition("/")[0], manifest)
+    yield from _latest(ledger, bool(manifests))
+
+
+def _networks(ledger: Ledger, weights: set[str]) -> Iterator[Problem]:
+    """Records of networks that are damaged, or whose weights are gone; networks of a plan that have no record."""
+    storage, known = ledger.storage, set[str]()
+    remedy = "a run puts it back from where it first came from"
+    for stored in storage.list("models"):
+        try:
+            record = storage.record(stored.key)
+            known.add(record.get("digest") or record["identity"]["digest"])
+            key = f"weights/{record['weights']}.safetensors"
+        except (GnpError, KeyError, TypeError) as error:
+            yield Problem(storage.at(stored.key), str(error))
+            continue
+        if key not in weights:
+            yield Problem(storage.at(key), f"missing; {remedy}")
+    for plan_key in ledger.plans():
+        try:
+            plan = ledger.plan(plan_key)
+        except IntegrityError:
+            continue  # told of where plans are gone through
+        for name, identity in {**plan["sources"], **plan["targets"]}.items():
+            for each in [*identity.get("ensemble", [identity]), *identity.get("defenses", ())]:
+                if "digest" in each and each["digest"] not in known:
+                    yield Problem(f"{storage.at('models')}: {name}", f"no record of its weights; {remedy}")
+
+
+def _latest(ledger: Ledger, finalized: bool) -> Iterator[Problem]:
+    """What stands at the root for readers of the latest version: it has to be that version's."""
+    storage, where = ledger.storage, "latest.json"
+    try:
+        latest = json.loads(storage.get(where))
+        where = str(latest["manifest"])
+        manifest = json.loads(storage.get(where, sha256_hex=latest["manifest_sha256"]))
+        files = {file["name"]: file["sha256"] for file in manifest["files"]}
+        for where in ("_info.json", "README.md"):
+            storage.get(where, sha256_hex=files[where])
+    except MissingError as error:
+        if finalized or where != "latest.json":  # a store that was never finalized has none
+            yield Problem(storage.at(where), f"{error}; finalize again")
+    except (GnpError, ValueError, KeyError, TypeError) as error:
+        yield Problem(storage.at(where), f"not what the latest version has ({error}); finalize again")
 
 
 def _version(ledger: Ledger, folder: str, manifest: str) -> Iterator[Problem]:
@@ -248,7 +292,7 @@ def _missing(ledger: Ledger, committed: set[Unit]) -> Iterator[Problem]:
     """What the recorded plans say should be there and is not."""
     reported: set[str] = set()
     for key in ledger.plans():
-        remedy = f"run generate again, or remove {ledger.storage.at(key)} if its results are no longer wanted"
+        remedy = f"run the same command again, or remove {ledger.storage.at(key)} if its results are no longer wanted"
         try:
             plan = ledger.plan(key)
         except IntegrityError as error:

@@ -42,17 +42,17 @@ def save(folder: Path, pixels: Tensor, *, labels: str = "") -> Path:
     return folder
 
 
-def an_attack(digest: str = "", *, epsilon: int = 8) -> ForeignAttack:
-    return ForeignAttack("theirs", Fraction(epsilon, 255), "linf", digest)
+def an_attack() -> ForeignAttack:
+    return ForeignAttack("theirs", Fraction(8, 255), "linf")
 
 
 def test_images_are_taken_as_they_are_by_name(tmp_path: Path) -> None:
     images = originals()
     save(tmp_path, images.pixels + 8, labels="filename,label,targeted_label\nb.png,1,5\na.png, 3,4\n")
     (tmp_path / "log.txt").write_text("of another program")
-    folder, digest = foreign.read(str(tmp_path), source="resnet50")
+    folder = foreign.read(str(tmp_path), source="resnet50")
     assert set(folder.files) == set(KEYS)
-    assert torch.equal(folder.pixels(images, an_attack(digest)), images.pixels + 8)
+    assert torch.equal(folder.pixels(images, an_attack()), images.pixels + 8)
     assert (
         folder.pixels(replace(images, keys=(), labels=images.labels[:0], pixels=images.pixels[:0]), an_attack()).shape[
             0
@@ -92,7 +92,7 @@ def labels_from_one(folder: Path) -> None:
     [
         (too_far, r"/b\.png: 9/255 from its original, more than epsilon = 8/255; give the budget"),
         (another_size, r"/a\.png: it and its original have 9 x 8 and 10 x 8 pixels; see data\.preparation"),
-        (one_gone, r"no image for 'b'; a file b\.png is expected"),
+        (one_gone, r"no image for 'b': b\.png is expected; --limit"),
         (no_image, r"/b\.png: undecodable image"),
         (labels_from_one, r"/a\.png: labels\.csv says 4, the original 3; classes count from 0"),
     ],
@@ -101,28 +101,27 @@ def test_what_is_no_adversarial_image_of_an_original_is_refused_by_name(
     spoil: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     spoil(tmp_path)
-    folder, digest = foreign.read(str(tmp_path), source="")
+    folder = foreign.read(str(tmp_path), source="")
     with pytest.raises(ShardError, match=message):
-        folder.pixels(originals(), an_attack(digest))
+        folder.pixels(originals(), an_attack())
 
 
 def test_the_budget_is_measured_in_its_norm(tmp_path: Path) -> None:
     images = originals()
     save(tmp_path, images.pixels + 8)
-    folder, digest = foreign.read(str(tmp_path), source="")
+    folder = foreign.read(str(tmp_path), source="")
     length = Fraction(8) * Fraction(int(np.ceil(np.sqrt(3 * 8 * 10))), 255)
-    assert len(folder.pixels(images, ForeignAttack("theirs", length, "l2", digest))) == 2
+    assert len(folder.pixels(images, ForeignAttack("theirs", length, "l2"))) == 2
     with pytest.raises(ShardError, match=r"0\.4860 in L2 from its original, more than epsilon = 2/5"):
-        folder.pixels(images, ForeignAttack("theirs", Fraction(2, 5), "l2", digest))
+        folder.pixels(images, ForeignAttack("theirs", Fraction(2, 5), "l2"))
 
 
 def test_a_file_that_changes_under_a_run_is_refused(tmp_path: Path) -> None:
     save(tmp_path, originals().pixels)
-    folder, digest = foreign.read(str(tmp_path), source="")
+    folder = foreign.read(str(tmp_path), source="")
     save(tmp_path, originals().pixels + 1)
     with pytest.raises(IntegrityError, match=r"a\.png: changed since the run began"):
-        folder.pixels(originals(), an_attack(digest))
-    assert foreign.read(str(tmp_path), source="")[1] != digest
+        folder.pixels(originals(), an_attack())
 
 
 @pytest.mark.parametrize(
@@ -187,4 +186,12 @@ def test_the_same_images_from_elsewhere_get_the_same_scores(
     success = {row.attack: row.rates["all"] for row in summarise(ledger).success}
     assert success["theirs"] == success["i"]
     assert finalize.finalize(ledger).images == 12
+    (theirs / "image99998.png").write_bytes(codec.encode(pixels))
     assert scored(Fraction(16, 255)) == 0, "and again, with nothing to do"
+    assert "2 of 8 images of" in capsys.readouterr().err
+    assert [row.attack for row in summarise(ledger).success] == ["i", "theirs"]
+    (theirs / "image00003.png").write_bytes(codec.encode(pixels.flip(2)))
+    with pytest.raises(
+        RecipeError, match=r"image00003\.png: not the image that .* holds of 'theirs'; give these another"
+    ):
+        scored(Fraction(16, 255))

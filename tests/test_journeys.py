@@ -372,7 +372,7 @@ def test_an_incomplete_store_is_not_finalized_unless_that_is_wanted(journey: Jou
         assert (partial.returncode, partial.stdout.strip()[-11:]) == (0, ", 1 MISSING")
         assert ": incomplete" in journey.gnp("status", journey.store).stdout
         audited = journey.gnp("verify", journey.store, "--sample", "1e-9")
-        assert (audited.returncode, "missing; run generate again" in audited.stdout) == (1, True)
+        assert (audited.returncode, "missing; run the same command again" in audited.stdout) == (1, True)
     finally:
         storage.put(lost, marker)
     assert journey.gnp("verify", journey.store, "--sample", "1e-9").returncode == 0

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def version_of_nothing(ledger: Ledger) -> None:
     [
         (flip, "damaged: its"),
         (lose_object, "no such object"),
-        (lose_marker, "missing; run generate again"),
+        (lose_marker, "missing; run the same command again"),
         (junk_marker, "not a record"),
         (stranger, "not a marker; remove it"),
         (outside, "1 images lie outside epsilon = 8/255, the first 'image00001'"),
@@ -224,6 +225,46 @@ def version_of_nothing(ledger: Ledger) -> None:
 def test_damage_is_found_and_named(ledger: Ledger, damage: Callable[[Ledger], None], message: str) -> None:
     damage(ledger)
     assert any(message in line for line in problems(ledger)), problems(ledger)
+
+
+def test_networks_that_are_gone_are_named(ledger: Ledger) -> None:
+    (weights,) = ledger.storage.list("weights")
+    ledger.storage.delete([weights.key])
+    (found,) = problems(ledger)
+    assert found.endswith(f"{weights.key}: missing; a run puts it back from where it first came from")
+    ledger.storage.delete([stored.key for stored in ledger.storage.list("models")])
+    (found,) = problems(ledger)
+    assert re.search(r"models: tiny-.*: no record of its weights; a run puts it back", found)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda storage: storage.delete(["latest.json"]), r"latest\.json: .*no such object; finalize again"),
+        (lambda storage: storage.delete(["_info.json"]), r"_info\.json: .*no such object; finalize again"),
+        (
+            lambda storage: storage.put("_info.json", b"{}"),
+            r"_info\.json: not what the latest version has .*; finalize",
+        ),
+        (lambda storage: storage.put("latest.json", b"{}"), r"latest\.json: not what the latest version has"),
+        (lambda storage: storage.put("latest.json", b"broken"), r"latest\.json: not what the latest version has"),
+        (
+            lambda storage: storage.delete(
+                [s.key for s in storage.list("versions") if s.key.endswith("manifest.json")]
+            ),
+            r"manifest\.json: .*no such object; finalize again",
+        ),
+    ],
+)
+def test_what_readers_of_the_latest_version_take_is_that_versions(
+    ledger: Ledger, damage: Callable[[Storage], None], message: str
+) -> None:
+    finalize(ledger)
+    assert problems(ledger) == []
+    damage(ledger.storage)
+    assert any(re.search(message, found) for found in problems(ledger)), problems(ledger)
+    finalize(ledger)
+    assert problems(ledger) == []
 
 
 def test_an_audit_goes_on_after_a_problem(ledger: Ledger) -> None:

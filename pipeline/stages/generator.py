@@ -178,7 +178,12 @@ class Generator(Stage):
         assert isinstance(source, Foreign)
         pixels = source.pixels(images, attack)
         size = self.plan.job.batch_size
-        facts = {"gradients": None, **self.circumstances(batch_size=size, started=started, attempt=attempt)}
+        files = {key: source.files[key].sha256 for key in images.keys}
+        facts = {
+            "gradients": None,
+            "files": files,
+            **self.circumstances(batch_size=size, started=started, attempt=attempt),
+        }
         untargeted = replace(images, target_classes=torch.full_like(images.labels, -1))
         self._commit(unit, attack, untargeted, pixels, [{} for _ in images.keys], facts)
 
