@@ -46,7 +46,7 @@ def run(
     code = generate.carry_out(
         job, store, pools=loaded.engine, console=console, address=address, retry_failed=retry_failed
     )
-    left = len(images.files) - foreign.require_unchanged(images, attack, ledger)
+    left = len(images.files) - len(foreign.require_unchanged(images, attack, ledger))
     if left > 0:
         sys.stderr.write(f"{left} of {len(images.files)} images of {folder} are not among the scored\n")
     return code

@@ -160,23 +160,25 @@ def read(folder: str, *, source: str) -> Foreign:
     return Foreign(source, storage.url, files)
 
 
-def require_unchanged(folder: Foreign, attack: ForeignAttack, ledger: Ledger) -> int:
+def require_unchanged(folder: Foreign, attack: ForeignAttack, ledger: Ledger) -> set[str]:
     """Refuses images that are not those that a store holds under the attack's name; those that are new are welcome.
 
     Returns:
-        How many it holds.
+        The keys of the folder's images that it holds.
 
     Raises:
         RecipeError: An image is another one.
     """
     identity = named(attack.name, attack.provenance())
     mine = [unit for unit in ledger.units("adversarial") if (unit.source, unit.attack) == (folder.id, identity)]
-    held = 0
+    held: set[str] = set()
     for marker in ledger.markers(mine):
         files = marker.fact("files")
-        held += len(files)
         for key, digest in files.items():
-            if key in folder.files and folder.files[key].sha256 != digest:
+            if key not in folder.files:
+                continue
+            held.add(key)
+            if folder.files[key].sha256 != digest:
                 raise RecipeError(
                     f"{folder.folder}/{folder.files[key].name}: not the image that {ledger.storage.url} holds of "
                     f"{attack.name!r}; give these another --name"

@@ -123,7 +123,18 @@ def test_urls_are_understood_or_refused(tmp_path: Path) -> None:
     assert Storage(f"file://{tmp_path}/a%20b").url == str(tmp_path / "a b")
     with pytest.raises(MissingError, match="no such folder"):
         Storage(str(tmp_path / "typo"))
-    for wrong in ("", "gs://bucket/x", "s3://", "s3:///prefix", "s3://b//x", "s3://b/x//y", "file://relative/x"):
+    for wrong in (
+        "",
+        "gs://bucket/x",
+        "s3://",
+        "s3:///prefix",
+        "s3://b//x",
+        "s3://b/x//y",
+        "file://relative/x",
+        "s3:/b/x",
+        "s3:b",
+        "file:/x",
+    ):
         with pytest.raises(RecipeError, match="store"):
             Storage(wrong)
     assert split("s3://bucket/a/b.tar") == ("s3://bucket/a", "b.tar")

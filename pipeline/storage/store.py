@@ -112,6 +112,10 @@ class Storage:
             self.url = url.rstrip("/")
             self._place = (bucket, prefix)
             self._store = s3.open_store(bucket, prefix)
+        elif re.match(r"(s3|file):", url) and not scheme:
+            raise RecipeError(
+                f"store {url!r}: not a store; write s3://bucket/prefix or file:///folder, with both slashes"
+            )
         elif scheme in ("", "file") and rest:
             if scheme and not rest.startswith("/"):
                 raise RecipeError(f"store {url!r}: write file:///folder, with three slashes and a whole path")
