@@ -7,7 +7,7 @@ own, so that these load as they are.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class RepresentationPurifier:
         Naseer et al., "A Self-supervised Approach for Adversarial Robustness", CVPR 2020, arXiv 2006.04924.
     """
 
-    place: ClassVar = "image"
+    place: ClassVar[Literal["image", "input"]] = "image"
     copies: ClassVar[int] = 1
     wanted: ClassVar[str] = (
         "NRP.pth, of the archive of pretrained purifiers that the README of github.com/Muzammal-Naseer/NRP links to"
@@ -70,7 +70,7 @@ class GuidedDenoiser:
         arXiv 1712.02976, figure 3.
     """
 
-    place: ClassVar = "input"
+    place: ClassVar[Literal["image", "input"]] = "input"
     copies: ClassVar[int] = 1
     wanted: ClassVar[str] = (
         "denoise_incepv3_012.ckpt, of the checkpoints that github.com/lfz/Guided-Denoise, folder nips_deploy, links to"
@@ -113,9 +113,9 @@ class Purified:
     copies: ClassVar[int] = 1
 
     @property
-    def place(self) -> str:
+    def place(self) -> Literal["image", "input"]:
         """Whether it cleans the image or the network's input."""
-        return str(self.purifier.place)
+        return self.purifier.place
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Images of the same shape."""
