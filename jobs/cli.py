@@ -110,18 +110,13 @@ def score(
     Example: `gnp score adv/mifgsm jobs/recipes/imagenet.toml --store results --name their-mi --source resnet50`
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from jobs.score import run
-    from pipeline.config import budget
+    from jobs.score import Told, run
 
     raise typer.Exit(
         run(
-            folder,
+            Told(folder, name, source, epsilon, norm),
             recipe,
             store,
-            name=name,
-            source=source,
-            epsilon=budget(epsilon, norm),
-            norm=norm,
             console=console,
             limit=limit,
             address=address,

@@ -33,7 +33,7 @@ def main() -> None:
     job = recipe.job()
     store = Storage(str(folder / "store"), create=True)
     free = replace(job.data, name="free", shards=(f"{folder}/shards/*.tar",))
-    outcome = engine.run(plan.resolve(replace(job, data=free), store), store.url, pools=recipe.engine)
+    outcome = engine.run(plan.prepare(replace(job, data=free), store), store.url, pools=recipe.engine)
     if outcome.failed:
         sys.exit(f"error: {outcome.failed}")
     ledger = Ledger(store)

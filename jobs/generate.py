@@ -1,4 +1,7 @@
-"""The main job: recipe → plan → engine, with progress, and one closing line that says how it ended."""
+"""The main job: recipe → plan → engine, with progress, and one closing line that says how it ended.
+
+This process decides and hands out, and stays small; the recipe is resolved in another, which takes torch.
+"""
 
 import math
 import signal
@@ -6,15 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.leave import in_time
-from pipeline import config, engine, plan
+from pipeline import engine
 from pipeline.engine import Outcome
-from pipeline.plan import Job
+from pipeline.isolated import isolated
+from pipeline.outline import Prepared
 from pipeline.pools import Pools
 from pipeline.progress import Progress as Counts
 from pipeline.storage import Storage
@@ -41,11 +46,9 @@ def run(
     Raises:
         GnpError: The run could not start, or could not go on.
     """
-    loaded = config.load(recipe)
     return carry_out(
-        lambda: loaded.job(limit=limit),
+        partial(_prepare, recipe, store, limit),
         store,
-        pools=loaded.engine,
         console=console,
         address=address,
         retry_failed=retry_failed,
@@ -53,11 +56,17 @@ def run(
     )
 
 
+def _prepare(recipe: Path, store: str, limit: int | None) -> tuple[Prepared, Pools]:
+    from pipeline import config, plan  # here, in a process of its own: they take torch
+
+    loaded = config.load(recipe)
+    return plan.prepare(loaded.job(limit=limit), Storage(store, create=True)), loaded.engine
+
+
 def carry_out(
-    job: Callable[[], Job],
+    prepare: Callable[[], tuple[Prepared, Pools]],
     store: str,
     *,
-    pools: Pools,
     console: Console,
     address: str | None = None,
     retry_failed: bool = False,
@@ -65,16 +74,24 @@ def carry_out(
 ) -> int:
     """Makes what a job lacks, with progress; returns the exit code, as `run` does.
 
+    Args:
+        prepare: Resolves the job, and says with what workers; called in a process of its own, to which it is pickled.
+        store: Where results go.
+        console: What is said goes there.
+        address: A Ray cluster.
+        retry_failed: Try again what earlier runs gave up.
+        max_failed: So many failures are none.
+
     Raises:
         GnpError: The run could not start, or could not go on.
     """
     stop = threading.Event()
     _interrupt_on_sigterm(stop)
     console.print("[dim]finding shards, settling what each model is[/dim]")
-    planned = plan.resolve(job(), Storage(store, create=True))
+    prepared, pools = isolated(prepare, what="resolving the recipe")
     with in_time(stop, f"stopped, while {store} did not answer; {_GO_ON}"), _Bars(console) as bars:
         outcome = engine.run(
-            planned,
+            prepared,
             store,
             pools=pools,
             address=address,

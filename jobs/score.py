@@ -1,30 +1,47 @@
 """Adversarial images that another program made: scored on a recipe's targets, into the same store and reports."""
 
 import sys
-from dataclasses import replace
-from fractions import Fraction
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
 from jobs import generate
-from pipeline import config, foreign
-from pipeline.attack.ball import BallNorm
-from pipeline.foreign import ForeignAttack
-from pipeline.ledger import Ledger
-from pipeline.plan import Job
+from pipeline.isolated import isolated
+from pipeline.outline import Prepared
+from pipeline.pools import Pools
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.foreign import Foreign, ForeignAttack
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the user says of a folder.
+
+    Attributes:
+        folder: A folder or `s3://` URL of adversarial images.
+        name: What results call the attack.
+        source: What results call the model that was attacked.
+        epsilon: The budget that they were made with, as recipes write it.
+        norm: Of the budget.
+    """
+
+    folder: str
+    name: str
+    source: str = "unknown"
+    epsilon: str = "16/255"
+    norm: Literal["linf", "l2"] = "linf"
 
 
 def run(
-    folder: str,
+    told: Told,
     recipe: Path,
     store: str,
     *,
-    name: str,
-    source: str,
-    epsilon: Fraction,
-    norm: BallNorm,
     console: Console,
     limit: int | None = None,
     address: str | None = None,
@@ -35,18 +52,45 @@ def run(
     Raises:
         GnpError: The run could not start, or could not go on.
     """
-    loaded = config.load(recipe)
-    images, attack = foreign.read(folder, source=source), ForeignAttack(name, epsilon, norm)
-    ledger = Ledger(Storage(store, create=True))
-    foreign.require_unchanged(images, attack, ledger)
-
-    def job() -> Job:
-        return replace(loaded.job(limit=limit), sources=(images,), attacks=(attack,))
-
     code = generate.carry_out(
-        job, store, pools=loaded.engine, console=console, address=address, retry_failed=retry_failed
+        partial(_prepare, told, recipe, store, limit),
+        store,
+        console=console,
+        address=address,
+        retry_failed=retry_failed,
     )
-    left = len(images.files) - len(foreign.require_unchanged(images, attack, ledger))
-    if left > 0:
-        sys.stderr.write(f"{left} of {len(images.files)} images of {folder} are not among the scored\n")
+    left, images = isolated(partial(_left_out, told, store), what="looking for what was not scored")
+    if left:
+        sys.stderr.write(f"{left} of {images} images of {told.folder} are not among the scored\n")
     return code
+
+
+# The following take torch, and are called in a process of their own.
+
+
+def _read(told: Told) -> "tuple[Foreign, ForeignAttack]":
+    from pipeline import config, foreign
+
+    budget = config.budget(told.epsilon, told.norm)
+    return foreign.read(told.folder, source=told.source), foreign.ForeignAttack(told.name, budget, told.norm)
+
+
+def _prepare(told: Told, recipe: Path, store: str, limit: int | None) -> tuple[Prepared, Pools]:
+    from pipeline import config, foreign, plan
+    from pipeline.ledger import Ledger
+
+    loaded, storage = config.load(recipe), Storage(store, create=True)
+    images, attack = _read(told)
+    foreign.require_unchanged(images, attack, Ledger(storage))
+    job = replace(loaded.job(limit=limit), sources=(images,), attacks=(attack,))
+    return plan.prepare(job, storage), loaded.engine
+
+
+def _left_out(told: Told, store: str) -> tuple[int, int]:
+    """How many of the folder's images the store holds nothing of, and how many there are."""
+    from pipeline import foreign
+    from pipeline.ledger import Ledger
+
+    images, attack = _read(told)
+    held = foreign.require_unchanged(images, attack, Ledger(Storage(store)))
+    return len(images.files) - len(held), len(images.files)

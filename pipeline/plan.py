@@ -1,20 +1,23 @@
-"""What a run has to make, and what of it is missing: a function of the recipe and the store alone."""
+"""What a run has to make: a recipe's names, resolved to identities."""
 
 import hashlib
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import torch
 
 from pipeline import shards, weights
 from pipeline.attack.recipe import Attack, provenance
 from pipeline.codec import Preparation
 from pipeline.errors import RecipeError
 from pipeline.foreign import Foreign, ForeignAttack
-from pipeline.ledger import Committed, Ledger, Unit, fingerprint, named
+from pipeline.ledger import Ledger, Unit, fingerprint, named
 from pipeline.models import EnsembleSpec, ModelSpec, TargetSpec
-from pipeline.sample import Part
-from pipeline.shards import ShardFile
+from pipeline.outline import Outline, Prepared, Take
+from pipeline.sample import Part, ShardFile
 from pipeline.storage import Storage
 from pipeline.weights import Model, Source
 
@@ -82,14 +85,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Take:
-    """A shard, and how many of its first images belong to the run (None: all)."""
-
-    shard: ShardFile
-    images: int | None
-
-
-@dataclass(frozen=True)
 class Plan:
     """A job with every name resolved to an identity.
 
@@ -109,6 +104,11 @@ class Plan:
     attacks: dict[str, Attack | ForeignAttack]
     targets: tuple[Model, ...]
 
+    @property
+    def outline(self) -> Outline:
+        """The plan by its names."""
+        return Outline(self.describe(), self.takes)
+
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values: what `verify` holds the store against."""
         return {
@@ -118,29 +118,6 @@ class Plan:
             "attacks": {identity: described(attack) for identity, attack in self.attacks.items()},
             "targets": {model.id: model.identity for model in self.targets},
         }
-
-
-@dataclass(frozen=True)
-class Item:
-    """What an actor is handed: every `stride`-th part of a shard from `offset`, with one source.
-
-    Attributes:
-        take: The shard.
-        source: Identity of the source.
-        offset: The first part.
-        stride: 1 where the item is the whole shard.
-    """
-
-    take: Take
-    source: str
-    offset: int = 0
-    stride: int = 1
-
-    @property
-    def name(self) -> str:
-        """What to call it in messages."""
-        parts = f" parts {self.offset}+{self.stride}n" if self.stride > 1 else ""
-        return f"{self.take.shard.name}{parts} from {self.source}"
 
 
 def resolve(job: Job, storage: Storage) -> Plan:
@@ -179,52 +156,42 @@ def resolve(job: Job, storage: Storage) -> Plan:
     )
 
 
+def prepare(job: Job, storage: Storage) -> Prepared:
+    """What a driver is given: a job resolved, on shards that are what they were; raises what those two steps raise."""
+    plan = resolve(job, storage)
+    require_unchanged(plan, Ledger(storage))
+    return seal(plan)
+
+
+def seal(plan: Plan) -> Prepared:
+    """A plan as a driver holds it."""
+    return Prepared(plan.outline, pickle.dumps(replace(plan, takes=())))
+
+
+def unseal(sealed: bytes) -> Plan:
+    """The plan that a driver was given, without its shards."""
+    plan = pickle.loads(sealed)  # noqa: S301  # this run's own, never off a disk or a store
+    assert isinstance(plan, Plan)
+    return plan
+
+
+def preflight(sealed: bytes, storage: Storage) -> None:
+    """Loads everything that the workers will load, on the CPU; what cannot be loaded fails here, by name.
+
+    Raises:
+        WeightsError: A model's or a purifier's stored weights are gone or damaged, or do not fit.
+    """
+    plan = unseal(sealed)
+    networks = [member for source in plan.sources for member in source.members] + list(plan.targets)
+    for model in {model.id: model for model in networks}.values():
+        weights.load(model, storage, classes=plan.job.data.classes)
+    for target in plan.targets:
+        weights.load_defenses(target, storage, device=torch.device("cpu"))
+
+
 def described(attack: Attack | ForeignAttack) -> dict[str, Any]:
     """Everything that determines an attack's pixels, as JSON values."""
     return attack.provenance() if isinstance(attack, ForeignAttack) else provenance(attack)
-
-
-def pending(plan: Plan, committed: Committed, *, workers: int = 1) -> list[Item]:
-    """The items that something is missing from.
-
-    Args:
-        plan: What is to be made.
-        committed: What has been; see `scopes`.
-        workers: How many generators there are: fewer shards than these are split into strided items.
-    """
-    stride = -(-workers // len(plan.takes))
-    items = (
-        Item(take, source.id, offset, stride)
-        for source in plan.sources
-        for take in plan.takes
-        for offset in range(stride)
-    )
-    wanted = {source.id: scopes(plan, source.id) for source in plan.sources}
-    return [item for item in items if not _complete(item, wanted[item.source], committed)]
-
-
-def complete(plan: Plan, item: Item, committed: Committed) -> bool:
-    """Whether every unit of an item stands."""
-    return _complete(item, scopes(plan, item.source), committed)
-
-
-def _complete(item: Item, wanted: Sequence[str], committed: Committed) -> bool:
-    shard = item.take.shard.name
-    count = committed.count(shard)
-    if count is None:
-        return False
-    parts = sum(1 << index for index in range(item.offset, count, item.stride))
-    return all(committed.bits(scope, shard) & parts == parts for scope in wanted)
-
-
-def scopes(plan: Plan, source: str) -> list[str]:
-    """The markers' folders that a plan fills from one source."""
-    return [unit.scope for unit in units(plan, source, Part("", 0, 1))]
-
-
-def all_scopes(plan: Plan) -> list[str]:
-    """The markers' folders that a plan fills."""
-    return list(dict.fromkeys(scope for source in plan.sources for scope in scopes(plan, source.id)))
 
 
 def require_unchanged(plan: Plan, ledger: Ledger) -> None:
@@ -263,24 +230,6 @@ def _require_same_bytes(shard: ShardFile, scope: str, ledger: Ledger) -> None:
                 f"shards: {shard.url} is not the {shard.name!r} that this store's results come from ({before['url']}): "
                 "rename the shard, give data.name another value, or use another store"
             )
-
-
-def item_parts(item: Item, committed: Committed) -> list[Part] | None:
-    """The parts of an item; None while no part of its shard is committed, so that their number is unknown."""
-    shard = item.take.shard.name
-    count = committed.count(shard)
-    return None if count is None else [Part(shard, index, count) for index in range(item.offset, count, item.stride)]
-
-
-def units(plan: Plan, source: str, part: Part) -> list[Unit]:
-    """Everything that a part needs from one source: original, attacks, clean predictions, transfer results."""
-    original = Unit(plan.dataset, part)
-    adversarial = [replace(original, source=source, attack=attack) for attack in plan.attacks]
-    return [
-        original,
-        *adversarial,
-        *(replace(unit, target=target.id) for unit in (original, *adversarial) for target in plan.targets),
-    ]
 
 
 def _takes(data: DataSpec, found: Sequence[ShardFile]) -> tuple[Take, ...]:

@@ -2,13 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline import codec, shards
+from pipeline import codec, runs, shards
 from pipeline.errors import SampleError
 from pipeline.ledger import Ledger, Marker
-from pipeline.plan import Plan, Take
+from pipeline.outline import Prepared, Take
+from pipeline.plan import Plan, unseal
 from pipeline.runs import Seen
 from pipeline.sample import Part, Rejected
 from pipeline.shards import Shard
@@ -36,6 +37,26 @@ def listed(ledger: Ledger) -> Iterator[Quarantined]:
     for marker in ledger.markers(sorted(ledger.units("original"))):
         for row in marker.fact("quarantined"):
             yield Quarantined(marker.unit.dataset, marker.unit.part.shard, row["key"], row["reason"])
+
+
+def retry(prepared: Prepared, ledger: Ledger) -> list[str]:
+    """Has quarantined images tried again, unless another run could be reading what that revokes; says what it did."""
+    plan, said = replace(unseal(prepared.sealed), takes=prepared.outline.takes), list[str]()
+    with runs.alone(ledger.storage) as look:
+        at_work: list[Seen] = []
+
+        def other() -> Seen | None:
+            found = look()
+            at_work.extend([found] if found else [])
+            return found
+
+        if other() is None:
+            for part, why in reconsider(plan, ledger, other=other):
+                said.append(f"{part.shard}, part {part.index} of {part.count}, is made again, for every recipe: {why}")
+        for run in at_work:
+            host = run.record["host"]
+            said.append(f"quarantined images are not tried again while run {run.id} on {host} is at work")
+    return said
 
 
 def reconsider(plan: Plan, ledger: Ledger, *, other: Callable[[], Seen | None]) -> Iterator[tuple[Part, str]]:

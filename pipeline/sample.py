@@ -46,3 +46,20 @@ class Part:
     shard: str
     index: int
     count: int
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One shard that a recipe names.
+
+    Attributes:
+        url: Where it lies.
+        name: What results call it: its file name without `.tar`.
+        size_bytes: Its size when it was listed.
+        version: The store's tag of its content when it was listed.
+    """
+
+    url: str
+    name: str
+    size_bytes: int
+    version: str

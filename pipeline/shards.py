@@ -13,7 +13,6 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, BinaryIO, cast
 
@@ -24,7 +23,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from pipeline import tars
 from pipeline.errors import MissingError, RecipeError, SampleError, ShardError, StorageError
-from pipeline.sample import Rejected, Sample
+from pipeline.sample import Rejected, Sample, ShardFile
 from pipeline.storage import Storage, Stored, absolute, split
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
@@ -37,23 +36,6 @@ _META = re.compile(r"__[^/]*__($|/)")
 _MOST_LABEL_BYTES = 100
 # The files of a sample that hold a class index, and what that is.
 _CLASS_FILES = {"cls": "label", "target": "target class"}
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One shard that a recipe names.
-
-    Attributes:
-        url: Where it lies.
-        name: What results call it: its file name without `.tar`.
-        size_bytes: Its size when it was listed.
-        version: The store's tag of its content when it was listed.
-    """
-
-    url: str
-    name: str
-    size_bytes: int
-    version: str
 
 
 def find(patterns: Sequence[str]) -> tuple[ShardFile, ...]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline import plan, shards
+from pipeline import outline, plan, shards
 from pipeline.attack.batch import Batch, Pool
 from pipeline.attack.draws import Draws
 from pipeline.attack.recipe import Attack, build
@@ -63,9 +63,10 @@ def resolve(job: plan.Job, store: str = "") -> plan.Plan:
     return plan.resolve(job, Storage(store or str(Path(job.data.shards[0]).parent.parent / "store"), create=True))
 
 
-def pending(planned: plan.Plan, ledger: Ledger, *, workers: int = 1) -> list[plan.Item]:
+def pending(planned: plan.Plan, ledger: Ledger, *, workers: int = 1) -> list[outline.Item]:
     """What a run would hand out."""
-    return plan.pending(planned, ledger.committed(plan.all_scopes(planned)), workers=workers)
+    names = planned.outline
+    return outline.pending(names, ledger.committed(outline.all_scopes(names)), workers=workers)
 
 
 def tiny_job(folder: Path, checkpoint: Path, *, attacks: Sequence[Attack] = (), part_size: int = 4) -> plan.Job:

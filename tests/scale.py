@@ -23,7 +23,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,15 +32,11 @@ from rich.console import Console
 from rich.table import Table
 
 from infra import local_s3
-from pipeline import plan
-from pipeline.attack.recipe import build, provenance
+from pipeline import outline
 from pipeline.ledger import Ledger, named
-from pipeline.models import ModelSpec, TargetSpec
-from pipeline.plan import DataSpec, Item, Job, Plan, Take
-from pipeline.sample import Part
-from pipeline.shards import ShardFile
+from pipeline.outline import Item, Outline, Prepared, Take
+from pipeline.sample import Part, ShardFile
 from pipeline.storage import Storage
-from pipeline.weights import Model
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "scale.json"
@@ -79,28 +74,25 @@ def measured(function: Callable[..., dict[str, Any]], *arguments: object, **envi
 # --- a: resuming ------------------------------------------------------------------------------------------------------
 
 
-def great_plan() -> Plan:
+def great_plan() -> Outline:
     """1,000 shards, one source, one attack, one target: four markers a part."""
-    attack = build("gnp+mi", epsilon=Fraction(8, 255), steps=10)
-    spec = ModelSpec("resnet50.tv_in1k")
-    identity = {"model": spec.model, "digest": "0" * 64, "policy": "direct", "input_size": 224}
-    model = Model(spec, named(spec.name, identity), "0" * 64, identity, "0" * 64, {}, {})
     shards = [ShardFile(f"s3://in/s-{n:05d}.tar", f"s-{n:05d}", 10**9, f"v{n}") for n in range(SHARDS)]
-    return Plan(
-        job=Job(DataSpec("imagenet", ("s3://in/*.tar",)), (spec,), (attack,), (TargetSpec(spec.model),)),
-        dataset=named("imagenet", {"part_size": 512}),
-        takes=tuple(Take(shard, None) for shard in shards),
-        sources=(model,),
-        attacks={named(attack.name, provenance(attack)): attack},
-        targets=(model,),
-    )
+    model = {"model": "resnet50.tv_in1k", "digest": "0" * 64, "policy": "direct", "input_size": 224}
+    described = {
+        "dataset": named("imagenet", {"part_size": 512}),
+        "shards": [shard.name for shard in shards],
+        "sources": {named("resnet50", model): model},
+        "attacks": {named("gnp+mi", {"steps": 10}): {"steps": 10}},
+        "targets": {named("resnet50", model): model},
+    }
+    return Outline(described, tuple(Take(shard, None) for shard in shards))
 
 
-def great_markers(planned: Plan) -> Iterator[str]:
+def great_markers(planned: Outline) -> Iterator[str]:
     (source,) = planned.sources
     for shard, take in enumerate(planned.takes):
         for index in range(PARTS):
-            units = plan.units(planned, source.id, Part(take.shard.name, index, PARTS))
+            units = outline.units(planned, source, Part(take.shard.name, index, PARTS))
             left_out = UNFINISHED.get((shard, index))
             yield from (unit.marker for place, unit in enumerate(units) if place != left_out)
 
@@ -120,16 +112,19 @@ async def fill(store: Storage, keys: Iterator[str]) -> int:
 
 
 def resume(url: str) -> dict[str, Any]:
-    """Plans what is left of the great plan, and checks that it is exactly that."""
+    """Decides what is left of the great plan, as a driver does that has loaded what it needs to hand it out."""
+    from pipeline import engine
+
+    del engine
     asked: Counter[str] = Counter()
     with contextlib.ExitStack() as counting:
         for name in ("list", "get", "head", "put"):
             counting.enter_context(_counted(name, asked))
         planned, ledger, before = great_plan(), Ledger(Storage(url)), peak_mb()
         started, cpu = time.monotonic(), time.process_time()
-        committed = ledger.committed(plan.all_scopes(planned))
+        committed = ledger.committed(outline.all_scopes(planned))
         listed = time.monotonic()
-        items = plan.pending(planned, committed)
+        items = outline.pending(planned, committed)
         ended, cpu = time.monotonic(), time.process_time() - cpu
     unfinished = {f"s-{shard:05d}" for shard, _ in UNFINISHED}
     assert [item.take.shard.name for item in items] == sorted(unfinished), "the plan is wrong"
@@ -141,7 +136,6 @@ def resume(url: str) -> dict[str, Any]:
         "listing_s": round(listed - started, 2),
         "cpu_s": round(cpu, 2),
         "peak_mb": round(peak_mb()),
-        "private_mb": round(_status_kb("RssAnon") / 1000),
         "before_mb": round(before),
         "requests": dict(asked),
     }
@@ -186,12 +180,11 @@ def row_a() -> dict[str, Any]:
         url, started = "s3://demo/scale", time.monotonic()
         keys = asyncio.run(fill(Storage(url), great_markers(great_plan())))
         filled = time.monotonic() - started
-        Ledger(Storage(url)).record_plan(great_plan().describe())
+        Ledger(Storage(url)).record_plan(great_plan().described)
         found = measured(resume, url)
         found["status"] = look(url)
     found |= {"parts": SHARDS * PARTS, "keys": keys, "filled_s": round(filled)}
-    # Of the process that plans, what is its own: torch's libraries, mapped from disk, are 300 MB more.
-    fits = found["private_mb"] < 500 and found["status"]["peak_mb"] < 500
+    fits = found["peak_mb"] < 500 and found["status"]["peak_mb"] < 500
     in_time = found["seconds"] < 10 and found["status"]["seconds"] < 10
     found["ok"] = fits and in_time and not found["requests"].get("get")
     lists, cpu_s = found["requests"]["list"], found["cpu_s"]
@@ -302,7 +295,7 @@ def hand_out(budget_s: str) -> dict[str, Any]:
     found: dict[str, Any] = {"before_mb": round(memory_mb()), "after": []}
     with tempfile.TemporaryDirectory() as folder:
         store = Storage(folder)
-        planned = replace(great_plan(), takes=())
+        planned = Prepared(replace(great_plan(), takes=()), b"")
         handed = office.Office(planned, "plan", store, size(pools, [Node(2, 0)]), pools, items=0)
         done, started = 0, time.monotonic()
         for count in ITEMS:

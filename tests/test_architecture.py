@@ -10,6 +10,7 @@ import pytest
 from pipeline.ledger import Ledger
 from pipeline.storage import Storage
 from tests.conftest import ROOT
+from tests.samples import CLASSES, SIDE, sample, write_shard
 
 PIPELINE = ROOT / "pipeline"
 
@@ -18,6 +19,7 @@ PIPELINE = ROOT / "pipeline"
 LAYERS: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
+    "isolated": {"errors"},
     "sample": set(),
     "storage": {"errors"},
     "codec": {"errors"},
@@ -37,7 +39,11 @@ LAYERS: dict[str, set[str]] = {
     "attack": set(),
     "weights": {"attack", "defenses", "errors", "ledger", "models", "purifiers", "storage"},
     "foreign": {"attack", "codec", "errors", "ledger", "pack", "parts", "shards", "storage"},
-    "plan": {"attack", "codec", "errors", "foreign", "ledger", "models", "sample", "shards", "storage", "weights"},
+    "outline": {"ledger", "sample"},
+    "plan": {
+        *("attack", "codec", "errors", "foreign", "ledger", "models", "outline", "sample", "shards", "storage"),
+        "weights",
+    },
     "stages": {
         *(
             "__init__",
@@ -49,8 +55,10 @@ LAYERS: dict[str, set[str]] = {
             "foreign",
             "ledger",
             "models",
+            "outline",
             "parts",
             "plan",
+            "progress",
             "results",
         ),
         *("sample", "score", "shards", "weights"),
@@ -68,8 +76,11 @@ LAYERS: dict[str, set[str]] = {
     "progress": {"ledger", "sample"},
     "status": {"errors", "ledger", "progress", "runs"},
     "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
-    "quarantine": {"codec", "errors", "ledger", "plan", "runs", "sample", "shards"},
-    "engine": {"errors", "ledger", "plan", "pools", "progress", "quarantine", "runs", "stages", "storage", "weights"},
+    "quarantine": {"codec", "errors", "ledger", "outline", "plan", "runs", "sample", "shards"},
+    "engine": {
+        *("errors", "isolated", "ledger", "outline", "plan", "pools", "progress", "quarantine", "runs", "stages"),
+        "storage",
+    },
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
 }
 
@@ -168,6 +179,23 @@ def test_a_look_at_a_store_does_not_wait_for_torch(tmp_path: Path) -> None:
         code += "assert cli.run() == 0\nassert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_driver_does_its_work_without_torch(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(3)])
+    network = f'model = "test_resnet"\ncheckpoint = "{tiny_checkpoint}"\ninput_size = {SIDE}\n'
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'attacks = ["i"]\n[data]\nname = "tiny"\nshards = "{tmp_path}/in/*.tar"\nclasses = {CLASSES}\n'
+        f"preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n[[sources]]\n{network}[[targets]]\n{network}"
+    )
+    code = "import sys\nfrom jobs import cli\nassert cli.run() == 0\n"
+    code += "assert not {'torch', 'timm', 'pyarrow.parquet'} & sys.modules.keys()"
+    for options in ([], [], ["--retry-failed"]):
+        command = [sys.executable, "-c", code, "generate", str(recipe), "--store", f"{tmp_path}/store", *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stdout
 
 
 def test_the_library_does_not_print() -> None:

@@ -104,7 +104,7 @@ import torch
 from pipeline import score
 from pipeline.codec import Preparation
 from pipeline.ledger import Ledger
-from pipeline.plan import all_scopes
+from pipeline.outline import all_scopes
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage
 from tests import samples

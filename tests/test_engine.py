@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import engine, runs
+from pipeline import engine, plan, runs
 from pipeline.engine.office import Office, _Slot
 from pipeline.errors import CapacityError, WeightsError
 from pipeline.ledger import Ledger
-from pipeline.plan import Item
+from pipeline.outline import Item
 from pipeline.pools import Node, Pools, size
 from pipeline.progress import Progress
 from pipeline.storage import Storage
@@ -41,7 +41,7 @@ def test_every_generator_and_scorer_has_a_device_of_its_own(
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=40),)), store_url)
     seen: list[Progress] = []
-    outcome = engine.run(planned, store_url, pools=Pools(), on_progress=seen.append)
+    outcome = engine.run(plan.seal(planned), store_url, pools=Pools(), on_progress=seen.append)
     assert (outcome.items, outcome.failed) == (9, {})
     ledger = Ledger(Storage(store_url))
     generators, scorers = workers(ledger, "adversarial"), workers(ledger, "transfer")
@@ -51,14 +51,14 @@ def test_every_generator_and_scorer_has_a_device_of_its_own(
     devices = [next(iter(devices)) for devices in [*generators.values(), *scorers.values()]]
     assert sorted(devices) == ["0", "1", "2", "3"]
     assert (seen[-1].attacked, seen[-1].scored) == (18, 36)
-    assert engine.run(planned, store_url, pools=Pools()).items == 0
+    assert engine.run(plan.seal(planned), store_url, pools=Pools()).items == 0
 
 
 def test_pools_that_would_wait_for_ever_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
     with pytest.raises(CapacityError, match=r"4 generators .* and 1 scorers .* do not fit 1 nodes with 4 GPUs"):
-        engine.run(planned, str(tmp_path / "store"), pools=Pools(generators=4, scorers=1))
+        engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(generators=4, scorers=1))
 
 
 def test_of_a_thousand_items_the_one_that_always_raises_is_listed_and_all_others_are_done(
@@ -71,7 +71,7 @@ def test_of_a_thousand_items_the_one_that_always_raises_is_listed_and_all_others
             path.write_bytes(path.read_bytes()[:-10240])
     job = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i", steps=1),))
     planned = resolve(job)
-    outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools())
+    outcome = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools())
     assert outcome.items == count
     ((name, reason),) = outcome.failed.items()
     assert name.startswith(f"s-{poison:04d} from tiny")
@@ -84,12 +84,12 @@ def test_of_a_thousand_items_the_one_that_always_raises_is_listed_and_all_others
         }
     (failure,) = ledger.failures()
     assert (failure.item, failure.reason, failure.tries) == (name, reason, engine.ATTEMPTS)
-    again = engine.run(planned, str(tmp_path / "store"), pools=Pools())
+    again = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools())
     assert (again.items, again.listed) == (0, (failure,)), "what failed is not ground through at every run"
-    retried = engine.run(planned, str(tmp_path / "store"), pools=Pools(), retry_failed=True)
+    retried = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(), retry_failed=True)
     assert (retried.items, list(retried.failed)) == (1, [name])
     write_shard(tmp_path / "in" / f"s-{poison:04d}.tar", [sample(poison)])
-    mended = engine.run(resolve(job), str(tmp_path / "store"), pools=Pools())
+    mended = engine.run(plan.seal(resolve(job)), str(tmp_path / "store"), pools=Pools())
     assert (mended.items, mended.failed, mended.listed) == (1, {}, ()), "a mended shard is tried unasked"
 
 
@@ -98,14 +98,16 @@ def test_what_the_actors_cannot_load_is_refused_by_the_driver(tmp_path: Path, ti
     planned, store = resolve(tiny_job(tmp_path / "in", tiny_checkpoint)), Storage(str(tmp_path / "store"))
     store.delete([stored.key for stored in store.list("weights")])
     with pytest.raises(WeightsError, match=r"tiny: its weights: .* no such object"):
-        engine.run(planned, store.url, pools=Pools())
+        engine.run(plan.seal(planned), store.url, pools=Pools())
 
 
 def test_an_item_that_takes_too_long_is_stopped_tried_again_and_listed(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(8)])
     endless = attack("mi", name="endless", steps=10**9)
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), endless)))
-    outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools(generators=1, scorers=1, item_minutes=0.05))
+    outcome = engine.run(
+        plan.seal(planned), str(tmp_path / "store"), pools=Pools(generators=1, scorers=1, item_minutes=0.05)
+    )
     assert set(outcome.failed.values()) == {"took longer than item_minutes = 0.05"}
     ledger = Ledger(Storage(str(tmp_path / "store")))
     attacked, scored = list(ledger.units("adversarial")), list(ledger.units("transfer"))
@@ -135,8 +137,8 @@ def test_when_there_is_no_room_for_workers_the_run_ends_with_a_reason(tmp_path: 
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
     refused = pytest.raises(CapacityError, match=r"no generator could start, .* the cluster has no room for it")
     with squatter(4), refused:
-        engine.run(planned, str(tmp_path / "store"), pools=Pools(start_minutes=0.05))
-    assert engine.run(planned, str(tmp_path / "store"), pools=Pools()).failed == {}
+        engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(start_minutes=0.05))
+    assert engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools()).failed == {}
 
 
 def test_generators_make_room_for_scorers_where_somebody_else_has_taken_theirs(
@@ -146,7 +148,7 @@ def test_generators_make_room_for_scorers_where_somebody_else_has_taken_theirs(
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(4)])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
     with squatter(1):  # the three generators take the rest of the four
-        outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools(start_minutes=0.5))
+        outcome = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(start_minutes=0.5))
     assert (outcome.items, outcome.failed, outcome.incomplete) == (6, {}, 0)
 
 
@@ -164,7 +166,7 @@ def test_two_runs_that_fill_a_cluster_and_fail_on_the_same_shards_both_end(
     ended = list[engine.Outcome]()
 
     def run() -> None:
-        ended.append(engine.run(planned, str(tmp_path / "store"), pools=pools))
+        ended.append(engine.run(plan.seal(planned), str(tmp_path / "store"), pools=pools))
 
     with squatter(2):
         both = [threading.Thread(target=run, daemon=True) for _ in range(2)]
@@ -194,7 +196,7 @@ def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_ch
     killer = threading.Thread(target=kill_idle_scorers)
     killer.start()
     try:
-        outcome = engine.run(planned, str(tmp_path / "store"), pools=Pools(generators=1, scorers=3))
+        outcome = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(generators=1, scorers=3))
     finally:
         done.set()
         killer.join()
@@ -209,7 +211,7 @@ def test_an_item_that_failed_on_a_node_goes_to_another_where_there_is_one(
         write_shard(tmp_path / "in" / f"{name}.tar", [sample(0)])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
     storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)])
-    office = Office(planned, "plan", storage, sizing, Pools(), items=2)
+    office = Office(plan.seal(planned), "plan", storage, sizing, Pools(), items=2)
     first, second = (Item(take, planned.sources[0].id) for take in planned.takes)
     pool = office._generators
     pool.slots = [_Slot(None, None, 0.0, node=node) for node in ("bad", "good")]
@@ -233,7 +235,7 @@ def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path
             stop.set()
 
     outcome = engine.run(
-        planned,
+        plan.seal(planned),
         str(tmp_path / "store"),
         pools=Pools(generators=1, scorers=1),
         stop=stop,
@@ -244,7 +246,7 @@ def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path
     (seen,) = runs.seen(ledger.storage, now=ledger.storage.clock())
     assert seen.record["state"] == "stopped"
     assert 0 < len(list(ledger.units("adversarial"))) < 8
-    again = engine.run(planned, str(tmp_path / "store"), pools=Pools())
+    again = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools())
     assert (again.stopped, again.failed) == (False, {})
     assert len(list(ledger.units("transfer"))) == 8
 

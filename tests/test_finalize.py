@@ -21,7 +21,7 @@ from pipeline.plan import Job
 from pipeline.sample import Part
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage
-from tests.samples import attack, sample, tiny_job, write_shard
+from tests.samples import attack, pending, sample, tiny_job, write_shard
 
 IMAGES = 10 + 3
 ATTACKS = 2
@@ -38,7 +38,7 @@ def make(job: Job, ledger: Ledger, *, workers: int = 1) -> None:
     planned = plan.resolve(job, ledger.storage)
     ledger.record_plan(planned.describe())
     generator, scorer = (stage(planned, ledger, torch.device("cpu")) for stage in (Generator, Scorer))
-    for item in plan.pending(planned, ledger.committed(plan.all_scopes(planned)), workers=workers):
+    for item in pending(planned, ledger, workers=workers):
         generator.run(item)
         scorer.run(item)
 

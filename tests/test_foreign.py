@@ -171,13 +171,12 @@ def test_the_same_images_from_elsewhere_get_the_same_scores(
             (theirs / f"{key}.png").write_bytes(codec.encode(pixels))
     (theirs / "image99999.png").write_bytes(codec.encode(pixels))
 
-    def scored(epsilon: Fraction, into: str = store) -> int:
-        told = {"name": "theirs", "source": "test_resnet", "epsilon": epsilon, "norm": "linf"}
-        return score.run(str(theirs), recipe, into, console=quiet, **told)  # type: ignore[arg-type]
+    def scored(epsilon: str, into: str = store) -> int:
+        return score.run(score.Told(str(theirs), "theirs", "test_resnet", epsilon), recipe, into, console=quiet)
 
-    assert scored(Fraction(2, 255), str(tmp_path / "other")) == 1
+    assert scored("2/255", str(tmp_path / "other")) == 1
     assert "more than epsilon = 2/255" in capsys.readouterr().err
-    assert scored(Fraction(16, 255)) == 0
+    assert scored("16/255") == 0
     assert "1 of 7 images of" in capsys.readouterr().err
     (row,) = compare(ledger, base="i", denominator="all")
     assert (row.attack, row.gradients, row.only_attack, row.only_base, row.n) == ("theirs", None, 0, 0, 6)
@@ -187,11 +186,11 @@ def test_the_same_images_from_elsewhere_get_the_same_scores(
     assert success["theirs"] == success["i"]
     assert finalize.finalize(ledger).images == 12
     (theirs / "image99998.png").write_bytes(codec.encode(pixels))
-    assert scored(Fraction(16, 255)) == 0, "and again, with nothing to do"
+    assert scored("16/255") == 0, "and again, with nothing to do"
     assert "2 of 8 images of" in capsys.readouterr().err
     assert [row.attack for row in summarise(ledger).success] == ["i", "theirs"]
     (theirs / "image00003.png").write_bytes(codec.encode(pixels.flip(2)))
     with pytest.raises(
         RecipeError, match=r"image00003\.png: not the image that .* holds of 'theirs'; give these another"
     ):
-        scored(Fraction(16, 255))
+        scored("16/255")

@@ -16,7 +16,7 @@ from pipeline.ledger import Ledger
 from pipeline.parts import Images
 from pipeline.stages import Generator
 from pipeline.storage import Storage
-from tests.samples import CLASSES, SIDE, sample, write_shard
+from tests.samples import CLASSES, SIDE, pending, sample, write_shard
 
 CPU = torch.device("cpu")
 
@@ -123,7 +123,7 @@ def test_the_job_surveys_what_a_store_holds(
     assert (code, "no images of these attacks from tiny; run generate first" in said) == (2, True)
     planned = plan.resolve(config.load(recipe).job(), store)
     generator = Generator(planned, Ledger(store), CPU)
-    for item in plan.pending(planned, Ledger(store).committed(plan.all_scopes(planned))):
+    for item in pending(planned, Ledger(store)):
         generator.run(item)
     assert gnp("--limit", "5")[0] == 0
     (told,) = json.loads((tmp_path / "out" / "landscape.json").read_text())["sources"]

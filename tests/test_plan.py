@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline import models, plan
+from pipeline import models, outline, plan
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger, Unit
 from pipeline.models import ModelSpec
@@ -35,7 +35,7 @@ def commit(ledger: Ledger, unit: Unit) -> None:
 
 def commit_all(ledger: Ledger, planned: Plan, part: Part) -> None:
     for source in planned.sources:
-        for unit in plan.units(planned, source.id, part):
+        for unit in outline.units(planned.outline, source.id, part):
             commit(ledger, unit)
 
 
@@ -71,8 +71,8 @@ def test_fewer_shards_than_workers_are_split_into_strided_items(job: Job, ledger
     items = pending(planned, ledger, workers=5)
     assert [(item.offset, item.stride) for item in items] == [(0, 3), (1, 3), (2, 3)] * 2
     commit(ledger, Unit(planned.dataset, Part("s-0", 0, 3)))
-    known = ledger.committed(plan.all_scopes(planned))
-    parts = [plan.item_parts(item, known) for item in items[:3]]
+    known = ledger.committed(outline.all_scopes(planned.outline))
+    parts = [outline.item_parts(item, known) for item in items[:3]]
     assert parts == [[Part("s-0", 0, 3)], [Part("s-0", 1, 3)], [Part("s-0", 2, 3)]]
 
 

@@ -102,7 +102,7 @@ def test_nothing_that_is_sent_to_workers_or_back_holds_it(ran: Ran, s3: dict[str
     planned = plan.resolve(config.load(ran.recipe).job(), Storage(store))
     items = pending(planned, Ledger(Storage(store)))
     assert items
-    for sent in (planned, items, store, Worker, Receipt("failed", "why"), planned.describe()):
+    for sent in (planned, plan.seal(planned), items, store, Worker, Receipt("failed", "why"), planned.describe()):
         assert secret not in cloudpickle.dumps(sent)
         assert s3["AWS_ACCESS_KEY_ID"].encode() not in cloudpickle.dumps(planned)
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline import codec, parts, plan, results, shards, weights
+from pipeline import codec, outline, parts, results, shards, weights
 from pipeline.attack.ensemble import Fuse
 from pipeline.defenses import RandomisedSmoothing, RandomResizePad
 from pipeline.errors import ShardError, WeightsError
@@ -19,7 +19,7 @@ from pipeline.ledger import Ledger, Unit
 from pipeline.models import EnsembleSpec
 from pipeline.parts import Images
 from pipeline.plan import Job, Plan
-from pipeline.sample import Part
+from pipeline.sample import Part, ShardFile
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage, sha256
 from pipeline.verify import audit
@@ -113,7 +113,7 @@ def test_stored_originals_are_attacked_without_the_shard(
     ledger = ledger_in(tmp_path / "store")
     run_all(resolve(job), ledger)
 
-    def refuse(shard: shards.ShardFile) -> None:
+    def refuse(shard: ShardFile) -> None:
         raise AssertionError(f"{shard.url} was fetched again")
 
     monkeypatch.setattr(shards, "spool", refuse)
@@ -199,7 +199,7 @@ def test_an_original_made_by_another_decoder_is_what_is_attacked(job: Job, tmp_p
     planned, ledger = resolve(job), ledger_in(tmp_path / "store")
     (_, item) = pending(planned, ledger)
     generator = Generator(planned, ledger, CPU)
-    nothing = ledger.committed(plan.all_scopes(planned))
+    nothing = ledger.committed(outline.all_scopes(planned.outline))
     (made,) = [make() for _, make in generator._originals(item, nothing, 1)]
     other = ledger_in(tmp_path / "other")
     theirs = made.pixels.clone()

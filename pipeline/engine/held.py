@@ -6,7 +6,7 @@ from collections import deque
 from pipeline import runs
 from pipeline.engine.worker import place
 from pipeline.ledger import Ledger
-from pipeline.plan import Item, Plan, complete, scopes
+from pipeline.outline import Item, Outline, complete, scopes
 
 # How long one is left alone before it is looked at again.
 _PAUSE_S = 5.0
@@ -19,14 +19,14 @@ class Held:
     that it waits for.
 
     Args:
-        plan: What they are of.
+        outline: What they are of.
         plan_id: Its id.
         ledger: Where.
         run: Who waits for them.
     """
 
-    def __init__(self, plan: Plan, plan_id: str, ledger: Ledger, run: str) -> None:
-        self._plan, self._plan_id, self._ledger, self._run = plan, plan_id, ledger, run
+    def __init__(self, outline: Outline, plan_id: str, ledger: Ledger, run: str) -> None:
+        self._outline, self._plan_id, self._ledger, self._run = outline, plan_id, ledger, run
         self._items: deque[tuple[float, Item]] = deque()
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class Held:
             return None
         _, item = self._items[0]
         shard = item.take.shard.name
-        done = complete(self._plan, item, self._ledger.committed(scopes(self._plan, item.source), shard=shard))
+        done = complete(self._outline, item, self._ledger.committed(scopes(self._outline, item.source), shard=shard))
         held = not done and runs.holder(self._ledger.storage, place(self._plan_id, item), self._run) is not None
         self._items.popleft()
         if held:

@@ -11,8 +11,8 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict, deque
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import ray
 import ray.exceptions
@@ -24,12 +24,14 @@ from pipeline.engine.held import Held
 from pipeline.engine.worker import Receipt, Worker, place
 from pipeline.errors import CapacityError, StorageError
 from pipeline.ledger import Failure, Ledger
-from pipeline.plan import Item, Plan
+from pipeline.outline import Item, Prepared
 from pipeline.pools import Pools, Sizing
-from pipeline.stages import Generator, Made, Scorer, Stage
+from pipeline.progress import Made
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
+
+Kind = Literal["generator", "scorer"]
 
 # An item is tried so often before it is listed as failed.
 ATTEMPTS = 3
@@ -67,7 +69,7 @@ class _Slot:
 class _Pool:
     """The actors of one stage."""
 
-    stage: type[Stage]
+    stage: Kind
     size: int
     slots: list[_Slot] = field(default_factory=list)
     failed_starts: int = 0
@@ -80,7 +82,7 @@ class Office:
     """Hands items to workers until each is done or given up."""
 
     def __init__(
-        self, plan: Plan, plan_id: str, storage: Storage, sizing: Sizing, limits: Pools, *, items: int
+        self, prepared: Prepared, plan_id: str, storage: Storage, sizing: Sizing, limits: Pools, *, items: int
     ) -> None:
         self.run = uuid.uuid4().hex[:12]
         self.plan_id = plan_id
@@ -90,11 +92,10 @@ class Office:
         self.made = Made()
         self.failed: dict[str, Failure] = {}
         self.started = time.monotonic()
-        without_shards = ray.put(replace(plan, takes=()))  # which no worker needs, and which may be many
-        self._plan, self._storage, self._sizing, self._limits = without_shards, storage, sizing, limits
-        self._generators, self._scorers = _Pool(Generator, sizing.generators), _Pool(Scorer, sizing.scorers)
-        self._queues: dict[type[Stage], deque[Item]] = {Generator: deque(), Scorer: deque()}
-        self._held = Held(plan, plan_id, Ledger(storage), self.run)
+        self._plan, self._storage, self._sizing, self._limits = ray.put(prepared.sealed), storage, sizing, limits
+        self._generators, self._scorers = _Pool("generator", sizing.generators), _Pool("scorer", sizing.scorers)
+        self._queues: dict[Kind, deque[Item]] = {"generator": deque(), "scorer": deque()}
+        self._held = Held(prepared.outline, plan_id, Ledger(storage), self.run)
         self._failed_on: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._stopping = False
         self._tries: Counter[tuple[str, str]] = Counter()
@@ -120,7 +121,7 @@ class Office:
             CapacityError: No worker of a kind could start.
             StorageError: The store keeps failing.
         """
-        self._queues[Generator].extend(items)
+        self._queues["generator"].extend(items)
         while not stop.is_set() and (self._held or any(self._queues.values()) or self._busy()):
             self._look_at_nodes()
             self._take_what_is_free()
@@ -144,10 +145,10 @@ class Office:
     def _wanted(self, pool: _Pool) -> int:
         """How many workers of a pool there is work for."""
         wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
-        if pool.stage is Scorer and any(not slot.starting for slot in self._generators.slots):
+        if pool.stage == "scorer" and any(not slot.starting for slot in self._generators.slots):
             # While generators are at work, so that loading the targets does not wait for them; but never before one
             # is up, whose place an idle scorer might have taken.
-            wanted = max(wanted, len(self._queues[Generator]) + len(self._busy()))
+            wanted = max(wanted, len(self._queues["generator"]) + len(self._busy()))
         return min(pool.size, wanted)
 
     def _release(self, pool: _Pool) -> None:
@@ -159,14 +160,14 @@ class Office:
     def _start(self, pool: _Pool) -> None:
         """Fills a pool up to its size, as far as there is work for it."""
         now, gpus = time.monotonic(), self._sizing.generator_gpus
-        if pool.stage is Scorer:
+        if pool.stage == "scorer":
             gpus = self._sizing.scorer_gpus
         wanted = self._wanted(pool)
         if not wanted or any(not slot.starting for slot in pool.slots):
             pool.without_since = now
         elif pool.failed_starts >= _STARTS or now - pool.without_since > 60 * self._limits.start_minutes:
             raise CapacityError(
-                f"no {pool.stage.__name__.lower()} could start, in {pool.failed_starts} tries and "
+                f"no {pool.stage} could start, in {pool.failed_starts} tries and "
                 f"{(now - pool.without_since) / 60:.1f} minutes: {pool.reason or 'the cluster has no room for it'}"
             )
         elif self._busy():  # the other pool is getting on, and will make room when it is done
@@ -175,7 +176,7 @@ class Office:
             return
         for _ in range(wanted - len(pool.slots)):
             actor = (
-                ray.remote(type(pool.stage.__name__, (Worker,), {}))
+                ray.remote(type(pool.stage.capitalize(), (Worker,), {}))
                 .options(
                     num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=3
                 )
@@ -190,7 +191,7 @@ class Office:
             item = self._next(pool, slot.node)
             if item is not None:
                 slot.item, slot.since = item, time.monotonic()
-                slot.future = slot.actor.run.remote(item, self._tries[pool.stage.__name__, item.name] + 1)
+                slot.future = slot.actor.run.remote(item, self._tries[pool.stage, item.name] + 1)
 
     def _next(self, pool: _Pool, node: str) -> Item | None:
         """The next item for a worker; one that failed on its node waits for another node, where the pool has one.
@@ -199,7 +200,7 @@ class Office:
         """
         queue, nodes = self._queues[pool.stage], {slot.node for slot in pool.slots if not slot.starting}
         for _ in range(min(len(queue), _LOOK_AHEAD)):
-            failed_on = self._failed_on.get((pool.stage.__name__, queue[0].name), set())
+            failed_on = self._failed_on.get((pool.stage, queue[0].name), set())
             if node not in failed_on or failed_on >= nodes:
                 return queue.popleft()
             queue.rotate(-1)
@@ -213,7 +214,7 @@ class Office:
             self._store_failed(str(error))
             return
         if item is not None:
-            self._queues[Generator].append(item)
+            self._queues["generator"].append(item)
 
     def _collect(self) -> None:
         """Waits a moment for receipts, and settles what came and what is overdue."""
@@ -253,7 +254,7 @@ class Office:
         if receipt.end == "done":
             self._store_failures = 0
             if pool is self._generators:
-                self._queues[Scorer].append(item)
+                self._queues["scorer"].append(item)
         elif receipt.end == "held":
             self._held.add(item)
         elif receipt.end == "stopped":
@@ -273,7 +274,7 @@ class Office:
                 pool.failed_starts += 1
                 pool.not_before = time.monotonic() + min(2.0**pool.failed_starts, 30.0)
             pool.reason = reason
-            log.warning("a %s did not start: %s", pool.stage.__name__.lower(), reason)
+            log.warning("a %s did not start: %s", pool.stage, reason)
             return
         self._look_at_nodes(now=True)
         if slot.node in self._alive:
@@ -296,7 +297,7 @@ class Office:
         self, pool: _Pool, item: Item, reason: str, *, node: str, store_failed: bool = False, deadly: bool = False
     ) -> None:
         """Puts an item back, or lists it as failed; what was attacked of it is scored, unless it kills workers."""
-        key = (pool.stage.__name__, item.name)
+        key = (pool.stage, item.name)
         self._tries[key] += 1
         self._failed_on[key].add(node)
         log.warning("try %d of %d: %s: %s", self._tries[key], ATTEMPTS, item.name, reason)
@@ -323,7 +324,7 @@ class Office:
         except StorageError as error:
             self._store_failed(str(error))
         if pool is self._generators and not deadly:
-            self._queues[Scorer].append(item)
+            self._queues["scorer"].append(item)
 
     def _look_at_nodes(self, *, now: bool = False) -> None:
         """Learns which nodes are alive, and tells workers on those that are about to go to stop at the next unit."""

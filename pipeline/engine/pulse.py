@@ -5,13 +5,13 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from pipeline import runs
 from pipeline.engine.office import Office
 from pipeline.errors import StorageError
 from pipeline.ledger import Ledger
-from pipeline.plan import Plan
 from pipeline.progress import Progress, progress
 from pipeline.storage import Storage
 
@@ -35,9 +35,8 @@ def heart(office: Office, storage: Storage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watch(plan: Plan, ledger: Ledger, report: Callable[[Progress], None]) -> Iterator[None]:
+def watch(described: Mapping[str, Any], ledger: Ledger, report: Callable[[Progress], None]) -> Iterator[None]:
     """While entered, reports progress from the store, spending at most a twentieth of the time on listing it."""
-    described = plan.describe()
 
     def look() -> None:
         report(progress(described, ledger))

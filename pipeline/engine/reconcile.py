@@ -6,20 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import ray.exceptions
-import torch
 
-from pipeline import quarantine, runs, weights
+from pipeline import runs
 from pipeline.engine.cluster import connect, gist
 from pipeline.engine.office import ATTEMPTS, Office
 from pipeline.engine.pulse import heart, signals_set, watch
 from pipeline.errors import CapacityError
+from pipeline.isolated import isolated
 from pipeline.ledger import Committed, Failure, Ledger
-from pipeline.plan import Item, Plan, all_scopes, complete, pending, require_unchanged
+from pipeline.outline import Item, Outline, Prepared, all_scopes, complete, pending
 from pipeline.pools import Pools, size
-from pipeline.progress import Progress
-from pipeline.stages import Made
+from pipeline.progress import Made, Progress
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Outcome:
 
 
 def run(
-    plan: Plan,
+    prepared: Prepared,
     store: str,
     *,
     pools: Pools,
@@ -64,7 +64,7 @@ def run(
     """Makes what is missing of a plan.
 
     Args:
-        plan: What is to be made.
+        prepared: What is to be made.
         store: URL of the store; every worker opens it from its own environment.
         pools: How many workers, and what each is given.
         address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
@@ -76,36 +76,33 @@ def run(
     Raises:
         CapacityError: The cluster cannot hold the pools, or no worker could start in time.
         StorageError: The store cannot be written, does not honour put-if-absent, or keeps failing.
-        RecipeError: A shard is not the one that the store's results were made from.
         WeightsError: A model's stored weights are damaged.
     """
-    started, stop = time.monotonic(), stop or threading.Event()
+    started, stop, outline = time.monotonic(), stop or threading.Event(), prepared.outline
     storage = Storage(store, create=True)
     storage.probe()
     ledger = Ledger(storage)
-    require_unchanged(plan, ledger)
-    plan_id = ledger.record_plan(plan.describe())
+    plan_id = ledger.record_plan(outline.described)
     if retry_failed:
-        _retry_quarantined(plan, ledger, on_notice)
-    committed = ledger.committed(all_scopes(plan))
-    listed = _failures(plan, ledger, plan_id, committed, retry=retry_failed)
+        retry = partial(_retry_quarantined, prepared, storage.url)
+        for line in isolated(retry, what="trying quarantined images again"):
+            on_notice(line)
+    committed = ledger.committed(all_scopes(outline))
+    listed = _failures(outline, ledger, plan_id, committed, retry=retry_failed)
     office, failed, stopped = None, dict[str, str](), False
-    if _left(plan, committed, listed):
-        networks = [member for source in plan.sources for member in source.members] + list(plan.targets)
-        for model in {model.id: model for model in networks}.values():
-            weights.load(model, storage, classes=plan.job.data.classes)  # what cannot be loaded fails here, by name
-        for target in plan.targets:
-            weights.load_defenses(target, storage, device=torch.device("cpu"))
+    if _left(outline, committed, listed):
+        preflight = partial(_preflight, prepared.sealed, storage.url)
+        isolated(preflight, what="loading the models", minutes=pools.start_minutes)
         sizing = size(pools, connect(address))
         log.info("%s", sizing)
-        items = _left(plan, committed, listed, workers=sizing.generators)
-        office = Office(plan, plan_id, storage, sizing, pools, items=len(items))
-        with heart(office, storage), watch(plan, ledger, on_progress), signals_set(stop):
+        items = _left(outline, committed, listed, workers=sizing.generators)
+        office = Office(prepared, plan_id, storage, sizing, pools, items=len(items))
+        with heart(office, storage), watch(outline.described, ledger, on_progress), signals_set(stop):
             _wait_for_whoever_is_alone(storage, office.run, stop, on_notice)
             for line in _others(storage, plan_id, office.run):
                 on_notice(line)
-            committed = _reconcile(office, plan, ledger, listed, items, stop)
-            remaining = _left(plan, committed, listed, workers=sizing.generators)
+            committed = _reconcile(office, outline, ledger, listed, items, stop)
+            remaining = _left(outline, committed, listed, workers=sizing.generators)
             stopped = stop.is_set() and bool(remaining)
             office.state = "stopped" if stopped else "done"
         failed = {} if stopped else {item.name: "its results were lost again and again" for item in remaining}
@@ -114,28 +111,33 @@ def run(
         items=office.items if office else 0,
         failed=failed,
         listed=listed,
-        incomplete=len(pending(plan, committed)),
+        incomplete=len(pending(outline, committed)),
         made=office.made if office else Made(),
-        usable=_usable(plan, ledger),
+        usable=_usable(outline, ledger),
         stopped=stopped,
         seconds=time.monotonic() - started,
     )
 
 
-def _left(plan: Plan, committed: Committed, listed: Sequence[Failure], *, workers: int = 1) -> list[Item]:
+def _left(outline: Outline, committed: Committed, listed: Sequence[Failure], *, workers: int = 1) -> list[Item]:
     """The items that something is missing from, but for what earlier runs gave up."""
-    return [item for item in pending(plan, committed, workers=workers) if not _passed_over(item, listed, committed)]
+    return [item for item in pending(outline, committed, workers=workers) if not _passed_over(item, listed, committed)]
 
 
 def _reconcile(
-    office: Office, plan: Plan, ledger: Ledger, listed: Sequence[Failure], items: list[Item], stop: threading.Event
+    office: Office,
+    outline: Outline,
+    ledger: Ledger,
+    listed: Sequence[Failure],
+    items: list[Item],
+    stop: threading.Event,
 ) -> Committed:
     """Has items worked on until the store shows each done, or it was given up; returns what then stands."""
     try:
         for _ in range(ATTEMPTS):
             office.work([item for item in items if item.name not in office.failed], stop)
-            committed = ledger.committed(all_scopes(plan))
-            items = _left(plan, committed, listed, workers=office.workers)
+            committed = ledger.committed(all_scopes(outline))
+            items = _left(outline, committed, listed, workers=office.workers)
             if stop.is_set() or office.failed.keys() >= {item.name for item in items}:
                 break
     except (ray.exceptions.RayError, ConnectionError) as error:
@@ -145,15 +147,17 @@ def _reconcile(
     return committed
 
 
-def _failures(plan: Plan, ledger: Ledger, plan_id: str, committed: Committed, *, retry: bool) -> tuple[Failure, ...]:
+def _failures(
+    outline: Outline, ledger: Ledger, plan_id: str, committed: Committed, *, retry: bool
+) -> tuple[Failure, ...]:
     """What earlier runs gave up and is not to be tried again; what is to be, or is done, is taken off the list."""
-    listed, takes = ledger.failures(plan_id), {take.shard.name: take for take in plan.takes}
+    listed, takes = ledger.failures(plan_id), {take.shard.name: take for take in outline.takes}
 
     def stands(failure: Failure) -> bool:
         take = takes.get(failure.shard)
         if retry or failure.store_failed or take is None or take.shard.version != failure.version:
             return False
-        return not complete(plan, Item(take, failure.source, failure.offset, failure.stride), committed)
+        return not complete(outline, Item(take, failure.source, failure.offset, failure.stride), committed)
 
     ledger.forgive(failure for failure in listed if not stands(failure))
     return tuple(filter(stands, listed))
@@ -171,21 +175,16 @@ def _passed_over(item: Item, listed: Sequence[Failure], committed: Committed) ->
     )
 
 
-def _retry_quarantined(plan: Plan, ledger: Ledger, on_notice: Callable[[str], None]) -> None:
-    """Has quarantined images tried again, unless another run could be reading what that revokes."""
-    with runs.alone(ledger.storage) as look:
-        at_work: list[runs.Seen] = []
+def _preflight(sealed: bytes, store: str) -> None:
+    from pipeline import plan  # here, in a process of its own: it takes torch
 
-        def other() -> runs.Seen | None:
-            found = look()
-            at_work.extend([found] if found else [])
-            return found
+    plan.preflight(sealed, Storage(store))
 
-        if other() is None:
-            for part, why in quarantine.reconsider(plan, ledger, other=other):
-                on_notice(f"{part.shard}, part {part.index} of {part.count}, is made again, for every recipe: {why}")
-        for run in at_work:
-            on_notice(f"quarantined images are not tried again while run {run.id} on {run.record['host']} is at work")
+
+def _retry_quarantined(prepared: Prepared, store: str) -> list[str]:
+    from pipeline import quarantine  # as above
+
+    return quarantine.retry(prepared, Ledger(Storage(store)))
 
 
 def _wait_for_whoever_is_alone(
@@ -201,9 +200,9 @@ def _wait_for_whoever_is_alone(
         told = True
 
 
-def _usable(plan: Plan, ledger: Ledger) -> bool:
+def _usable(outline: Outline, ledger: Ledger) -> bool:
     """Whether any original is committed that holds an image; one marker is read as a rule."""
-    return any(ledger.marker(unit).fact("n_ok") for unit in ledger.units(f"original/{plan.dataset}"))
+    return any(ledger.marker(unit).fact("n_ok") for unit in ledger.units(f"original/{outline.dataset}"))
 
 
 def _others(storage: Storage, plan_id: str, own: str) -> Iterator[str]:

@@ -1,17 +1,19 @@
-"""One actor: a stage; items in, receipts out."""
+"""One actor: a stage; items in, receipts out.
+
+The driver knows this module, and is to do without torch: what a worker needs it imports in its own process.
+"""
 
 import logging
 import threading
 from dataclasses import dataclass, field
 
 import ray
-import torch
 
 from pipeline import runs
 from pipeline.errors import GnpError, IntegrityError, Interrupted, MissingError, StorageError
 from pipeline.ledger import Ledger
-from pipeline.plan import Item, Plan, complete, scopes
-from pipeline.stages import Generator, Made, Stage
+from pipeline.outline import Item, complete, scopes
+from pipeline.progress import Made
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -37,13 +39,19 @@ class Receipt:
 class Worker:
     """A stage in an actor. An item's failure is a receipt, never the actor's end."""
 
-    def __init__(self, stage: type[Stage], plan: Plan, plan_id: str, store: str, threads: int, run: str) -> None:
-        self._threads, self._plan, self._plan_id, self._run = threads, plan, plan_id, run
-        _settle_arithmetic(threads)
-        device = torch.device("cuda") if torch.cuda.is_available() and ray.get_gpu_ids() else torch.device("cpu")
+    def __init__(self, stage: str, sealed: bytes, plan_id: str, store: str, threads: int, run: str) -> None:
+        from pipeline.engine import device
+        from pipeline.plan import unseal
+        from pipeline.stages import STAGES
+
+        self._device, self._threads, self._attacks = device, threads, stage == "generator"
+        self._device.settle(threads)
+        self._plan_id, self._run = plan_id, run
         self._stopping = threading.Event()
         self._ledger = Ledger(Storage(store))
-        self._stage = stage(plan, self._ledger, device, self._stopping.is_set)
+        plan = unseal(sealed)
+        self._outline = plan.outline
+        self._stage = STAGES[stage](plan, self._ledger, device.own(), self._stopping.is_set)
 
     def ready(self) -> str:
         """The node that it runs on."""
@@ -59,12 +67,11 @@ class Worker:
 
     def run(self, item: Item, attempt: int) -> Receipt:
         """Does what is left of an item, unless another run is at it."""
-        _settle_arithmetic(self._threads)  # a thread of its own runs this, and threads are counted by thread
+        self._device.settle(self._threads)  # a thread of its own runs this, and threads are counted by thread
         self._stage.made = Made()
         try:
             # What is attacked is scored by whoever attacked it, or gave it up; only attacking is claimed.
-            attacks = isinstance(self._stage, Generator)
-            holder = self._claim(item) if attacks and not self._is_complete(item) else None
+            holder = self._claim(item) if self._attacks and not self._is_complete(item) else None
             if holder is not None:
                 return Receipt("held", holder)
             return Receipt("done", made=self._stage.run(item, attempt=attempt))
@@ -76,12 +83,12 @@ class Worker:
         except Exception as error:  # a defect: listed with the item, and whole in the worker's log
             log.exception("item %s", item)
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            return Receipt("broken" if _is_sticky(error) else "failed", reason, self._stage.made)
+            return Receipt("broken" if self._device.is_broken_by(error) else "failed", reason, self._stage.made)
 
     def _is_complete(self, item: Item) -> bool:
         """Whether nothing is left of an item: another run, which still holds its shard, may have done it."""
-        found = self._ledger.committed(scopes(self._plan, item.source), shard=item.take.shard.name)
-        return complete(self._plan, item, found)
+        found = self._ledger.committed(scopes(self._outline, item.source), shard=item.take.shard.name)
+        return complete(self._outline, item, found)
 
     def _claim(self, item: Item) -> str | None:
         return runs.claim(self._ledger.storage, place(self._plan_id, item), self._run)
@@ -90,21 +97,3 @@ class Worker:
 def place(plan_id: str, item: Item) -> str:
     """What is claimed for an item: its shard, so that runs of different strides keep out of each other's way."""
     return f"{plan_id}/{item.source}/{item.take.shard.name}"
-
-
-def _is_sticky(error: Exception) -> bool:
-    """Whether every later call on this process's device will fail as well: such a process can only be replaced."""
-    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
-
-
-def _settle_arithmetic(threads: int) -> None:
-    """Sets threads, full float32 and fixed algorithms.
-
-    The literal penalty is a difference of gradients at points 2.6e-5 a pixel apart, which TF32's 10-bit mantissa cannot
-    tell from each other; and a rerun must give the same bytes.
-    """
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True

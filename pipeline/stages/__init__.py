@@ -6,6 +6,8 @@ last one stood, and a preempted worker loses one part at most.
 
 from pipeline.stages.generator import Generator
 from pipeline.stages.scorer import Scorer
-from pipeline.stages.stage import Made, Stage
+from pipeline.stages.stage import Stage
 
-__all__ = ["Generator", "Made", "Scorer", "Stage"]
+STAGES: dict[str, type[Stage]] = {"generator": Generator, "scorer": Scorer}
+
+__all__ = ["STAGES", "Generator", "Scorer", "Stage"]

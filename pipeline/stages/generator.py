@@ -17,11 +17,13 @@ from pipeline.attack.recipe import Attack
 from pipeline.errors import SampleError, ShardError
 from pipeline.foreign import Foreign, ForeignAttack
 from pipeline.ledger import Committed, Unit
+from pipeline.outline import Item, item_parts, scopes
 from pipeline.parts import Images
-from pipeline.plan import Item, described, item_parts, scopes
+from pipeline.plan import described
+from pipeline.progress import Made
 from pipeline.sample import Part, Rejected, Sample
 from pipeline.shards import Shard
-from pipeline.stages.stage import Failures, Made, Stage
+from pipeline.stages.stage import Failures, Stage
 from pipeline.weights import Source
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class Generator(Stage):
         """
         self.made, started = Made(), time.monotonic()
         failures = Failures()
-        committed = self.ledger.committed(scopes(self.plan, item.source), shard=item.take.shard.name)
+        committed = self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
         for part, read in self._originals(item, committed, attempt):
             self.require_going_on()
             with failures.noted():

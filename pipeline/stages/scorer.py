@@ -12,9 +12,10 @@ from pipeline import codec, parts, results, score, weights
 from pipeline.defenses import Ready
 from pipeline.ledger import Marker, Unit
 from pipeline.models import TargetSpec
+from pipeline.outline import Item, item_parts, scopes
 from pipeline.parts import Images
-from pipeline.plan import Item, item_parts, scopes
-from pipeline.stages.stage import Failures, Made, Stage
+from pipeline.progress import Made
+from pipeline.stages.stage import Failures, Stage
 from pipeline.weights import Model
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Scorer(Stage):
         """
         self.made, started = Made(), time.monotonic()
         failures = Failures()
-        committed = self.ledger.committed(scopes(self.plan, item.source), shard=item.take.shard.name)
+        committed = self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
         for part in item_parts(item, committed) or []:
             original = Unit(self.plan.dataset, part)
             for unit in (

@@ -7,7 +7,6 @@ import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -16,30 +15,14 @@ import torch
 from pipeline import __version__
 from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, ShardError
 from pipeline.ledger import Ledger
-from pipeline.plan import Item, Plan
+from pipeline.outline import Item
+from pipeline.plan import Plan
+from pipeline.progress import Made
 
 log = logging.getLogger(__name__)
 
 # The packages whose versions can change a result's bytes.
 _RECORDED = ("torch", "timm", "pillow", "webdataset")
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a stage has added to the store.
-
-    Attributes:
-        parts: Adversarial parts, or result files.
-        images: Images in them.
-        quarantined: Images that could not be used, of the original parts that were made on the way.
-    """
-
-    parts: int = 0
-    images: int = 0
-    quarantined: int = 0
-
-    def __add__(self, other: "Made") -> "Made":
-        return Made(self.parts + other.parts, self.images + other.images, self.quarantined + other.quarantined)
 
 
 def _never() -> bool:

@@ -20,7 +20,7 @@ from jobs import cli
 from pipeline import models
 from pipeline.engine import office
 from pipeline.engine.worker import Receipt, Worker
-from pipeline.plan import Item
+from pipeline.outline import Item
 
 
 def take(folder: Path, kind: str) -> bool:

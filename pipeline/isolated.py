@@ -1,0 +1,75 @@
+"""A function called in a process of its own.
+
+A driver calls so whatever takes torch or loads models, for it is to stay small for days: the memory goes back with the
+process. A checkpoint that crashes its reader, or a disk that never answers, is then an error with a reason.
+"""
+
+import contextlib
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import TypeVar, cast
+
+from pipeline.errors import CapacityError, GnpError
+
+T = TypeVar("T")
+
+# Forked, a child would inherit locks that Ray's and the store's threads hold.
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+def isolated(function: Callable[[], T], *, what: str, minutes: float | None = None) -> T:
+    """What a function returns.
+
+    Args:
+        function: A module's own, or a `functools.partial` of one; it, what it returns and what it raises are pickled.
+        what: What it does, for messages: `loading the models`.
+        minutes: How long it may take.
+
+    Raises:
+        CapacityError: Its process died, or took longer.
+        Exception: Whatever the function raises; a defect bears the traceback of its process as a note.
+    """
+    here, there = _SPAWN.Pipe(duplex=False)
+    process = _SPAWN.Process(target=_call, args=(there, function), daemon=True)
+    # Ctrl-C is sent to every process of a terminal; what comes of it is the caller's to say.
+    resource_tracker.ensure_running()  # first, for when it starts, it lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    there.close()
+    try:
+        if not here.poll(None if minutes is None else 60 * minutes):
+            raise CapacityError(f"{what} took longer than {minutes:g} minutes")
+        error, value = here.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        how = f"killed by signal {-code}; out of memory?" if code < 0 else f"exit code {code}"
+        raise CapacityError(f"{what}: its process died ({how})") from None
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+    if error is not None:
+        raise error
+    return cast(T, value)
+
+
+def _call(there: Connection, function: Callable[[], object]) -> None:
+    error: Exception | None = None
+    value = None
+    try:
+        value = function()
+    except GnpError as known:
+        error = known
+    except Exception as defect:
+        defect.add_note(traceback.format_exc())
+        error = defect
+    with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
+        there.send((error, value))
