@@ -20,7 +20,8 @@ class Pools:
         gpus_per_scorer: Likewise.
         cpus_per_worker: Cores, and threads, of each worker; by default what there is, shared out.
         item_minutes: An item (a shard, or some of its parts) that takes longer is stopped and counts as a failed try.
-        start_minutes: When no worker of a kind could start for so long, the run ends and says so.
+        start_minutes: When no worker of a kind could start for so long, or trying to load the models took longer, the
+            run ends and says so.
     """
 
     generators: int | Literal["auto"] = "auto"

@@ -137,7 +137,7 @@ def test_when_there_is_no_room_for_workers_the_run_ends_with_a_reason(tmp_path: 
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
     refused = pytest.raises(CapacityError, match=r"no generator could start, .* the cluster has no room for it")
     with squatter(4), refused:
-        engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(start_minutes=0.05))
+        engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(start_minutes=0.5))
     assert engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools()).failed == {}
 
 
