@@ -59,7 +59,7 @@ def test_the_ablation_recipe_is_a_whole_grid() -> None:
     assert sum(name.startswith("gnp+mi[") for name in names) == 3 * 4 * 3 * 2
 
 
-@pytest.mark.parametrize("name", ["demo", "imagenet"])
+@pytest.mark.parametrize("name", ["demo", "imagenet", "gnp-literal", "gnp-lookahead", "evidence"])
 def test_shipped_recipes_validate(name: str) -> None:
     job = config.load(ROOT / f"jobs/recipes/{name}.toml").job()
     assert any(isinstance(attack, Noise) for attack in job.attacks)
