@@ -161,18 +161,19 @@ def compare(
     """Sets attacks beside a base attack on the same images: gain, its 95% interval, McNemar's p, and what each costs.
 
     Only attacks from the same source at the same budget are compared; of a base with several numbers of steps, each.
+    On each target; on all but the source itself together; and, where there are several sources, from all of these.
     """
     from jobs import tables
     from pipeline import compare as comparing
 
     ledger = _open(store)
-    rows = comparing.compare(ledger, base=base, denominator=denominator)
+    compared = comparing.compare(ledger, base=base, denominator=denominator)
     if as_json:
-        sys.stdout.write(json.dumps(comparing.to_json(rows), indent=1) + "\n")
-    elif not rows:
+        sys.stdout.write(json.dumps(comparing.to_json(compared), indent=1) + "\n")
+    elif not compared.each:
         raise MissingError(f"{store}: no attack here can be set beside {base!r}; gnp report names the attacks")
     else:
-        tables.show_comparisons(rows, denominator=denominator, console=console)
+        tables.show_comparisons(compared, denominator=denominator, console=console)
         tables.show_missing(ledger.missing({unit for kind in KINDS for unit in ledger.units(kind)}), console=console)
 
 

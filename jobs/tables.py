@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.compare import Comparison
+from pipeline.compare import Compared, Comparison, Together
 from pipeline.report import Denominator, Rate, Report, Success, budget
 from pipeline.status import PlanStatus
 
@@ -74,34 +74,51 @@ def show_status(plans: list[PlanStatus], *, console: Console) -> None:
             say(f"  failed after {failure.tries} tries: {failure.item}: {failure.reason}")
 
 
-def show_comparisons(rows: list[Comparison], *, denominator: Denominator, console: Console) -> None:
-    """Prints a table per source and budget: attacks down, targets across."""
+def show_comparisons(compared: Compared, *, denominator: Denominator, console: Console) -> None:
+    """Prints a table per source and budget, attacks down, targets across; then one per budget over all sources."""
+    caption = (
+        f"points gained over the base on {_MEANING[denominator]}, 95% interval, McNemar's p (of {len(compared.each)} "
+        "comparisons, not adjusted for their number); gradients an image in brackets. Of several models together, "
+        "images times models are counted, and the interval is over images"
+    )
     alike: dict[tuple[str, str, str], list[Comparison]] = {}
-    for row in rows:
+    for row in compared.each:
         alike.setdefault((row.dataset, row.ids[0], budget(row.epsilon, row.norm)), []).append(row)
-    for (dataset, _, epsilon), some in alike.items():
-        source, targets = some[0].source, {row.ids[3]: row.target for row in some}
-        table = Table(
-            title=escape(f"{dataset}, from {source}, ε = {epsilon}"),
-            caption=f"points gained over the base on {_MEANING[denominator]}, 95% interval, McNemar's p (of "
-            f"{len(rows)} comparisons, not adjusted for their number); gradients an image in brackets",
-            title_justify="left",
-            caption_justify="left",
+    together = {(row.dataset, row.ids): row for row in compared.together}
+    for (dataset, source, epsilon), some in alike.items():
+        targets = {row.ids[3]: row.target for row in some}
+        table = _comparisons(
+            f"{dataset}, from {some[0].source}, ε = {epsilon}", caption, ["all others", *targets.values()]
         )
-        table.add_column("attack, against", overflow="fold")
-        for target in targets.values():
-            table.add_column(escape(target), justify="right", overflow="fold")
         lines: dict[tuple[str, str], dict[str, Comparison]] = {}
         for row in some:
             lines.setdefault((row.ids[1], row.ids[2]), {})[row.ids[3]] = row
-        for found in lines.values():
-            first = next(iter(found.values()))
-            attack, base = (f"{escape(first.attack)}[/bold] ({_count(first.gradients)})", escape(first.base))
-            table.add_row(
-                f"[bold]{attack}\n{base} ({_count(first.base_gradients)})",
-                *(_gained(found[target]) if target in found else "–" for target in targets),
-            )
+        for (attack, base), found in lines.items():
+            cells = [together.get((dataset, (source, attack, base))), *map(found.get, targets)]
+            table.add_row(_versus(next(iter(found.values()))), *map(_gained, cells))
         console.print(table)
+    whole: dict[tuple[str, str], list[Together]] = {}
+    for one in compared.together:
+        if not one.ids[0]:
+            whole.setdefault((one.dataset, budget(one.epsilon, one.norm)), []).append(one)
+    for (dataset, epsilon), sums in whole.items():
+        table = _comparisons(f"{dataset}, from every source, ε = {epsilon}", caption, ["source × target", "all others"])
+        for one in sums:
+            table.add_row(_versus(one), str(one.models), _gained(one))
+        console.print(table)
+
+
+def _comparisons(title: str, caption: str, columns: list[str]) -> Table:
+    table = Table(title=escape(title), caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("attack, against", overflow="fold")
+    for column in columns:
+        table.add_column(escape(column), justify="right", overflow="fold")
+    return table
+
+
+def _versus(row: Comparison | Together) -> str:
+    attack, base = f"{escape(row.attack)}[/bold] ({_count(row.gradients)})", escape(row.base)
+    return f"[bold]{attack}\n{base} ({_count(row.base_gradients)})"
 
 
 def show_grid(grid: "list[Point]", axes: list[str], *, denominator: Denominator, console: Console) -> None:
@@ -119,11 +136,14 @@ def show_grid(grid: "list[Point]", axes: list[str], *, denominator: Denominator,
     console.print(table)
 
 
-def _gained(row: Comparison) -> str:
+def _gained(row: Comparison | Together | None) -> str:
+    if row is None:
+        return "–"
     if row.gain is None or row.interval is None:
         return "0/0"
     low, high = (f"{round(100 * bound):+d}" for bound in row.interval)
-    return f"[bold]{round(100 * row.gain):+d}[/bold] of {row.n}\n[dim]{low} … {high}, p = {row.p_value:.2g}[/dim]"
+    chance = f", p = {row.p_value:.2g}" if isinstance(row, Comparison) else ""
+    return f"[bold]{round(100 * row.gain):+d}[/bold] of {row.n}\n[dim]{low} … {high}{chance}[/dim]"
 
 
 def _table(report: Report, dataset: str, denominator: Denominator) -> Table:

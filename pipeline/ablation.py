@@ -13,6 +13,7 @@ import matplotlib.figure
 from pipeline.attack.recipe import TRANSFORMS, VIEWS
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger, Unit
+from pipeline.predictions import networks
 from pipeline.report import Denominator, Rate, Report
 
 Value = str | float | int
@@ -56,7 +57,7 @@ def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denomina
         RecipeError: The store holds no such grid.
     """
     rows = [row for row in report.success if row.attack.startswith(f"{attack}[")]
-    settings, (sources, targets) = _settings(ledger), _models(ledger)
+    settings, (sources, targets) = _settings(ledger), networks(ledger)
     named = {row.attack_id: settings[row.attack_id] for row in rows}
     varying = {
         name for one in named.values() for name in one if len({str(each.get(name)) for each in named.values()}) > 1
@@ -200,16 +201,3 @@ def _is_default(described: Mapping[str, Any]) -> bool:
     return "steps" in described and Fraction(described["step_size"]) * described["steps"] == Fraction(
         described["epsilon"]
     )
-
-
-def _models(ledger: Ledger) -> tuple[dict[str, set[str]], dict[str, Mapping[str, Any]]]:
-    """Of each source the digests of its weights, of an ensemble's several; of each target its identity."""
-    attacked = {unit.source: unit for unit in ledger.units("adversarial")}
-    sources = {
-        marker.unit.source: {
-            each.get("digest", "") for each in marker.fact("source").get("ensemble", [marker.fact("source")])
-        }
-        for marker in ledger.markers(attacked.values())
-    }
-    scored = {unit.target: unit for unit in ledger.units("transfer")}
-    return sources, {marker.unit.target: marker.fact("target") for marker in ledger.markers(scored.values())}

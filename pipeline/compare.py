@@ -1,21 +1,22 @@
 """Attacks side by side on the same images: what one gains over another, and whether it could be chance.
 
 Two attacks are compared image by image, from one source, at one budget, on one target: only images on which just one
-of them succeeds tell them apart (McNemar). What a gain costs stands beside it: an attack that takes two gradients a
-step is to be set beside the base with twice the steps as well, so every step count of the base is compared.
+of them succeeds tell them apart (McNemar). Then on all targets together. What a gain costs stands beside it: an attack
+that takes two gradients a step is to be set beside the base with twice the steps as well, so every step count of the
+base is compared.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 
 from pipeline.ledger import Ledger, Unit
-from pipeline.predictions import Predictions, all_correct, by_part, joint_targets, predictions
+from pipeline.predictions import Predictions, all_correct, by_part, joint_targets, networks, predictions
 from pipeline.report import CONFIDENCE, Denominator, Rate
 
 
@@ -98,7 +99,89 @@ class Comparison:
         return replace(self, **counts)
 
 
-def compare(ledger: Ledger, *, base: str, denominator: Denominator = "target") -> list[Comparison]:
+@dataclass(frozen=True)
+class Together:
+    """One attack against another on all targets but the source itself.
+
+    Whom one target's error is about, another's often is too, so it is images that the interval is taken over, and not
+    pairs of image and target.
+
+    Attributes:
+        dataset: Identity of the images.
+        source: Name of the model attacked; empty where it is every one of the store.
+        epsilon: Budget on [0, 1], of both.
+        norm: Of the budget.
+        attack: Name of the attack.
+        base: Name of the other.
+        gradients: How many an image costs by the attack; None of another program's images.
+        base_gradients: By the base.
+        models: How many pairs of source and target.
+        images: Those that count on one of them at least.
+        n: Image by image, the pairs of models that count: their sum.
+        gained: Likewise, those on which just the attack succeeds less those on which just the base does.
+        squares: Sums over images of gained², gained·n and n².
+        ids: Identities of source (or empty), attack and base.
+    """
+
+    dataset: str
+    source: str
+    epsilon: float
+    norm: str
+    attack: str
+    base: str
+    gradients: int | None
+    base_gradients: int | None
+    models: int
+    images: int
+    n: int
+    gained: int
+    squares: tuple[int, int, int]
+    ids: tuple[str, str, str] = ("", "", "")
+
+    @property
+    def gain(self) -> float | None:
+        """Mean success of the attack less that of the base, or None of no images."""
+        return self.gained / self.n if self.n else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """A 95% interval of the gain, by the linearised variance of a ratio of sums over images.
+
+        To the images two are added, as `Comparison.interval` does, which this is for one target but for the use of t.
+
+        References:
+            Cochran, "Sampling Techniques" (1977), section 6.3: the ratio estimate.
+        """
+        if not self.n:
+            return None
+        each, n = self.n / self.images, self.n + 2 * self.n / self.images
+        middle = self.gained / n
+        gained, both, counted = self.squares
+        spread = gained - 2 * middle * both + middle**2 * counted + each**2 * (1 + 2 * middle**2)
+        reach = t.ppf((1 + CONFIDENCE) / 2, self.images + 1) * math.sqrt(spread) / n
+        return max(-1.0, float(middle - reach)), min(1.0, float(middle + reach))
+
+    def __add__(self, other: "Together") -> "Together":
+        first, second, third = (one + another for one, another in zip(self.squares, other.squares, strict=True))
+        counts = {name: getattr(self, name) + getattr(other, name) for name in ("images", "n", "gained")}
+        models = max(self.models, other.models)
+        return replace(self, **counts, models=models, squares=(first, second, third))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A store's attacks against a base.
+
+    Attributes:
+        each: By source, attack, base and target.
+        together: By source, attack and base; and, where there are several sources, by attack and base alone.
+    """
+
+    each: list[Comparison]
+    together: list[Together]
+
+
+def compare(ledger: Ledger, *, base: str, denominator: Denominator = "target") -> Compared:
     """Every attack of a store against the base attack of the same source and budget, on every target.
 
     Args:
@@ -113,23 +196,81 @@ def compare(ledger: Ledger, *, base: str, denominator: Denominator = "target") -
     clean = set(ledger.units("clean"))
     ready = [unit for unit in ledger.units("transfer") if replace(unit, source="", attack="") in clean]
     joint, attacked, costs = joint_targets(clean), by_part(ready), _costs(ledger)
-    found: dict[tuple[str, ...], Comparison] = {}
+    sources, targets = networks(ledger)
+    each: dict[tuple[str, ...], Comparison] = {}
+    together: dict[tuple[str, ...], Together] = {}
     for place, units in sorted(by_part(clean).items()):
-        own = {each.unit.target: each for each in predictions(ledger, units)}
+        own = {found.unit.target: found for found in predictions(ledger, units)}
         if not own:
             continue
         everywhere = all_correct(own, joint[place[0]])
-        for row, key in _pairs(ledger, attacked[place], own, everywhere, denominator, base, costs):
-            found[key] = found[key] + row if key in found else row
-    return list(found.values())
+        pairs = list(_pairs(ledger, attacked[place], own, everywhere, denominator, base, costs))
+        for pair in pairs:
+            key = (*pair.one.scope.split("/"), pair.other.attack)
+            each[key] = each[key] + pair.counts if key in each else pair.counts
+        others = [
+            pair
+            for pair in pairs
+            if targets[pair.one.target]["digest"] not in sources[pair.one.source] | sources[pair.other.source]
+        ]
+        for key, some in _alike(others):
+            sums = _together(some, source=key[1])
+            together[key] = together[key] + sums if key in together else sums
+    several = len({key[1] for key in together if key[1]}) > 1
+    return Compared(list(each.values()), [sums for key, sums in sorted(together.items()) if key[1] or several])
 
 
-def to_json(rows: list[Comparison]) -> list[dict[str, Any]]:
+def to_json(compared: Compared) -> dict[str, Any]:
     """Comparisons as JSON values."""
-    return [
-        {**asdict(row), "gain": row.gain, "interval": row.interval, "p_value": row.p_value, "confidence": CONFIDENCE}
-        for row in rows
-    ]
+    return {
+        "confidence": CONFIDENCE,
+        "each": [
+            {**asdict(row), "gain": row.gain, "interval": row.interval, "p_value": row.p_value} for row in compared.each
+        ],
+        "together": [{**asdict(row), "gain": row.gain, "interval": row.interval} for row in compared.together],
+    }
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two attacks on one part: the units of both, what is counted, and image by image (rows,) where which succeeds."""
+
+    one: Unit
+    other: Unit
+    counts: Comparison
+    gained: np.ndarray
+    counted: np.ndarray
+
+
+def _alike(pairs: Iterable[_Pair]) -> Iterator[tuple[tuple[str, ...], list[_Pair]]]:
+    """Pairs that differ in the target alone; then those that differ in source and target alone."""
+    found: dict[tuple[str, ...], list[_Pair]] = defaultdict(list)
+    for pair in pairs:
+        for source in (pair.one.source, ""):
+            found[pair.one.dataset, source, pair.one.attack, pair.other.attack].append(pair)
+    return iter(found.items())
+
+
+def _together(pairs: list[_Pair], *, source: str) -> Together:
+    gained = np.sum([pair.gained for pair in pairs], axis=0, dtype=np.int64)
+    counted = np.sum([pair.counted for pair in pairs], axis=0, dtype=np.int64)
+    first = pairs[0].counts
+    return Together(
+        dataset=first.dataset,
+        source=first.source if source else "",
+        epsilon=first.epsilon,
+        norm=first.norm,
+        attack=first.attack,
+        base=first.base,
+        gradients=first.gradients,
+        base_gradients=first.base_gradients,
+        models=len(pairs),
+        images=int((counted > 0).sum()),
+        n=int(counted.sum()),
+        gained=int(gained.sum()),
+        squares=(int((gained**2).sum()), int((gained * counted).sum()), int((counted**2).sum())),
+        ids=(source, *first.ids[1:3]),
+    )
 
 
 def _pairs(
@@ -140,7 +281,7 @@ def _pairs(
     denominator: Denominator,
     base: str,
     costs: dict[str, int | None],
-) -> Iterator[tuple[Comparison, tuple[str, ...]]]:
+) -> Iterator[_Pair]:
     """What one part adds."""
     alike: dict[tuple[Any, ...], list[Predictions]] = defaultdict(list)
     for each in predictions(ledger, units):
@@ -159,7 +300,7 @@ def _pairs(
                     continue  # what one wants is no success of the other
                 counted = chosen & one.attacked
                 mine, theirs = one.fooled & counted, other.fooled & counted
-                row = Comparison(
+                counts = Comparison(
                     dataset=one.unit.dataset,
                     source=one.constant("source"),
                     epsilon=epsilon,
@@ -175,7 +316,7 @@ def _pairs(
                     n=int(counted.sum()),
                     ids=(one.unit.source, one.unit.attack, other.unit.attack, one.unit.target),
                 )
-                yield row, (*one.unit.scope.split("/"), other.unit.attack)
+                yield _Pair(one.unit, other.unit, counts, mine.astype(np.int64) - theirs, counted)
 
 
 def _is_of(attack: str, base: str) -> bool:

@@ -102,3 +102,16 @@ def all_correct(clean: Mapping[str, Predictions], targets: Sequence[str]) -> np.
     if targets:
         return np.asarray(np.logical_and.reduce([clean[target].correct for target in targets]))
     return np.zeros(len(next(iter(clean.values())).correct), bool)
+
+
+def networks(ledger: Ledger) -> tuple[dict[str, set[str]], dict[str, Mapping[str, Any]]]:
+    """Of each source the digests of its weights, of an ensemble's several; of each target its identity."""
+    attacked = {unit.source: unit for unit in ledger.units("adversarial")}
+    sources = {
+        marker.unit.source: {
+            each.get("digest", "") for each in marker.fact("source").get("ensemble", [marker.fact("source")])
+        }
+        for marker in ledger.markers(attacked.values())
+    }
+    scored = {unit.target: unit for unit in ledger.units("transfer")}
+    return sources, {marker.unit.target: marker.fact("target") for marker in ledger.markers(scored.values())}

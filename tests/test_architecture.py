@@ -68,7 +68,7 @@ LAYERS: dict[str, set[str]] = {
     "curvature": {"attack", "codec", "parts", "report"},
     "landscape": {"attack", "codec", "parts"},
     "compare": {"ledger", "predictions", "report"},
-    "ablation": {"attack", "errors", "ledger", "report"},
+    "ablation": {"attack", "errors", "ledger", "predictions", "report"},
     "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards", "storage"},
     "picture": {"errors", "ledger", "parts", "report", "results"},
     "card": set(),

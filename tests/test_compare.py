@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, t
 
 from jobs import tables
 from pipeline import compare, results
-from pipeline.compare import Comparison
+from pipeline.compare import Comparison, Together
 from pipeline.ledger import Ledger, Unit
 from pipeline.sample import Part
 from pipeline.storage import Storage
@@ -28,7 +28,15 @@ def predicted(wrong: set[int]) -> np.ndarray:
 
 
 def commit(
-    ledger: Ledger, name: str, wrong: set[int], *, part: int = 0, epsilon: float = 8 / 255, cost: int = 10
+    ledger: Ledger,
+    name: str,
+    wrong: set[int],
+    *,
+    part: int = 0,
+    epsilon: float = 8 / 255,
+    cost: int = 10,
+    source: str = "net",
+    target: str = "x",
 ) -> None:
     """Clean predictions, or those on the images of an attack that costs so much, wrong on some images."""
     columns: dict[str, Any] = {
@@ -37,8 +45,8 @@ def commit(
         "part": part,
         "key": [f"{part}-{i}" for i in range(N)],
         "label": LABELS,
-        "target": "x",
-        "target_id": "x-1",
+        "target": target,
+        "target_id": f"{target}-1",
         "policy": "direct",
         "defense": "",
         "weights_sha256": "0",
@@ -47,17 +55,17 @@ def commit(
         "label_probability": 0.5,
         "abstained": False,
     }
-    unit = Unit(DATASET, Part("s", part, 2), target="x-1")
+    unit = Unit(DATASET, Part("s", part, 2), target=f"{target}-1")
     if name == "clean":
         ledger.commit(unit, results.write(results.CLEAN, columns), "parquet", {})
         return
     attack = f"{name}-{epsilon}"
-    columns |= {"source": "net", "source_id": "net-1", "attack": name, "attack_id": attack}
+    columns |= {"source": source, "source_id": f"{source}-1", "attack": name, "attack_id": attack}
     columns |= {"epsilon": epsilon, "norm": "linf", "target_class": None}
-    images = Unit(DATASET, Part("s", part, 2), "net-1", attack)
-    ledger.commit(images, b"", "tar", {"gradients": cost})
-    unit = Unit(DATASET, Part("s", part, 2), "net-1", attack, "x-1")
-    ledger.commit(unit, results.write(results.TRANSFER, columns), "parquet", {})
+    images = Unit(DATASET, Part("s", part, 2), f"{source}-1", attack)
+    ledger.commit(images, b"", "tar", {"gradients": cost, "source": {"digest": source}})
+    unit = Unit(DATASET, Part("s", part, 2), f"{source}-1", attack, f"{target}-1")
+    ledger.commit(unit, results.write(results.TRANSFER, columns), "parquet", {"target": {"digest": target}})
 
 
 @pytest.fixture
@@ -74,7 +82,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def test_attacks_are_counted_image_by_image_over_all_parts(ledger: Ledger) -> None:
-    rows = {row.base: row for row in compare.compare(ledger, base="mi")}
+    rows = {row.base: row for row in compare.compare(ledger, base="mi").each}
     assert rows.keys() == {"mi[steps=10]", "mi[steps=20]"}, "the other budget has no base to be held against"
     ten, twenty = rows["mi[steps=10]"], rows["mi[steps=20]"]
     assert (ten.attack, ten.gradients, ten.base_gradients, twenty.base_gradients) == ("gnp+mi", 20, 10, 20)
@@ -82,9 +90,9 @@ def test_attacks_are_counted_image_by_image_over_all_parts(ledger: Ledger) -> No
     assert (twenty.both, twenty.only_attack, twenty.only_base, twenty.n) == (8, 4, 2, 76)
     assert ten.gain == pytest.approx(6 / 76)
     assert [rate.count for rate in ten.success] == [12, 6]
-    whole = {row.base: row for row in compare.compare(ledger, base="mi", denominator="all")}["mi[steps=10]"]
+    whole = {row.base: row for row in compare.compare(ledger, base="mi", denominator="all").each}["mi[steps=10]"]
     assert (whole.both, whole.only_attack, whole.only_base, whole.n) == (8, 8, 2, 80)
-    assert compare.compare(ledger, base="i") == []
+    assert compare.compare(ledger, base="i").each == []
 
 
 def test_the_test_is_mcnemars_exact_one() -> None:
@@ -103,15 +111,76 @@ def test_the_interval_covers_the_gain_as_often_as_it_says() -> None:
         assert 0.93 < held <= 0.99, (one, other, n)
 
 
+def together(gained: np.ndarray, counted: np.ndarray) -> Together:
+    squares = (int((gained**2).sum()), int((gained * counted).sum()), int((counted**2).sum()))
+    sums = (int((counted > 0).sum()), int(counted.sum()), int(gained.sum()))
+    return Together("d", "net", 8 / 255, "linf", "gnp+mi", "mi", 20, 10, 3, *sums, squares)
+
+
+def test_targets_together_are_all_but_the_source_itself(ledger: Ledger) -> None:
+    for part in range(2):
+        for target, wrong in (("net", {0}), ("y", {5})):
+            commit(ledger, "clean", wrong, part=part, target=target)
+            commit(ledger, "mi[steps=10]", {0, 1}, part=part, target=target)
+            commit(ledger, "gnp+mi", {0, 1, 2, 5, 6}, part=part, target=target)
+    (row,) = (row for row in compare.compare(ledger, base="mi").together if row.base == "mi[steps=10]")
+    # In each part: x, right about 38, gives +1 on 5, 6, 7, 8 and -1 on 2; y, right about 39, +1 on 2 and 6.
+    assert (row.source, row.models, row.images, row.n, row.gained) == ("net", 2, 80, 154, 10)
+    # Gained: 0 on 2, +1 on 5 (of one), 7 and 8, +2 on 6. Counted: 1 on 0, 1 and 5, else 2.
+    assert row.squares == (2 * (1 + 1 + 1 + 4), 2 * (1 + 2 + 2 + 4), 2 * (3 + 37 * 4))
+
+
+def test_sources_are_set_together_where_there_are_several(ledger: Ledger) -> None:
+    assert [row.source for row in compare.compare(ledger, base="mi").together] == ["net", "net"]
+    commit(ledger, "mi[steps=10]", {1}, source="other")
+    commit(ledger, "gnp+mi", {1, 2, 3}, source="other")
+    rows = [row for row in compare.compare(ledger, base="mi").together if row.base == "mi[steps=10]"]
+    assert {row.source: (row.models, row.gained, row.n) for row in rows} == {
+        "": (2, 8, 114),
+        "net": (1, 6, 76),
+        "other": (1, 2, 38),
+    }
+    console = Console(record=True, width=160, file=io.StringIO())
+    tables.show_comparisons(compare.compare(ledger, base="mi"), denominator="target", console=console)
+    assert "from every source, ε = 8/255" in console.export_text()
+
+
+def test_of_one_target_the_interval_is_the_pairs_own_but_for_few_images() -> None:
+    gained = np.array([1] * 9 + [-1] * 2 + [0] * 39)
+    pair, all_of_it = comparison(9, 2, n=50).interval, together(gained, np.ones(50, int)).interval
+    assert pair is not None
+    assert all_of_it is not None
+    wider = float(t.ppf(0.975, 51) / norm.ppf(0.975))
+    assert np.diff(all_of_it) == pytest.approx(np.diff(pair) * wider)
+    assert np.mean(all_of_it) == pytest.approx(np.mean(pair))
+
+
+@pytest.mark.parametrize(("images", "models", "alike"), [(20, 12, 0.8), (20, 3, 0.3), (200, 10, 0.9)])
+def test_the_interval_of_targets_that_err_together_covers_as_often_as_it_says(
+    images: int, models: int, alike: float
+) -> None:
+    random, chances, held = np.random.default_rng(0), [0.25, 0.1, 0.65], []
+    for _ in range(1500):
+        shared = random.choice([1, -1, 0], p=chances, size=(images, 1))
+        own = random.choice([1, -1, 0], p=chances, size=(images, models))
+        counted = random.random((images, models)) < 0.8
+        gained = np.where(random.random((images, models)) < alike, shared, own) * counted
+        low, high = together(gained.sum(1), counted.sum(1)).interval or (0, 0)
+        held.append(low <= 0.15 <= high)
+    assert 0.93 < np.mean(held) <= 0.985
+
+
 def test_of_no_images_there_is_no_gain() -> None:
+    nowhere = together(np.zeros(0, int), np.zeros(0, int))
+    assert (nowhere.gain, nowhere.interval) == (None, None)
     nothing = comparison(0, 0, n=0)
     assert (nothing.gain, nothing.interval, nothing.p_value) == (None, None, 1)
 
 
 def test_what_is_shown_has_gain_interval_p_count_and_cost(ledger: Ledger) -> None:
-    rows = compare.compare(ledger, base="mi")
+    compared = compare.compare(ledger, base="mi")
     console = Console(record=True, width=160, file=io.StringIO())
-    tables.show_comparisons(rows, denominator="target", console=console)
+    tables.show_comparisons(compared, denominator="target", console=console)
     shown = " ".join(console.export_text().split())
     for piece in (
         "from net, ε = 8/255",
@@ -122,5 +191,5 @@ def test_what_is_shown_has_gain_interval_p_count_and_cost(ledger: Ledger) -> Non
         "of 2 comparisons",
     ):
         assert piece in shown, shown
-    told = json.loads(json.dumps(compare.to_json(rows)))
-    assert told[0]["p_value"] == pytest.approx(binomtest(8, 10, 0.5).pvalue)
+    told = json.loads(json.dumps(compare.to_json(compared)))
+    assert told["each"][0]["p_value"] == pytest.approx(binomtest(8, 10, 0.5).pvalue)

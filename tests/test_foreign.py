@@ -178,9 +178,10 @@ def test_the_same_images_from_elsewhere_get_the_same_scores(
     assert "more than epsilon = 2/255" in capsys.readouterr().err
     assert scored("16/255") == 0
     assert "1 of 7 images of" in capsys.readouterr().err
-    (row,) = compare(ledger, base="i", denominator="all")
+    compared = compare(ledger, base="i", denominator="all")
+    (row,) = compared.each
     assert (row.attack, row.gradients, row.only_attack, row.only_base, row.n) == ("theirs", None, 0, 0, 6)
-    tables.show_comparisons([row], denominator="all", console=quiet)
+    tables.show_comparisons(compared, denominator="all", console=quiet)
     assert not verify.audit(ledger).problems
     success = {row.attack: row.rates["all"] for row in summarise(ledger).success}
     assert success["theirs"] == success["i"]
