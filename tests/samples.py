@@ -81,3 +81,38 @@ def tiny_job(folder: Path, checkpoint: Path, *, attacks: Sequence[Attack] = (), 
     )
     target = TargetSpec(**vars(network))
     return plan.Job(data, (network,), tuple(attacks or (attack(),)), (target,), batch_size=4)
+
+
+def write_recipe(
+    folder: Path,
+    checkpoint: object,
+    *,
+    targets: Mapping[str, object] | None = None,
+    shards: str = "",
+    attacks: str = 'attacks = ["i"]',
+    data: str = "",
+    engine: str = "",
+) -> Path:
+    """A recipe for the command line, over every shard in FOLDER/in, with the tiny network as source.
+
+    Args:
+        folder: Where it is written.
+        checkpoint: Of the source, which is called `tiny`.
+        targets: Name → checkpoint; by default the source alone.
+        shards: Where else these lie.
+        attacks: What stands before its tables, and among `[budget]`.
+        data: More of `[data]`.
+        engine: What stands in `[engine]`.
+    """
+
+    def network(kind: str, name: str, checkpoint: object) -> str:
+        return f'[[{kind}]]\nname = "{name}"\nmodel = "test_resnet"\ncheckpoint = "{checkpoint}"\ninput_size = {SIDE}\n'
+
+    scored = "".join(network("targets", *target) for target in (targets or {"tiny": checkpoint}).items())
+    path = folder / "recipe.toml"
+    path.write_text(
+        f'{attacks}\n[data]\nname = "tiny"\nshards = "{shards or f"{folder}/in/*.tar"}"\nclasses = {CLASSES}\n'
+        f"preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n{data}\n"
+        f"{network('sources', 'tiny', checkpoint)}{scored}[engine]\n{engine}\n"
+    )
+    return path

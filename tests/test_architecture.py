@@ -10,7 +10,7 @@ import pytest
 from pipeline.ledger import Ledger
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import CLASSES, SIDE, sample, write_shard
+from tests.samples import sample, write_recipe, write_shard
 
 PIPELINE = ROOT / "pipeline"
 
@@ -183,12 +183,7 @@ def test_a_look_at_a_store_does_not_wait_for_torch(tmp_path: Path) -> None:
 
 def test_a_driver_does_its_work_without_torch(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(3)])
-    network = f'model = "test_resnet"\ncheckpoint = "{tiny_checkpoint}"\ninput_size = {SIDE}\n'
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        f'attacks = ["i"]\n[data]\nname = "tiny"\nshards = "{tmp_path}/in/*.tar"\nclasses = {CLASSES}\n'
-        f"preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n[[sources]]\n{network}[[targets]]\n{network}"
-    )
+    recipe = write_recipe(tmp_path, tiny_checkpoint)
     code = "import sys\nfrom jobs import cli\nassert cli.run() == 0\n"
     code += "assert not {'torch', 'timm', 'pyarrow.parquet'} & sys.modules.keys()"
     for options in ([], [], ["--retry-failed"]):

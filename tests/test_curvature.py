@@ -16,7 +16,7 @@ from pipeline.attack.transforms import Form
 from pipeline.curvature import Likeness, Reach
 from pipeline.parts import Images
 from pipeline.report import Rate
-from tests.samples import CLASSES, SIDE, sample, write_shard
+from tests.samples import CLASSES, sample, write_recipe, write_shard
 
 CPU = torch.device("cpu")
 
@@ -115,17 +115,13 @@ def test_the_job_writes_a_figure_a_source_and_json(tmp_path: Path, tiny_checkpoi
     torch.manual_seed(1)
     save_file(timm.create_model("test_resnet", num_classes=CLASSES).state_dict(), tmp_path / "other.safetensors")
 
-    def network(checkpoint: Path) -> str:
-        return f'model = "test_resnet"\ncheckpoint = "{checkpoint}"\ninput_size = {SIDE}\n'
-
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        f'attacks = ["mi"]\n[budget]\nsteps = 1\n[data]\nname = "t"\nshards = "{tmp_path}/in/*.tar"\n'
-        f"classes = {CLASSES}\n"
-        f'preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n[[sources]]\nname = "tiny/one"\n'
-        f"{network(tiny_checkpoint)}"
-        f'[[targets]]\nname = "other"\n{network(tmp_path / "other.safetensors")}'
+    recipe = write_recipe(
+        tmp_path,
+        tiny_checkpoint,
+        targets={"other": tmp_path / "other.safetensors"},
+        attacks='attacks = ["mi"]\n[budget]\nsteps = 1',
     )
+    recipe.write_text(recipe.read_text().replace('"tiny"', '"tiny/one"'))
     curvature_cli = ["curvature", str(recipe), "--out", str(tmp_path / "out"), "--limit", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["gnp", *curvature_cli])

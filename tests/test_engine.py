@@ -18,7 +18,7 @@ from pipeline.pools import Node, Pools, size
 from pipeline.progress import Progress
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import CLASSES, SIDE, attack, resolve, sample, tiny_job, write_shard
+from tests.samples import attack, resolve, sample, tiny_job, write_recipe, write_shard
 
 pytestmark = [
     pytest.mark.usefixtures("ray_on_four_devices"),
@@ -265,12 +265,7 @@ sys.exit(code)
 def test_a_cluster_of_two_nodes_runs_the_same_recipe(tmp_path: Path, tiny_checkpoint: Path) -> None:
     for number in range(2):
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
-    recipe = tmp_path / "recipe.toml"
-    network = f'model = "test_resnet"\ncheckpoint = "{tiny_checkpoint}"\ninput_size = {SIDE}\n'
-    recipe.write_text(
-        f'attacks = ["mi"]\n[data]\nname = "tiny"\nshards = "{tmp_path}/in/*.tar"\nclasses = {CLASSES}\n'
-        f"preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n[[sources]]\n{network}[[targets]]\n{network}"
-    )
+    recipe = write_recipe(tmp_path, tiny_checkpoint)
     store = tmp_path / "store"
     command = [sys.executable, "-m", "jobs", "generate", str(recipe), "--store", str(store)]
     done = subprocess.run(

@@ -22,7 +22,7 @@ from pipeline.ledger import Ledger
 from pipeline.parts import Images
 from pipeline.report import summarise
 from pipeline.storage import Storage
-from tests.samples import CLASSES, SIDE, sample, write_shard
+from tests.samples import sample, write_recipe, write_shard
 
 KEYS = ("a", "b")
 
@@ -153,13 +153,7 @@ def test_the_same_images_from_elsewhere_get_the_same_scores(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(6)])
-    network = f'model = "test_resnet"\ncheckpoint = "{tiny_checkpoint}"\ninput_size = {SIDE}\n'
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        f'attacks = ["i"]\n[data]\nname = "tiny"\nshards = "{tmp_path}/in/*.tar"\nclasses = {CLASSES}\npart_size = 4\n'
-        f"preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n[[sources]]\n{network}[[targets]]\n{network}"
-        "[engine]\ngenerators = 1\n"
-    )
+    recipe = write_recipe(tmp_path, tiny_checkpoint, data="part_size = 4", engine="generators = 1")
     store, theirs = str(tmp_path / "store"), tmp_path / "theirs"
     theirs.mkdir()
     quiet = Console(file=io.StringIO(), width=200)
@@ -172,7 +166,7 @@ def test_the_same_images_from_elsewhere_get_the_same_scores(
     (theirs / "image99999.png").write_bytes(codec.encode(pixels))
 
     def scored(epsilon: str, into: str = store) -> int:
-        return score.run(score.Told(str(theirs), "theirs", "test_resnet", epsilon), recipe, into, console=quiet)
+        return score.run(score.Told(str(theirs), "theirs", "tiny", epsilon), recipe, into, console=quiet)
 
     assert scored("2/255", str(tmp_path / "other")) == 1
     assert "more than epsilon = 2/255" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from pipeline.ledger import KINDS, Ledger
 from pipeline.progress import Progress as Counts
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import CLASSES, SIDE, sample, write_shard
+from tests.samples import sample, write_recipe, write_shard
 
 pytestmark = [pytest.mark.usefixtures("ray_on_four_devices"), pytest.mark.timeout(600)]
 
@@ -25,14 +25,7 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     write_shard(tmp_path / "in" / "good.tar", [sample(index) for index in range(3)])
     bad = write_shard(tmp_path / "in" / "bad.tar", [sample(index) for index in range(3)])
     bad.write_bytes(bad.read_bytes()[:-10240])
-    network = f'model = "test_resnet"\ncheckpoint = "{tiny_checkpoint}"\ninput_size = {SIDE}\n'
-    path = tmp_path / "recipe.toml"
-    path.write_text(
-        f'attacks = ["i"]\n[data]\nname = "tiny"\nshards = "{tmp_path}/in/*.tar"\nclasses = {CLASSES}\n'
-        f"preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n[[sources]]\n{network}[[targets]]\n{network}"
-        "[engine]\ngenerators = 1\n"
-    )
-    return path
+    return write_recipe(tmp_path, tiny_checkpoint, engine="generators = 1")
 
 
 def run(recipe: Path, capsys: pytest.CaptureFixture[str], **settings: int) -> tuple[int, str, str]:
@@ -51,11 +44,11 @@ def test_what_failed_is_listed_tolerated_passed_over_and_retried(
 ) -> None:
     code, said, errors = run(recipe, capsys)
     assert code == 1
-    assert "failed: bad from test_resnet" in errors
+    assert "failed: bad from tiny" in errors
     assert "1 of 2 items failed, 0 failed earlier" in said
     code, said, errors = run(recipe, capsys)
     assert code == 1
-    assert "failed earlier, not tried again: bad from test_resnet" in errors
+    assert "failed earlier, not tried again: bad from tiny" in errors
     assert "but for 1 that failed earlier; --retry-failed tries them again" in said
     assert run(recipe, capsys, max_failed=1)[0] == 0
     code, said, errors = run(recipe, capsys, retry_failed=True)
@@ -64,7 +57,7 @@ def test_what_failed_is_listed_tolerated_passed_over_and_retried(
     found = status.status(Ledger(Storage(str(recipe.parent / "store"))))
     tables.show_status(found, console=Console(file=shown, width=200))
     assert "incomplete" in shown.getvalue()
-    assert "failed after 3 tries: bad from test_resnet" in shown.getvalue()
+    assert "failed after 3 tries: bad from tiny" in shown.getvalue()
     write_shard(recipe.parent / "in" / "bad.tar", [sample(index) for index in range(3)])
     code, said, errors = run(recipe, capsys)
     assert (code, errors) == (0, "")
@@ -84,7 +77,7 @@ def test_two_runs_side_by_side_share_the_work_and_both_end(recipe: Path) -> None
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [1, 1], said
-    assert all(b"failed: bad from test_resnet" in errors for _, errors in said), said
+    assert all(b"failed: bad from tiny" in errors for _, errors in said), said
     ledger = Ledger(Storage(str(store)))
     assert len(list(ledger.units("transfer"))) == 7
     data = [stored for folder in ("shards", "results") for stored in ledger.storage.list(folder)]

@@ -16,7 +16,7 @@ from pipeline.ledger import Ledger
 from pipeline.parts import Images
 from pipeline.stages import Generator
 from pipeline.storage import Storage
-from tests.samples import CLASSES, SIDE, pending, sample, write_shard
+from tests.samples import CLASSES, pending, sample, write_recipe, write_shard
 
 CPU = torch.device("cpu")
 
@@ -102,15 +102,12 @@ def test_the_job_surveys_what_a_store_holds(
     save_file(timm.create_model("test_resnet", num_classes=CLASSES).state_dict(), tmp_path / "other.safetensors")
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(6)])
 
-    def network(checkpoint: Path) -> str:
-        return f'model = "test_resnet"\ncheckpoint = "{checkpoint}"\ninput_size = {SIDE}\n'
-
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        f'attacks = ["i", "mi"]\n[budget]\nsteps = 2\n[data]\nname = "t"\nshards = "{tmp_path}/in/*.tar"\n'
-        f"classes = {CLASSES}\npart_size = 4\npreparation = {{ resize = {SIDE}, crop = {SIDE} }}\n"
-        f'[[sources]]\nname = "tiny"\n{network(tiny_checkpoint)}[[targets]]\nname = "same"\n{network(tiny_checkpoint)}'
-        f'[[targets]]\nname = "other"\n{network(tmp_path / "other.safetensors")}'
+    recipe = write_recipe(
+        tmp_path,
+        tiny_checkpoint,
+        targets={"same": tiny_checkpoint, "other": tmp_path / "other.safetensors"},
+        attacks='attacks = ["i", "mi"]\n[budget]\nsteps = 2',
+        data="part_size = 4",
     )
     store = Storage(str(tmp_path / "store"), create=True)
 

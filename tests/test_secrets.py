@@ -20,7 +20,7 @@ from pipeline.errors import StorageError
 from pipeline.ledger import Ledger
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import CLASSES, SIDE, pending, sample, write_shard
+from tests.samples import pending, sample, write_recipe, write_shard
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -51,12 +51,8 @@ def ran(s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tiny_check
         data = shard.read_bytes()[: -10240 if number else None]
         client.put_object(Bucket="demo", Key=f"{prefix}/in/s-{number}.tar", Body=data)
     client.put_object(Bucket="demo", Key=f"{prefix}/in/tiny.safetensors", Body=tiny_checkpoint.read_bytes())
-    network = f'model = "test_resnet"\ncheckpoint = "s3://demo/{prefix}/in/tiny.safetensors"\ninput_size = {SIDE}\n'
-    recipe = folder / "recipe.toml"
-    recipe.write_text(
-        f'attacks = ["mi"]\n[data]\nname = "tiny"\nshards = "s3://demo/{prefix}/in/*.tar"\nclasses = {CLASSES}\n'
-        f"preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n[[sources]]\n{network}[[targets]]\n{network}"
-    )
+    put = f"s3://demo/{prefix}/in"
+    recipe = write_recipe(folder, f"{put}/tiny.safetensors", shards=f"{put}/*.tar")
     ray = tempfile.mkdtemp(prefix="gnp-")  # short, for the paths of sockets have 107 bytes
     command = [sys.executable, "-m", "jobs", "generate", str(recipe), "--store", f"s3://demo/{prefix}/store"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "RAY_TMPDIR": ray}, capture_output=True, check=False)
