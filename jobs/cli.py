@@ -408,13 +408,12 @@ def run() -> int:
     try:
         app()
     except SystemExit as ended:  # how typer ends, always
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
+            sys.stderr.write("stopped; what is committed stands: run the same command again to go on\n")
         return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
     except GnpError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; what is committed stands: run the same command again to go on\n")
-        return 130
     except Exception:  # shown whole; let through, it would end past `leave`, waiting for threads without end
         logging.getLogger(__name__).exception("this is a defect of gnp")
         return 1

@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +10,7 @@ import pytest
 from jobs import cli
 from pipeline.shards import read
 from tests.conftest import ROOT
-from tests.samples import CLASSES, SIDE, jpeg, sample, write_shard
+from tests.samples import CLASSES, SIDE, jpeg, sample, write_recipe, write_shard
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -139,3 +141,26 @@ def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, demo_assets: Path)
     assert done.returncode == 2
     assert "error: no Ray at foo" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_before_it_has_begun_says_how_to_go_on(
+    number: signal.Signals, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
+    recipe = write_recipe(tmp_path, tiny_checkpoint)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs", "generate", str(recipe), "--store", str(tmp_path / "store")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert "finding shards" in process.stdout.readline()
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "stopped; what is committed stands: run the same command again to go on\n"
