@@ -404,7 +404,6 @@ def main() -> NoReturn:
 def run() -> int:
     """Runs the program; returns its exit code. What a user can mend ends in one line and 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each retry; its failure is ours to tell
     try:
         app()
     except SystemExit as ended:  # how typer ends, always

@@ -6,6 +6,7 @@ target resizes and normalises as its own weights expect, under a policy that sta
 
 import difflib
 import hashlib
+import logging
 import math
 import tempfile
 from collections.abc import Mapping
@@ -40,6 +41,9 @@ from pipeline.defenses import (
 from pipeline.errors import GnpError, RecipeError, WeightsError
 from pipeline.purifiers import GuidedDenoiser, Purifier, RepresentationPurifier
 from pipeline.storage import Storage, split
+
+# It warns of every try of its own; that they failed is ours to tell, in one line.
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 Policy = Literal["direct", "crop"]
 _TORCHVISION = "torchvision/"
