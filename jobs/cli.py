@@ -5,6 +5,7 @@ Imports of torch and Ray are left to the commands that need them, so that `--hel
 
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -27,6 +28,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Transferable adversarial examples at scale: generate them, score how they transfer, read the results.",
 )
+for _name in ("stdout", "stderr"):  # closed by whoever started this
+    if getattr(sys, _name) is None:
+        setattr(sys, _name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 # Off a terminal there is no width to fit into; tables of ten targets need the room.
 console = Console(width=None if sys.stdout.isatty() else 160)
 

@@ -26,6 +26,8 @@ from pipeline.storage import Storage
 
 # Off a terminal, a run says how far it is at least so often.
 _QUIET_S = 300.0
+# A first run fetches every model from its hub.
+RESOLVE_MINUTES = 120.0
 _GO_ON = "what is committed stands: run the same command again to go on"
 
 
@@ -88,7 +90,7 @@ def carry_out(
     stop = threading.Event()
     _interrupt_on_sigterm(stop)
     console.print("[dim]finding shards, settling what each model is[/dim]")
-    prepared, pools = isolated(prepare, what="resolving the recipe")
+    prepared, pools = isolated(prepare, what="resolving the recipe", minutes=RESOLVE_MINUTES)
     with in_time(stop, f"stopped, while {store} did not answer; {_GO_ON}"), _Bars(console) as bars:
         outcome = engine.run(
             prepared,

@@ -59,7 +59,10 @@ def run(recipe: Path, store: str, out: Path, *, names: list[str], limit: int, co
                 for pair in _images(planned, ledger, source.id, known[name], limit):
                     ground += landscape.survey(name, *pair, attacked, models, device=device)
         if not ground:
-            raise MissingError(f"{store}: no images of these attacks from {source.spec.name}; run generate first")
+            raise MissingError(
+                f"{store}: no images of these attacks from {source.spec.name}; run generate first, but not by --limit, "
+                "which makes other data (data.limit in the recipe serves both)"
+            )
         rows, ranks = landscape.table(ground), landscape.correlations(ground, source=source.spec.name)
         title = f"{source.spec.name}, {len(ground[0].fooled)} images"
         show(rows, ranks, title=title, console=console)

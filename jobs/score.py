@@ -59,7 +59,9 @@ def run(
         address=address,
         retry_failed=retry_failed,
     )
-    left, images = isolated(partial(_left_out, told, store), what="looking for what was not scored")
+    left, images = isolated(
+        partial(_left_out, told, store), what="looking for what was not scored", minutes=generate.RESOLVE_MINUTES
+    )
     if left:
         sys.stderr.write(f"{left} of {images} images of {told.folder} are not among the scored\n")
     return code

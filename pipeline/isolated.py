@@ -6,7 +6,9 @@ process. A checkpoint that crashes its reader, or a disk that never answers, is 
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing import resource_tracker
@@ -21,7 +23,7 @@ T = TypeVar("T")
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-def isolated(function: Callable[[], T], *, what: str, minutes: float | None = None) -> T:
+def isolated(function: Callable[[], T], *, what: str, minutes: float) -> T:
     """What a function returns.
 
     Args:
@@ -44,13 +46,14 @@ def isolated(function: Callable[[], T], *, what: str, minutes: float | None = No
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     there.close()
     try:
-        if not here.poll(None if minutes is None else 60 * minutes):
+        if not here.poll(60 * minutes):
             raise CapacityError(f"{what} took longer than {minutes:g} minutes")
         error, value = here.recv()
     except EOFError:
         process.join()
         code = process.exitcode or 0
-        how = f"killed by signal {-code}; out of memory?" if code < 0 else f"exit code {code}"
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        how += "; out of memory?" if code == -signal.SIGKILL else ""
         raise CapacityError(f"{what}: its process died ({how})") from None
     finally:
         process.kill()
@@ -62,6 +65,7 @@ def isolated(function: Callable[[], T], *, what: str, minutes: float | None = No
 
 
 def _call(there: Connection, function: Callable[[], object]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     error: Exception | None = None
     value = None
     try:
@@ -73,3 +77,11 @@ def _call(there: Connection, function: Callable[[], object]) -> None:
         error = defect
     with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
         there.send((error, value))
+
+
+def _end_with_parent() -> None:
+    """What a driver that was killed has asked for is wanted no more, and might hang."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -2,9 +2,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jobs import cli
@@ -144,16 +146,29 @@ def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, demo_assets: Path)
     assert "Traceback" not in done.stderr
 
 
+def has_begun_to_start_ray(process: "subprocess.Popen[str]") -> bool:
+    """Waits for Ray's first processes."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if any(
+            child.name() in ("gcs_server", "raylet") for child in psutil.Process(process.pid).children(recursive=True)
+        ):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("phase", ["resolving", "starting Ray"])
 def test_a_run_that_is_stopped_before_it_has_begun_says_how_to_go_on(
-    number: signal.Signals, tmp_path: Path, tiny_checkpoint: Path
+    number: signal.Signals, phase: str, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
     recipe = write_recipe(tmp_path, tiny_checkpoint)
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs", "generate", str(recipe), "--store", str(tmp_path / "store")],
         cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": "local"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -161,7 +176,14 @@ def test_a_run_that_is_stopped_before_it_has_begun_says_how_to_go_on(
     )
     assert process.stdout is not None
     assert "finding shards" in process.stdout.readline()
-    os.killpg(process.pid, number)
+    assert phase == "resolving" or has_begun_to_start_ray(process)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "stopped; what is committed stands: run the same command again to go on\n"
+    assert errors.endswith("stopped; what is committed stands: run the same command again to go on\n")
+    assert len(errors.splitlines()) == 1
+
+
+def test_closed_streams_are_no_defect(tmp_path: Path) -> None:
+    command = f"'{sys.executable}' -m jobs status '{tmp_path}' >&- 2>&-"
+    assert subprocess.run(command, shell=True, cwd=ROOT, check=False).returncode == 2

@@ -121,7 +121,7 @@ def test_the_job_writes_a_figure_a_source_and_json(tmp_path: Path, tiny_checkpoi
         targets={"other": tmp_path / "other.safetensors"},
         attacks='attacks = ["mi"]\n[budget]\nsteps = 1',
     )
-    recipe.write_text(recipe.read_text().replace('"tiny"', '"tiny/one"'))
+    recipe.write_text(recipe.read_text().replace('name = "tiny"\nmodel', 'name = "tiny/one"\nmodel'))
     curvature_cli = ["curvature", str(recipe), "--out", str(tmp_path / "out"), "--limit", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["gnp", *curvature_cli])

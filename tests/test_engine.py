@@ -181,11 +181,13 @@ def test_two_runs_that_fill_a_cluster_and_fail_on_the_same_shards_both_end(
 
 def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(4)])
-    slow = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=600),))
+    slow = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=3000),))
     planned, done, killed = resolve(slow), threading.Event(), set[int]()
 
+    ledger = Ledger(Storage(str(tmp_path / "store"), create=True))
+
     def kill_idle_scorers() -> None:
-        while not done.wait(0.1) and len(killed) < engine.ATTEMPTS:
+        while not done.wait(0.1) and len(killed) < engine.ATTEMPTS and not list(ledger.units("adversarial")):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     # A scorer that waits for its first item is called by its class alone.

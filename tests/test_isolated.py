@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 
 from pipeline.errors import CapacityError, MissingError
 from pipeline.isolated import isolated
+
+ROOT = Path(__file__).parents[1]
 
 
 def quit_with(code: int) -> None:
@@ -38,18 +41,18 @@ def sleep_and_tell(path: Path) -> None:
 
 
 def test_it_returns_what_the_function_does_from_another_process() -> None:
-    assert isolated(os.getpid, what="asking") != os.getpid()
-    assert isolated(partial(divide, 4), what="dividing") == 0.25
+    assert isolated(os.getpid, what="asking", minutes=1) != os.getpid()
+    assert isolated(partial(divide, 4), what="dividing", minutes=1) == 0.25
 
 
 def test_what_a_user_can_mend_comes_back_as_it_was() -> None:
     with pytest.raises(MissingError, match=r"^s3://b/k: no such object$"):
-        isolated(refuse, what="refusing")
+        isolated(refuse, what="refusing", minutes=1)
 
 
 def test_a_defect_comes_back_with_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError) as raised:
-        isolated(partial(divide, 0), what="dividing")
+        isolated(partial(divide, 0), what="dividing", minutes=1)
     assert "in divide" in raised.value.__notes__[0]
 
 
@@ -59,30 +62,53 @@ ENDS = [(kill_itself, "killed by signal 9; out of memory?"), (partial(quit_with,
 @pytest.mark.parametrize(("end", "how"), ENDS)
 def test_a_process_that_dies_is_an_error_with_a_reason(end: partial[None], how: str) -> None:
     with pytest.raises(CapacityError, match=re.escape(f"loading the models: its process died ({how})")):
-        isolated(end, what="loading the models")
+        isolated(end, what="loading the models", minutes=1)
 
 
 def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    with pytest.raises(CapacityError, match=r"^loading the models took longer than 0\.05 minutes$"):
-        isolated(partial(sleep_and_tell, tmp_path / "pid"), what="loading the models", minutes=0.05)
+    with pytest.raises(CapacityError, match=r"^loading the models took longer than 0\.2 minutes$"):
+        isolated(partial(sleep_and_tell, tmp_path / "pid"), what="loading the models", minutes=0.2)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
-def test_ctrl_c_ends_it_with_its_caller_and_says_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def asked(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own group that has a function called that sleeps; the caller's pid is in the file `pid`."""
     code = (
         "import sys\nfrom functools import partial\nfrom pathlib import Path\nfrom pipeline.isolated import isolated\n"
         "from tests.test_isolated import sleep_and_tell\n"
-        "try:\n    isolated(partial(sleep_and_tell, Path(sys.argv[1])), what='x')\n"
+        "try:\n    isolated(partial(sleep_and_tell, Path(sys.argv[1])), what='x', minutes=1)\n"
         "except KeyboardInterrupt:\n    sys.exit(130)\n"
     )
-    asked = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "pid")], stderr=subprocess.PIPE, start_new_session=True
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "pid")], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
     )
     until = time.monotonic() + 60
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < until
         time.sleep(0.05)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, within a while."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_ctrl_c_ends_it_with_its_caller_and_says_nothing(asked: subprocess.Popen[bytes], tmp_path: Path) -> None:
     os.killpg(asked.pid, signal.SIGINT)  # as a terminal does
     _, errors = asked.communicate(timeout=60)
     assert (asked.returncode, errors) == (130, b"")
-    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_it_does_not_outlive_a_caller_that_was_killed(asked: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    asked.kill()
+    assert is_gone(int((tmp_path / "pid").read_text()))

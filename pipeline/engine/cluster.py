@@ -4,8 +4,10 @@ import logging
 import os
 import signal
 import threading
+from unittest import mock
 
 import ray
+from ray._private import utils as ray_utils
 from ray._private.state import state as ray_state  # the only way to hear of nodes that are about to be preempted
 
 from pipeline.errors import CapacityError
@@ -24,12 +26,13 @@ def connect(address: str | None) -> list[Node]:
         dashboard = False if where == "local" else None
         before = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address=where, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+            with mock.patch.object(ray_utils, "set_sigterm_handler"):  # Ray's ends the process at once, with code 15
+                ray.init(address=where, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
         except (ValueError, ConnectionError, RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CapacityError(f"no Ray at {where}: {reason}") from error
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray's own handler ends the process at once, with code 15
+            signal.signal(signal.SIGTERM, before)  # its C++ side has set one as well
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0)) for node in resources if node.get("CPU")]
 

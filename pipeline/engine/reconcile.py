@@ -85,7 +85,7 @@ def run(
     plan_id = ledger.record_plan(outline.described)
     if retry_failed:
         retry = partial(_retry_quarantined, prepared, storage.url)
-        for line in isolated(retry, what="trying quarantined images again"):
+        for line in isolated(retry, what="trying quarantined images again", minutes=pools.item_minutes):
             on_notice(line)
     committed = ledger.committed(all_scopes(outline))
     listed = _failures(outline, ledger, plan_id, committed, retry=retry_failed)
