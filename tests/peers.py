@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from jobs import assets
 from jobs.curvature import first_images
 from pipeline import codec, config, models
-from pipeline.attack.recipe import build
+from pipeline.attack.recipe import Attack, build
 from pipeline.attack.transforms import VarianceTuning
 from pipeline.attack.views import DiverseInput, Scale
 from pipeline.compare import Comparison
@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "peers"
 EPSILON, STEPS = Fraction(8, 255), 10
 ALPHA = float(EPSILON / STEPS)
+EPSILON_L2 = 3.0
 # Images for what is compared value by value: float64 is slow.
 EXACT = 4
 
@@ -73,7 +74,10 @@ class Pair:
 
 def ours(combination: str, **parts: Any) -> Run:
     """Our attack at the budget of this comparison."""
-    attack = build(combination, epsilon=EPSILON, steps=STEPS, parts=parts)
+    return _keyed(build(combination, epsilon=EPSILON, steps=STEPS, parts=parts))
+
+
+def _keyed(attack: Attack) -> Run:
     return lambda model, images, labels: attack(model, images, labels, [str(index) for index in range(len(images))])
 
 
@@ -83,7 +87,8 @@ def pairs() -> list[Pair]:
 
     def many(name: str, **settings: Any) -> Run:
         def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-            attack = getattr(torchattacks, name)(model, eps=float(EPSILON), alpha=ALPHA, steps=STEPS, **settings)
+            budget = {"eps": float(EPSILON), "alpha": ALPHA, "steps": STEPS}
+            attack = getattr(torchattacks, name)(model, **{**budget, **settings})
             if hasattr(attack, "stacked_kernel"):
                 attack.stacked_kernel = attack.stacked_kernel.to(images)
             made: Tensor = attack(images, labels)
@@ -93,9 +98,8 @@ def pairs() -> list[Pair]:
 
     def one(name: str, **settings: Any) -> Run:
         def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-            attack = getattr(torchattack, name)(
-                model, device=images.device, eps=float(EPSILON), steps=STEPS, **settings
-            )
+            budget = {"eps": float(EPSILON), "steps": STEPS}
+            attack = getattr(torchattack, name)(model, device=images.device, **{**budget, **settings})
             if hasattr(attack, "get_kernel"):
                 kernel = attack.get_kernel().to(images)
                 attack.get_kernel = lambda: kernel
@@ -106,7 +110,13 @@ def pairs() -> list[Pair]:
 
     di, vt = DiverseInput(rate=0.9), VarianceTuning(samples=5)
     forgets = "its momentum holds the last gradient instead of all before it"
+    in_l2 = _keyed(build("i", epsilon=Fraction(EPSILON_L2), steps=STEPS, norm="l2"))
+    still = {"random_start": False}
     return [
+        Pair("I-FGSM", "torchattacks", ours("i"), many("PGD", **still)),
+        Pair("I-FGSM", "torchattack", ours("i"), one("PGD", **still)),
+        Pair("PGD in L2", "torchattacks", in_l2, many("PGDL2", eps=EPSILON_L2, alpha=EPSILON_L2 / STEPS, **still)),
+        Pair("PGD in L2", "torchattack", in_l2, one("PGDL2", eps=EPSILON_L2, **still)),
         Pair("MI-FGSM", "torchattacks", ours("mi"), many("MIFGSM")),
         Pair("MI-FGSM", "torchattack", ours("mi"), one("MIFGSM")),
         Pair("NI-FGSM", "torchattacks", ours("ni"), many("NIFGSM")),
@@ -132,6 +142,7 @@ def pairs() -> list[Pair]:
         Pair("DI-FGSM", "torchattacks", ours("di+i", di=di), many("DIFGSM"), drawn=True),
         Pair("DI-MI-FGSM", "torchattacks", ours("di+mi", di=di), many("DIFGSM", decay=1.0), drawn=True),
         Pair("DI-MI-FGSM", "torchattack", ours("di+mi", di=di), one("DIFGSM", diversity_prob=0.5), drawn=True),
+        Pair("Admix", "torchattack", ours("admix+mi"), one("Admix"), drawn=True),
         Pair("VMI-FGSM", "torchattacks", ours("mi+vt", vt=vt), many("VMIFGSM"), drawn=True),
         Pair("VMI-FGSM", "torchattack", ours("mi+vt", vt=vt), one("VMIFGSM"), drawn=True),
         Pair("VNI-FGSM", "torchattacks", ours("ni+vt", vt=vt), many("VNIFGSM"), drawn=True),

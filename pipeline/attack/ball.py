@@ -1,4 +1,4 @@
-"""The ball around an image that an attack may not leave, and how its norm measures a gradient."""
+"""The ball around an image that an attack may not leave, and the steepest way through it."""
 
 from typing import Literal
 
@@ -8,22 +8,14 @@ from torch import Tensor
 BallNorm = Literal["linf", "l2"]
 
 
-def normalised(gradient: Tensor, norm: BallNorm) -> Tensor:
-    """g/mean|g| per image for L∞, g/‖g‖₂ for L2; zero where the gradient is.
-
-    MI-FGSM's published normalisation is by ‖g‖₁; the mean of |g| differs by a constant factor, which sign does not see.
-    """
-    tiny = torch.finfo(gradient.dtype).tiny
-    if norm == "linf":
-        return gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
-    # Scaled by the largest entry first: the squares of a saturated model's tiny gradients underflow float32.
-    scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
-    return scaled / length(scaled).clamp_min(tiny)
-
-
 def direction(velocity: Tensor, norm: BallNorm) -> Tensor:
-    """The steepest step of unit norm: sign(v), or v/‖v‖₂."""
-    return velocity.sign() if norm == "linf" else normalised(velocity, "l2")
+    """The steepest step of unit norm: sign(v), or v/‖v‖₂; zero where v is."""
+    if norm == "linf":
+        return velocity.sign()
+    # Scaled by the largest entry first: the squares of a saturated model's tiny gradients underflow float32.
+    tiny = torch.finfo(velocity.dtype).tiny
+    scaled = velocity / velocity.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+    return scaled / length(scaled).clamp_min(tiny)
 
 
 def projected(adversarial: Tensor, images: Tensor, epsilon: float, norm: BallNorm) -> Tensor:

@@ -27,10 +27,12 @@ class Iterative:
     """Iterated steps along an accumulated gradient, inside a ball.
 
         y ← x + α·μ·v  with Nesterov's look-ahead, else x
-        v ← μ·v + g/‖g‖,   g = transforms(∇ℓ)(y)               per image; ‖g‖ the mean of |g|, or L2
-        x ← project(x + α·sign(v))                             to the ball and to [0, 1]; L2: x + α·v/‖v‖₂
+        v ← μ·v + g/mean|g|,   g = transforms(∇ℓ)(y)           per image
+        x ← project(x + α·sign(v))                             to the ball and to [0, 1]
 
     FGSM is one step of ε; I-FGSM has decay 0; PGD begins at random; MI-FGSM has decay 1; NI-FGSM looks ahead as well.
+    In an L2 ball the step is α·v/‖v‖₂, and so is the look-ahead, times μ, which is published for L∞ alone. The papers
+    divide g by ‖g‖₁, which is mean|g| times a constant.
 
     Attributes:
         name: What results call the attack.
@@ -142,8 +144,11 @@ class Iterative:
         adversarial, velocity = self._start(images, draws), torch.zeros_like(images)
         for step in range(self.steps):
             draws.begin(step)
-            point = adversarial + step_size * self.decay * velocity if self.nesterov else adversarial
-            velocity = self.decay * velocity + ball.normalised(gradient(point), self.norm)
+            point = self._ahead(adversarial, velocity) if self.nesterov else adversarial
+            found = gradient(point)
+            # Of a gradient that is zero, zero.
+            tiny = torch.finfo(found.dtype).tiny
+            velocity = self.decay * velocity + found / found.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
             moved = adversarial + step_size * ball.direction(velocity, self.norm)
             adversarial = ball.projected(moved, images, epsilon, self.norm)
         # sign(NaN) is 0, so that a broken gradient would pass for a weak attack; a velocity once NaN stays so.
@@ -151,6 +156,10 @@ class Iterative:
         if not all(finite):
             raise FloatingPointError(f"{self.name}: the gradient is not finite on image {keys[finite.index(False)]!r}")
         return adversarial
+
+    def _ahead(self, adversarial: Tensor, velocity: Tensor) -> Tensor:
+        far = velocity if self.norm == "linf" else ball.direction(velocity, self.norm)
+        return adversarial + float(self.step_size) * self.decay * far
 
     def _start(self, images: Tensor, draws: Draws) -> Tensor:
         if not self.random_start:
@@ -200,7 +209,7 @@ class Noise:
         if self.norm == "linf":
             noise = draws.signs(*images.shape[1:])
         else:
-            noise = ball.normalised(draws.normal(*images.shape[1:]), "l2")
+            noise = ball.direction(draws.normal(*images.shape[1:]), "l2")
         return (images + float(self.epsilon) * noise.to(images.dtype)).clamp(0, 1)
 
 
@@ -215,4 +224,4 @@ def _within(draws: Draws, images: Tensor, epsilon: float, norm: BallNorm) -> Ten
         return draws.uniform(*shape, low=-epsilon, high=epsilon).to(images.dtype)
     # In d dimensions the share of the volume within a radius grows as its d-th power.
     radius = draws.uniform().double().pow(1 / shape.numel()).view(-1, 1, 1, 1)
-    return (ball.normalised(draws.normal(*shape), "l2").double() * radius * epsilon).to(images.dtype)
+    return (ball.direction(draws.normal(*shape), "l2").double() * radius * epsilon).to(images.dtype)
