@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.compare import Compared, Comparison, Together
-from pipeline.report import Denominator, Rate, Report, Success, budget
+from pipeline.predictions import Denominator
+from pipeline.rates import PooledRate, Rate
+from pipeline.report import Report, Success, budget
 from pipeline.status import PlanStatus
 
 if TYPE_CHECKING:  # it draws: a look at a store does not wait for that
@@ -124,8 +126,8 @@ def _versus(row: Comparison | Together) -> str:
 def show_grid(grid: "list[Point]", axes: list[str], *, denominator: Denominator, console: Console) -> None:
     """Prints a line for each point of a grid, the strongest last."""
     table = Table(
-        caption=f"success over {_MEANING[denominator]}: rate, count/denominator, 95% Wilson interval; transfer is "
-        "counted over images and targets together, which are not independent",
+        caption=f"success over {_MEANING[denominator]}: rate, count/denominator, 95% interval; transfer counts "
+        "images times targets, and its interval is over images",
         caption_justify="left",
     )
     for name in ("source", *axes, "on the source", "transfer"):
@@ -139,37 +141,50 @@ def show_grid(grid: "list[Point]", axes: list[str], *, denominator: Denominator,
 def _gained(row: Comparison | Together | None) -> str:
     if row is None:
         return "–"
-    if row.gain is None or row.interval is None:
+    if isinstance(row, Together):
+        gain, n, interval, chance = row.gain.rate, row.gain.n, row.gain.interval, ""
+    else:
+        gain, n, interval, chance = row.gain, row.n, row.interval, f", p = {row.p_value:.2g}"
+    if gain is None or interval is None:
         return "0/0"
-    low, high = (f"{round(100 * bound):+d}" for bound in row.interval)
-    chance = f", p = {row.p_value:.2g}" if isinstance(row, Comparison) else ""
-    return f"[bold]{round(100 * row.gain):+d}[/bold] of {row.n}\n[dim]{low} … {high}{chance}[/dim]"
+    low, high = (f"{round(100 * bound):+d}" for bound in interval)
+    return f"[bold]{round(100 * gain):+d}[/bold] of {n}\n[dim]{low} … {high}{chance}[/dim]"
 
 
 def _table(report: Report, dataset: str, denominator: Denominator) -> Table:
     images = report.images[dataset]
     targets = {row.target_id: row for row in report.accuracy if row.dataset == dataset}
+    others = {
+        (row.source_id, row.attack_id): row.rates[denominator] for row in report.transfer if row.dataset == dataset
+    }
     counted = f"{images['n_ok']} images" + (
         f", {images['n_quarantined']} quarantined" if images["n_quarantined"] else ""
     )
     table = Table(
         title=escape(f"{dataset}: {counted}"),
-        caption=f"success over {_MEANING[denominator]}: rate, count/denominator, 95% Wilson interval",
+        caption=f"success over {_MEANING[denominator]}: rate, count/denominator, 95% interval"
+        + ("; all others but the source: images times targets, the interval over images" if others else ""),
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("source → attack, ε", overflow="fold")
+    if others:
+        table.add_column("all others", justify="right", overflow="fold")
     for target in targets.values():
         table.add_column(f"{escape(target.target)}\n[dim]{target.policy}[/dim]", justify="right", overflow="fold")
-    table.add_row("clean accuracy", *(_cell(target.correct) for target in targets.values()), end_section=True)
+    blank = ["–"] if others else []
+    table.add_row("clean accuracy", *blank, *(_cell(target.correct) for target in targets.values()), end_section=True)
     attacks: dict[tuple[str, str], dict[str, Success]] = {}
     for row in report.success:
         if row.dataset == dataset:
             attacks.setdefault((row.source_id, row.attack_id), {})[row.target_id] = row
     for rows in sorted(attacks.values(), key=lambda rows: _strength(rows, denominator)):
         first = next(iter(rows.values()))
+        together = [_cell(others.get((first.source_id, first.attack_id), PooledRate()))] if others else []
         cells = [_cell(rows[target].rates[denominator]) if target in rows else "–" for target in targets]
-        table.add_row(f"{escape(first.source)} →\n[bold]{escape(first.attack)}[/bold], {first.budget}", *cells)
+        table.add_row(
+            f"{escape(first.source)} →\n[bold]{escape(first.attack)}[/bold], {first.budget}", *together, *cells
+        )
     return table
 
 
@@ -179,7 +194,7 @@ def _strength(rows: dict[str, Success], denominator: Denominator) -> tuple[str, 
     return next(iter(rows.values())).source_id, sum(rates) / len(rates)
 
 
-def _cell(rate: Rate) -> str:
+def _cell(rate: Rate | PooledRate) -> str:
     if rate.rate is None or rate.interval is None:
         return "0/0"
     low, high = rate.interval

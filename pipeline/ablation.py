@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,8 +14,9 @@ import matplotlib.figure
 from pipeline.attack.recipe import TRANSFORMS, VIEWS
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger, Unit
-from pipeline.predictions import networks
-from pipeline.report import Denominator, Rate, Report
+from pipeline.predictions import Denominator, networks
+from pipeline.rates import PooledRate, Rate
+from pipeline.report import Report
 
 Value = str | float | int
 # What a figure has room for: along a panel, a line's colour, rows and columns of panels.
@@ -33,7 +35,7 @@ class Point:
         attack: Name of the attack.
         settings: What tells it from the others: setting → value.
         white_box: Success on the source itself, or on an ensemble's members, where they are among the targets.
-        transfer: Success on all other targets together: images times targets, which are not independent of each other.
+        transfer: Success on all other targets together.
     """
 
     dataset: str
@@ -41,7 +43,7 @@ class Point:
     attack: str
     settings: dict[str, Value]
     white_box: Rate
-    transfer: Rate
+    transfer: PooledRate
 
 
 def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denominator = "target") -> list[Point]:
@@ -66,17 +68,24 @@ def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denomina
         raise RecipeError(
             f"attack {attack!r}: {ledger.storage.url} holds no grid of that name; gnp report names the attacks"
         )
-    found: dict[tuple[str, str, str], Point] = {}
+    own: dict[tuple[str, str, str], Rate] = defaultdict(lambda: Rate(0, 0))
     for row in rows:
-        rate, none, target = row.rates[denominator], Rate(0, 0), targets[row.target_id]
-        own, plain = target["digest"] in sources[row.source_id], "defenses" not in target
-        told = {name: value for name, value in named[row.attack_id].items() if name in varying}
-        # The source itself behind a defense is neither.
-        point = Point(row.dataset, row.source, row.attack, told, rate if own and plain else none, none if own else rate)
-        key = (row.dataset, row.source_id, row.attack_id)
-        before = found.get(key)
-        found[key] = point if before is None else _sum(before, point)
-    return list(found.values())
+        target = targets[row.target_id]
+        # The source itself behind a defense is neither white-box nor transfer.
+        if target["digest"] in sources[row.source_id] and "defenses" not in target:
+            own[row.dataset, row.source_id, row.attack_id] += row.rates[denominator]
+    others = {(row.dataset, row.source_id, row.attack_id): row.rates[denominator] for row in report.transfer}
+    return [
+        Point(
+            dataset=row.dataset,
+            source=row.source,
+            attack=row.attack,
+            settings={name: value for name, value in named[row.attack_id].items() if name in varying},
+            white_box=own[key],
+            transfer=others.get(key, PooledRate()),
+        )
+        for key, row in {(row.dataset, row.source_id, row.attack_id): row for row in rows}.items()
+    ]
 
 
 def axes(grid: Sequence[Point]) -> list[str]:
@@ -135,8 +144,12 @@ def draw(grid: Sequence[Point]) -> bytes:
     figure.legend(
         handles, labels if colour else [""] * len(labels), title=title, loc="outside lower center", ncols=len(labels)
     )
+    sizes = sorted({(point.transfer.n, point.transfer.images) for point in grid})
+    pairs, images = (" to ".join(str(n) for n in sorted({some[0], some[-1]})) for some in zip(*sizes, strict=True))
     figure.suptitle(
-        f"{grid[0].attack.partition('[')[0]} from {grid[0].source}, n = {grid[0].transfer.n} images × targets"
+        f"{grid[0].attack.partition('[')[0]} from {grid[0].source}; n = {pairs} pairs of image and target, of {images} "
+        "images; bands: 95%, over images",
+        fontsize=10,
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -153,7 +166,7 @@ def _draw_line(
     axis.fill_between(where, [low for low, _ in bands], [high for _, high in bands], color=colour, alpha=0.12)
 
 
-def _shown(rate: Rate) -> float:
+def _shown(rate: Rate | PooledRate) -> float:
     return math.nan if rate.rate is None else rate.rate
 
 
@@ -168,17 +181,6 @@ def _order(value: Value) -> tuple[float, str]:
         return float(Fraction(str(value))), ""
     except ValueError:
         return math.inf, str(value)
-
-
-def _sum(one: Point, other: Point) -> Point:
-    return Point(
-        one.dataset,
-        one.source,
-        one.attack,
-        one.settings,
-        one.white_box + other.white_box,
-        one.transfer + other.transfer,
-    )
 
 
 def _settings(ledger: Ledger) -> dict[str, dict[str, Value]]:

@@ -13,27 +13,53 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm, t
+from scipy.stats import binomtest, norm
 
 from pipeline.ledger import Ledger, Unit
-from pipeline.predictions import Predictions, all_correct, by_part, joint_targets, networks, predictions
-from pipeline.report import CONFIDENCE, Denominator, Rate
+from pipeline.predictions import (
+    Denominator,
+    Predictions,
+    all_correct,
+    by_part,
+    is_itself,
+    joint_targets,
+    networks,
+    predictions,
+)
+from pipeline.rates import CONFIDENCE, PooledGain, Rate
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One attack against another on the same images.
+class Contest:
+    """One attack against another from one source at one budget.
 
     Attributes:
         dataset: Identity of the images.
-        source: Name of the model attacked.
+        source: Name of the model attacked; empty where it is every one of the store.
         epsilon: Budget on [0, 1], of both.
         norm: Of the budget.
-        target: Name of the model scored.
         attack: Name of the attack.
         base: Name of the other.
         gradients: How many an image costs by the attack, as counted; None of another program's images.
         base_gradients: By the base.
+    """
+
+    dataset: str
+    source: str
+    epsilon: float
+    norm: str
+    attack: str
+    base: str
+    gradients: int | None
+    base_gradients: int | None
+
+
+@dataclass(frozen=True)
+class Comparison(Contest):
+    """On one target, image by image.
+
+    Attributes:
+        target: Name of the model scored.
         both: Images on which both succeed.
         only_attack: Images on which just the attack does.
         only_base: Images on which just the base does.
@@ -41,15 +67,7 @@ class Comparison:
         ids: Identities of source, attack, base and target: names can be alike.
     """
 
-    dataset: str
-    source: str
-    epsilon: float
-    norm: str
     target: str
-    attack: str
-    base: str
-    gradients: int | None
-    base_gradients: int | None
     both: int
     only_attack: int
     only_base: int
@@ -100,72 +118,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Together:
-    """One attack against another on all targets but the source itself.
-
-    Whom one target's error is about, another's often is too, so it is images that the interval is taken over, and not
-    pairs of image and target.
+class Together(Contest):
+    """On all targets but the source itself.
 
     Attributes:
-        dataset: Identity of the images.
-        source: Name of the model attacked; empty where it is every one of the store.
-        epsilon: Budget on [0, 1], of both.
-        norm: Of the budget.
-        attack: Name of the attack.
-        base: Name of the other.
-        gradients: How many an image costs by the attack; None of another program's images.
-        base_gradients: By the base.
         models: How many pairs of source and target.
-        images: Those that count on one of them at least.
-        n: Image by image, the pairs of models that count: their sum.
-        gained: Likewise, those on which just the attack succeeds less those on which just the base does.
-        squares: Sums over images of gained², gained·n and n².
+        gain: Success of the attack less that of the base.
         ids: Identities of source (or empty), attack and base.
     """
 
-    dataset: str
-    source: str
-    epsilon: float
-    norm: str
-    attack: str
-    base: str
-    gradients: int | None
-    base_gradients: int | None
     models: int
-    images: int
-    n: int
-    gained: int
-    squares: tuple[int, int, int]
+    gain: PooledGain
     ids: tuple[str, str, str] = ("", "", "")
 
-    @property
-    def gain(self) -> float | None:
-        """Mean success of the attack less that of the base, or None of no images."""
-        return self.gained / self.n if self.n else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """A 95% interval of the gain, by the linearised variance of a ratio of sums over images.
-
-        To the images two are added, as `Comparison.interval` does, which this is for one target but for the use of t.
-
-        References:
-            Cochran, "Sampling Techniques" (1977), section 6.3: the ratio estimate.
-        """
-        if not self.n:
-            return None
-        each, n = self.n / self.images, self.n + 2 * self.n / self.images
-        middle = self.gained / n
-        gained, both, counted = self.squares
-        spread = gained - 2 * middle * both + middle**2 * counted + each**2 * (1 + 2 * middle**2)
-        reach = t.ppf((1 + CONFIDENCE) / 2, self.images + 1) * math.sqrt(spread) / n
-        return max(-1.0, float(middle - reach)), min(1.0, float(middle + reach))
-
     def __add__(self, other: "Together") -> "Together":
-        first, second, third = (one + another for one, another in zip(self.squares, other.squares, strict=True))
-        counts = {name: getattr(self, name) + getattr(other, name) for name in ("images", "n", "gained")}
-        models = max(self.models, other.models)
-        return replace(self, **counts, models=models, squares=(first, second, third))
+        return replace(self, models=max(self.models, other.models), gain=self.gain + other.gain)
 
 
 @dataclass(frozen=True)
@@ -209,9 +176,7 @@ def compare(ledger: Ledger, *, base: str, denominator: Denominator = "target") -
             key = (*pair.one.scope.split("/"), pair.other.attack)
             each[key] = each[key] + pair.counts if key in each else pair.counts
         others = [
-            pair
-            for pair in pairs
-            if targets[pair.one.target]["digest"] not in sources[pair.one.source] | sources[pair.other.source]
+            pair for pair in pairs if not any(is_itself(unit, sources, targets) for unit in (pair.one, pair.other))
         ]
         for key, some in _alike(others):
             sums = _together(some, source=key[1])
@@ -227,7 +192,10 @@ def to_json(compared: Compared) -> dict[str, Any]:
         "each": [
             {**asdict(row), "gain": row.gain, "interval": row.interval, "p_value": row.p_value} for row in compared.each
         ],
-        "together": [{**asdict(row), "gain": row.gain, "interval": row.interval} for row in compared.together],
+        "together": [
+            {**asdict(row), "gain": {**asdict(row.gain), "rate": row.gain.rate, "interval": row.gain.interval}}
+            for row in compared.together
+        ],
     }
 
 
@@ -252,9 +220,10 @@ def _alike(pairs: Iterable[_Pair]) -> Iterator[tuple[tuple[str, ...], list[_Pair
 
 
 def _together(pairs: list[_Pair], *, source: str) -> Together:
-    gained = np.sum([pair.gained for pair in pairs], axis=0, dtype=np.int64)
-    counted = np.sum([pair.counted for pair in pairs], axis=0, dtype=np.int64)
     first = pairs[0].counts
+    gained, counted = (
+        np.stack(columns).sum(axis=0) for columns in zip(*((each.gained, each.counted) for each in pairs), strict=True)
+    )
     return Together(
         dataset=first.dataset,
         source=first.source if source else "",
@@ -265,10 +234,7 @@ def _together(pairs: list[_Pair], *, source: str) -> Together:
         gradients=first.gradients,
         base_gradients=first.base_gradients,
         models=len(pairs),
-        images=int((counted > 0).sum()),
-        n=int(counted.sum()),
-        gained=int(gained.sum()),
-        squares=(int((gained**2).sum()), int((gained * counted).sum()), int((counted**2).sum())),
+        gain=PooledGain.over(gained, counted),
         ids=(source, *first.ids[1:3]),
     )
 
@@ -283,14 +249,15 @@ def _pairs(
     costs: dict[str, int | None],
 ) -> Iterator[_Pair]:
     """What one part adds."""
-    alike: dict[tuple[Any, ...], list[Predictions]] = defaultdict(list)
+    alike: dict[tuple[Any, ...], list[tuple[Predictions, np.ndarray]]] = defaultdict(list)
     for each in predictions(ledger, units):
-        each.require_images_of(clean[each.unit.target])
-        alike[each.constant("source"), each.unit.target, each.constant("epsilon"), each.constant("norm")].append(each)
-    for (_, target, epsilon, ball), attacks in alike.items():
-        chosen = {"all": np.ones_like(everywhere), "target": clean[target].correct, "joint": everywhere}[denominator]
-        for one in attacks:
-            for other in attacks:
+        counted = each.counted(clean[each.unit.target], everywhere)[denominator]
+        alike[each.constant("source"), each.unit.target, each.constant("epsilon"), each.constant("norm")].append(
+            (each, counted)
+        )
+    for (_, _, epsilon, ball), attacks in alike.items():
+        for one, counted in attacks:
+            for other, _ in attacks:
                 if one is other or not _is_of(other.constant("attack"), base) or _is_of(one.constant("attack"), base):
                     continue
                 ours = None not in (costs[one.unit.attack], costs[other.unit.attack])
@@ -298,18 +265,17 @@ def _pairs(
                     continue  # two models of one name; another program's source is what its user says
                 if not one.table.column("target_class").equals(other.table.column("target_class")):
                     continue  # what one wants is no success of the other
-                counted = chosen & one.attacked
                 mine, theirs = one.fooled & counted, other.fooled & counted
                 counts = Comparison(
                     dataset=one.unit.dataset,
                     source=one.constant("source"),
                     epsilon=epsilon,
                     norm=ball,
-                    target=one.constant("target"),
                     attack=one.constant("attack"),
                     base=other.constant("attack"),
                     gradients=costs[one.unit.attack],
                     base_gradients=costs[other.unit.attack],
+                    target=one.constant("target"),
                     both=int((mine & theirs).sum()),
                     only_attack=int((mine & ~theirs).sum()),
                     only_base=int((theirs & ~mine).sum()),

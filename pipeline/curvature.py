@@ -24,7 +24,7 @@ from pipeline import codec
 from pipeline.attack.recipe import build
 from pipeline.attack.transforms import Form, GradientNormPenalty
 from pipeline.parts import Images
-from pipeline.report import Rate
+from pipeline.rates import Rate
 
 Precision = Literal["float64", "float32", "tf32", "bfloat16"]
 # What approximates the product, as the penalty's forms have it; the look-ahead takes the literal form's points.

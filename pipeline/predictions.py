@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from pipeline import results
 from pipeline.errors import IntegrityError
 from pipeline.ledger import Ledger, Unit
 from pipeline.sample import Part
+
+Denominator = Literal["all", "target", "joint"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,23 @@ class Predictions:
         """Where there was something to reach, (rows,) bool: not where the wanted class is the label itself."""
         wanted = self.table.column("target_class")
         return np.asarray(np.asarray(wanted.fill_null(-1)) != self.column("label"))
+
+    def counted(self, clean: "Predictions", everywhere: np.ndarray) -> dict[Denominator, np.ndarray]:
+        """Which images count under each denominator, (rows,) bool.
+
+        Args:
+            clean: The same target's predictions on the same images, clean.
+            everywhere: Where every target is right when clean, (rows,) bool.
+
+        Raises:
+            IntegrityError: The two files hold different images.
+        """
+        self.require_images_of(clean)
+        return {
+            "all": self.attacked,
+            "target": self.attacked & clean.correct,
+            "joint": self.attacked & everywhere,
+        }
 
     def require_images_of(self, other: "Predictions") -> None:
         """Checks that row by row two files speak of the same images.
@@ -102,6 +121,11 @@ def all_correct(clean: Mapping[str, Predictions], targets: Sequence[str]) -> np.
     if targets:
         return np.asarray(np.logical_and.reduce([clean[target].correct for target in targets]))
     return np.zeros(len(next(iter(clean.values())).correct), bool)
+
+
+def is_itself(unit: Unit, sources: Mapping[str, set[str]], targets: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a target is the model that was attacked, or one of an ensemble: with or without a defense."""
+    return targets[unit.target]["digest"] in sources.get(unit.source, ())
 
 
 def networks(ledger: Ledger) -> tuple[dict[str, set[str]], dict[str, Mapping[str, Any]]]:

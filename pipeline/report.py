@@ -12,49 +12,22 @@ given:
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, overload
+from typing import Any, TypeVar
 
 import numpy as np
-from scipy.stats import binomtest
 
 from pipeline.ledger import Ledger
-from pipeline.predictions import Predictions, all_correct, by_part, joint_targets, predictions
-
-Denominator = Literal["all", "target", "joint"]
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A count over a denominator.
-
-    Attributes:
-        count: How many.
-        n: Of how many.
-    """
-
-    count: int
-    n: int
-
-    @property
-    def rate(self) -> float | None:
-        """count/n, or None over an empty denominator."""
-        return self.count / self.n if self.n else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Wilson's 95% score interval, or None over an empty denominator.
-
-        References:
-            Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
-        """
-        if not self.n:
-            return None
-        found = binomtest(self.count, self.n).proportion_ci(CONFIDENCE, method="wilson")
-        return float(found.low), float(found.high)
-
-    def __add__(self, other: "Rate") -> "Rate":
-        return Rate(self.count + other.count, self.n + other.n)
+from pipeline.predictions import (
+    Denominator,
+    Predictions,
+    all_correct,
+    by_part,
+    is_itself,
+    joint_targets,
+    networks,
+    predictions,
+)
+from pipeline.rates import CONFIDENCE, PooledRate, Rate
 
 
 @dataclass(frozen=True)
@@ -93,6 +66,29 @@ class Success:
         return budget(self.epsilon, self.norm)
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """How one attack from one source does on all targets but that source, together.
+
+    Attributes:
+        dataset: Identity of the images.
+        source: Name of the model attacked.
+        source_id: Its identity.
+        attack: Name of the attack.
+        attack_id: Its identity.
+        targets: How many.
+        rates: Success under each denominator, over pairs of image and target.
+    """
+
+    dataset: str
+    source: str
+    source_id: str
+    attack: str
+    attack_id: str
+    targets: int
+    rates: dict[Denominator, PooledRate]
+
+
 def budget(epsilon: float, norm: str) -> str:
     """ε as people write it: `8/255`, or `3 in L2`."""
     return f"{epsilon * 255:.3g}/255" if norm == "linf" else f"{epsilon:.3g} in L2"
@@ -115,6 +111,7 @@ class Report:
 
     Attributes:
         success: One entry per dataset × source × attack × target.
+        transfer: One entry per dataset × source × attack, where there is a target that is not the source itself.
         accuracy: One entry per dataset × target.
         joint: Dataset → the targets whose clean predictions define the joint denominator.
         images: Dataset → images in, usable, quarantined.
@@ -124,6 +121,7 @@ class Report:
     """
 
     success: list[Success]
+    transfer: list[Transfer]
     accuracy: list[Accuracy]
     joint: dict[str, list[str]]
     images: dict[str, dict[str, int]]
@@ -143,21 +141,30 @@ def summarise(ledger: Ledger) -> Report:
     transfer = list(ledger.units("transfer"))
     ready = [unit for unit in transfer if replace(unit, source="", attack="") in clean]
     joint, attacked = joint_targets(clean), by_part(ready)
+    sources, targets = networks(ledger)
     accuracy: dict[str, Accuracy] = {}
     success: dict[str, Success] = {}
+    together: dict[tuple[str, ...], Transfer] = {}
     for place, units in sorted(by_part(clean).items()):
         tables = {table.unit.target: table for table in predictions(ledger, units)}
         if not tables:
             continue
         everywhere = all_correct(tables, joint[place[0]])
         for table in tables.values():
-            accuracy[table.unit.scope] = _add(accuracy.get(table.unit.scope), _accuracy(table))
+            here, before = _accuracy(table), accuracy.get(table.unit.scope)
+            accuracy[table.unit.scope] = replace(here, correct=here.correct + before.correct) if before else here
+        others: dict[tuple[str, ...], list[_Answers]] = defaultdict(list)
         for table in predictions(ledger, attacked[place]):
-            row = _success(table, tables[table.unit.target], everywhere)
-            success[table.unit.scope] = _add(success.get(table.unit.scope), row)
+            row = _Answers(table, table.counted(tables[table.unit.target], everywhere))
+            success[table.unit.scope] = _add(success.get(table.unit.scope), row.success())
+            if not is_itself(table.unit, sources, targets):
+                others[table.unit.dataset, table.unit.source, table.unit.attack].append(row)
+        for key, rows in others.items():
+            together[key] = _add(together.get(key), _transfer(rows))
     missing = ledger.missing({*ledger.units("original"), *ledger.units("adversarial"), *clean, *transfer})
     return Report(
         success=list(success.values()),
+        transfer=list(together.values()),
         accuracy=list(accuracy.values()),
         joint=joint,
         images=_images(ledger),
@@ -170,14 +177,16 @@ def summarise(ledger: Ledger) -> Report:
 def to_json(report: Report) -> dict[str, Any]:
     """The report as JSON values: every rate with its count, denominator and 95% interval."""
 
-    def plain(rate: Rate) -> dict[str, Any]:
+    def plain(rate: Rate | PooledRate) -> dict[str, Any]:
         return {**asdict(rate), "rate": rate.rate, "interval": rate.interval}
+
+    def row_of(row: Success | Transfer) -> dict[str, Any]:
+        return {**asdict(row), "rates": {name: plain(rate) for name, rate in row.rates.items()}}
 
     return {
         "confidence": CONFIDENCE,
-        "success": [
-            {**asdict(row), "rates": {name: plain(rate) for name, rate in row.rates.items()}} for row in report.success
-        ],
+        "success": [row_of(row) for row in report.success],
+        "transfer": [row_of(row) for row in report.transfer],
         "accuracy": [{**asdict(row), "correct": plain(row.correct)} for row in report.accuracy],
         "joint": report.joint,
         "images": report.images,
@@ -198,50 +207,58 @@ def _accuracy(clean: Predictions) -> Accuracy:
     )
 
 
-def _success(transfer: Predictions, clean: Predictions, everywhere: np.ndarray) -> Success:
-    """What a file of transfer results adds.
+@dataclass(frozen=True)
+class _Answers:
+    """A file of transfer results, and which of its images count under each denominator, (rows,) bool."""
 
-    Args:
-        transfer: The file.
-        clean: The same target's predictions on the same images, clean.
-        everywhere: Where every target is right when clean, (rows,) bool.
+    table: Predictions
+    counted: dict[Denominator, np.ndarray]
 
-    Raises:
-        IntegrityError: The two files hold different images.
-    """
-    transfer.require_images_of(clean)
-    fooled, counted = transfer.fooled, transfer.attacked
-    return Success(
-        dataset=transfer.unit.dataset,
-        source=transfer.constant("source"),
-        source_id=transfer.unit.source,
-        attack=transfer.constant("attack"),
-        attack_id=transfer.unit.attack,
-        epsilon=transfer.constant("epsilon"),
-        norm=transfer.constant("norm"),
-        target=transfer.constant("target"),
-        target_id=transfer.unit.target,
-        policy=transfer.constant("policy"),
+    def success(self) -> Success:
+        """What it adds for its target."""
+        unit, constant, fooled = self.table.unit, self.table.constant, self.table.fooled
+        return Success(
+            dataset=unit.dataset,
+            source=constant("source"),
+            source_id=unit.source,
+            attack=constant("attack"),
+            attack_id=unit.attack,
+            epsilon=constant("epsilon"),
+            norm=constant("norm"),
+            target=constant("target"),
+            target_id=unit.target,
+            policy=constant("policy"),
+            rates={name: _rate(fooled[counted]) for name, counted in self.counted.items()},
+        )
+
+
+def _transfer(rows: list[_Answers]) -> Transfer:
+    """What one part adds for one attack: all its targets but the source."""
+    unit, constant = rows[0].table.unit, rows[0].table.constant
+    return Transfer(
+        dataset=unit.dataset,
+        source=constant("source"),
+        source_id=unit.source,
+        attack=constant("attack"),
+        attack_id=unit.attack,
+        targets=len(rows),
         rates={
-            "all": _rate(fooled[counted]),
-            "target": _rate(fooled[counted & clean.correct]),
-            "joint": _rate(fooled[counted & everywhere]),
+            name: PooledRate.over(
+                np.sum([row.table.fooled & row.counted[name] for row in rows], axis=0),
+                np.sum([row.counted[name] for row in rows], axis=0),
+            )
+            for name in rows[0].counted
         },
     )
 
 
-@overload
-def _add(so_far: Success | None, row: Success) -> Success: ...
-@overload
-def _add(so_far: Accuracy | None, row: Accuracy) -> Accuracy: ...
-def _add(so_far: Success | Accuracy | None, row: Success | Accuracy) -> Success | Accuracy:
+_Row = TypeVar("_Row", Success, Transfer)
+
+
+def _add(so_far: _Row | None, row: _Row) -> _Row:
     """The same row over one part more."""
     if so_far is None:
         return row
-    if isinstance(row, Accuracy):
-        assert isinstance(so_far, Accuracy)
-        return replace(row, correct=so_far.correct + row.correct)
-    assert isinstance(so_far, Success)
     return replace(row, rates={name: so_far.rates[name] + rate for name, rate in row.rates.items()})
 
 

@@ -13,7 +13,8 @@ from pipeline.ablation import Point
 from pipeline.attack.transforms import GradientNormPenalty
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger
-from pipeline.report import Rate, summarise
+from pipeline.rates import PooledRate, Rate
+from pipeline.report import summarise
 from pipeline.storage import Storage
 from tests.samples import attack, resolve, sample, tiny_job, write_shard
 from tests.test_stages import run_all
@@ -26,7 +27,14 @@ def point(beta: float, r: float, epsilon: str = "8/255", steps: int = 10, *, hit
         "epsilon": epsilon,
         "steps": steps,
     }
-    return Point("d", "net", f"gnp+mi[{beta}{r}{epsilon}{steps}]", settings, Rate(9, 10), Rate(hits, 20))
+    return Point(
+        "d",
+        "net",
+        f"gnp+mi[{beta}{r}{epsilon}{steps}]",
+        settings,
+        Rate(9, 10),
+        PooledRate(hits, 20, 10, (5 * hits, 2 * hits, 40)),
+    )
 
 
 GRID = [
@@ -84,7 +92,7 @@ def test_a_grid_is_one_figure(grid: list[Point]) -> None:
 
 def test_more_settings_than_a_figure_has_room_for_are_refused() -> None:
     many = [
-        Point("d", "net", "a[x]", {f"x{index}": value for index in range(5)}, Rate(0, 1), Rate(0, 1))
+        Point("d", "net", "a[x]", {f"x{index}": value for index in range(5)}, Rate(0, 1), PooledRate())
         for value in (1, 2)
     ]
     with pytest.raises(RecipeError, match=r"5 settings vary \(x0, x1, x2, x3, x4\): a figure shows 4"):

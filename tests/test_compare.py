@@ -10,8 +10,9 @@ from scipy.stats import binomtest, norm, t
 
 from jobs import tables
 from pipeline import compare, results
-from pipeline.compare import Comparison, Together
+from pipeline.compare import Comparison
 from pipeline.ledger import Ledger, Unit
+from pipeline.rates import PooledGain
 from pipeline.sample import Part
 from pipeline.storage import Storage
 
@@ -20,7 +21,7 @@ LABELS = np.arange(N) % 10
 
 
 def comparison(only_attack: int, only_base: int, *, both: int = 0, n: int = 100) -> Comparison:
-    return Comparison("d", "net", 8 / 255, "linf", "x", "gnp+mi", "mi", 20, 10, both, only_attack, only_base, n)
+    return Comparison("d", "net", 8 / 255, "linf", "gnp+mi", "mi", 20, 10, "x", both, only_attack, only_base, n)
 
 
 def predicted(wrong: set[int]) -> np.ndarray:
@@ -111,12 +112,6 @@ def test_the_interval_covers_the_gain_as_often_as_it_says() -> None:
         assert 0.93 < held <= 0.99, (one, other, n)
 
 
-def together(gained: np.ndarray, counted: np.ndarray) -> Together:
-    squares = (int((gained**2).sum()), int((gained * counted).sum()), int((counted**2).sum()))
-    sums = (int((counted > 0).sum()), int(counted.sum()), int(gained.sum()))
-    return Together("d", "net", 8 / 255, "linf", "gnp+mi", "mi", 20, 10, 3, *sums, squares)
-
-
 def test_targets_together_are_all_but_the_source_itself(ledger: Ledger) -> None:
     for part in range(2):
         for target, wrong in (("net", {0}), ("y", {5})):
@@ -125,9 +120,9 @@ def test_targets_together_are_all_but_the_source_itself(ledger: Ledger) -> None:
             commit(ledger, "gnp+mi", {0, 1, 2, 5, 6}, part=part, target=target)
     (row,) = (row for row in compare.compare(ledger, base="mi").together if row.base == "mi[steps=10]")
     # In each part: x, right about 38, gives +1 on 5, 6, 7, 8 and -1 on 2; y, right about 39, +1 on 2 and 6.
-    assert (row.source, row.models, row.images, row.n, row.gained) == ("net", 2, 80, 154, 10)
+    assert (row.source, row.models, row.gain.images, row.gain.n, row.gain.count) == ("net", 2, 80, 154, 10)
     # Gained: 0 on 2, +1 on 5 (of one), 7 and 8, +2 on 6. Counted: 1 on 0, 1 and 5, else 2.
-    assert row.squares == (2 * (1 + 1 + 1 + 4), 2 * (1 + 2 + 2 + 4), 2 * (3 + 37 * 4))
+    assert row.gain.squares == (2 * (1 + 1 + 1 + 4), 2 * (1 + 2 + 2 + 4), 2 * (3 + 37 * 4))
 
 
 def test_sources_are_set_together_where_there_are_several(ledger: Ledger) -> None:
@@ -135,7 +130,7 @@ def test_sources_are_set_together_where_there_are_several(ledger: Ledger) -> Non
     commit(ledger, "mi[steps=10]", {1}, source="other")
     commit(ledger, "gnp+mi", {1, 2, 3}, source="other")
     rows = [row for row in compare.compare(ledger, base="mi").together if row.base == "mi[steps=10]"]
-    assert {row.source: (row.models, row.gained, row.n) for row in rows} == {
+    assert {row.source: (row.models, row.gain.count, row.gain.n) for row in rows} == {
         "": (2, 8, 114),
         "net": (1, 6, 76),
         "other": (1, 2, 38),
@@ -147,7 +142,7 @@ def test_sources_are_set_together_where_there_are_several(ledger: Ledger) -> Non
 
 def test_of_one_target_the_interval_is_the_pairs_own_but_for_few_images() -> None:
     gained = np.array([1] * 9 + [-1] * 2 + [0] * 39)
-    pair, all_of_it = comparison(9, 2, n=50).interval, together(gained, np.ones(50, int)).interval
+    pair, all_of_it = comparison(9, 2, n=50).interval, PooledGain.over(gained, np.ones(50)).interval
     assert pair is not None
     assert all_of_it is not None
     wider = float(t.ppf(0.975, 51) / norm.ppf(0.975))
@@ -155,24 +150,7 @@ def test_of_one_target_the_interval_is_the_pairs_own_but_for_few_images() -> Non
     assert np.mean(all_of_it) == pytest.approx(np.mean(pair))
 
 
-@pytest.mark.parametrize(("images", "models", "alike"), [(20, 12, 0.8), (20, 3, 0.3), (200, 10, 0.9)])
-def test_the_interval_of_targets_that_err_together_covers_as_often_as_it_says(
-    images: int, models: int, alike: float
-) -> None:
-    random, chances, held = np.random.default_rng(0), [0.25, 0.1, 0.65], []
-    for _ in range(1500):
-        shared = random.choice([1, -1, 0], p=chances, size=(images, 1))
-        own = random.choice([1, -1, 0], p=chances, size=(images, models))
-        counted = random.random((images, models)) < 0.8
-        gained = np.where(random.random((images, models)) < alike, shared, own) * counted
-        low, high = together(gained.sum(1), counted.sum(1)).interval or (0, 0)
-        held.append(low <= 0.15 <= high)
-    assert 0.93 < np.mean(held) <= 0.985
-
-
 def test_of_no_images_there_is_no_gain() -> None:
-    nowhere = together(np.zeros(0, int), np.zeros(0, int))
-    assert (nowhere.gain, nowhere.interval) == (None, None)
     nothing = comparison(0, 0, n=0)
     assert (nothing.gain, nothing.interval, nothing.p_value) == (None, None, 1)
 

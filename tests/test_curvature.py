@@ -15,7 +15,7 @@ from pipeline import curvature
 from pipeline.attack.transforms import Form
 from pipeline.curvature import Likeness, Reach
 from pipeline.parts import Images
-from pipeline.report import Rate
+from pipeline.rates import Rate
 from tests.samples import CLASSES, sample, write_recipe, write_shard
 
 CPU = torch.device("cpu")

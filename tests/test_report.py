@@ -9,7 +9,8 @@ from jobs import tables
 from pipeline import picture, report, results
 from pipeline.errors import IntegrityError, MissingError
 from pipeline.ledger import Ledger, Unit
-from pipeline.report import Rate, Report
+from pipeline.rates import PooledRate, Rate
+from pipeline.report import Report
 from pipeline.sample import Part
 from pipeline.storage import Storage
 
@@ -56,6 +57,7 @@ def commit_transfer(
     part: int = 0,
     target_class: list[int | None] | None = None,
     keys: list[str] | None = None,
+    digest: str = "",
 ) -> None:
     unit = Unit(DATASET, Part("s", part, 2), "net-id", "mi-id", f"{target}-id")
     rows = {
@@ -68,7 +70,9 @@ def commit_transfer(
         "norm": "linf",
         "target_class": target_class,
     }
-    ledger.commit(unit, results.write(results.TRANSFER, rows), "parquet", {})
+    images = Unit(DATASET, Part("s", part, 2), "net-id", "mi-id")
+    ledger.commit(images, b"", "tar", {"source": {"digest": "net"}})
+    ledger.commit(unit, results.write(results.TRANSFER, rows), "parquet", {"target": {"digest": digest or target}})
 
 
 def rates(found: Report, target: str) -> dict[str, tuple[int, int]]:
@@ -85,6 +89,36 @@ def test_the_three_denominators(ledger: Ledger) -> None:
     assert rates(found, "x") == {"all": (3, 4), "target": (2, 3), "joint": (2, 2)}
     assert rates(found, "y") == {"all": (2, 4), "target": (2, 3), "joint": (1, 2)}
     assert {(row.target, row.correct) for row in found.accuracy} == {("x", Rate(3, 4)), ("y", Rate(3, 4))}
+
+
+def test_all_targets_but_the_source_are_counted_together_image_by_image(ledger: Ledger) -> None:
+    for part in (0, 1):
+        ledger.commit(Unit(DATASET, Part("s", part, 2)), b"", "tar", {"n_in": 4, "n_ok": 4, "n_quarantined": 0})
+        for target, clean in (("x", [0, 1, 2, 9]), ("y", [0, 9, 2, 3]), ("net", [0, 1, 2, 3])):
+            commit_clean(ledger, target, clean, part)
+        commit_transfer(ledger, "x", [9, 1, 9, 9], part=part)
+        commit_transfer(ledger, "y", [9, 1, 2, 9], part=part)
+        commit_transfer(ledger, "net", [9, 9, 9, 9], part=part)
+    (row,) = report.summarise(ledger).transfer
+    assert (row.source, row.attack, row.targets) == ("net", "mi", 2)
+    # a: wrong on both of two; b: on none of one; c: on one of two; d: on one of one.
+    assert row.rates["target"] == PooledRate(8, 12, 8, (2 * (4 + 1 + 1), 2 * (4 + 2 + 1), 2 * (4 + 1 + 4 + 1)))
+    assert {name: (rate.count, rate.n) for name, rate in row.rates.items()} == {
+        "all": (10, 16),
+        "target": (8, 12),
+        "joint": (6, 8),
+    }
+    console = Console(record=True, width=140, file=io.StringIO())
+    tables.show(report.summarise(ledger), denominator="target", console=console)
+    assert "67% 8/12" in console.export_text()
+    told = report.to_json(report.summarise(ledger))["transfer"]
+    assert told[0]["rates"]["target"]["rate"] == pytest.approx(8 / 12)
+
+
+def test_a_defended_or_renamed_source_is_no_other_target(ledger: Ledger) -> None:
+    commit_clean(ledger, "x", [0, 1])
+    commit_transfer(ledger, "x", [9, 9], digest="net")
+    assert report.summarise(ledger).transfer == []
 
 
 def test_parts_add_up(ledger: Ledger) -> None:
@@ -134,7 +168,7 @@ def test_names_are_shown_as_they_are(ledger: Ledger) -> None:
     row = report.Success(
         "d", "net", "n", "gnp[r=0.1][/b]", "m", 8 / 255, "linf", "x", "x", "direct", {"target": Rate(5, 10)}
     )
-    found = Report([row], [], {}, {"d": {"n_in": 1, "n_ok": 1, "n_quarantined": 0}}, 0, 0, 0)
+    found = Report([row], [], [], {}, {"d": {"n_in": 1, "n_ok": 1, "n_quarantined": 0}}, 0, 0, 0)
     console = Console(record=True, width=100, file=io.StringIO())
     tables.show(found, denominator="target", console=console)
     assert "gnp[r=0.1][/b]" in console.export_text()
@@ -171,21 +205,6 @@ def test_an_orphan_is_not_counted(ledger: Ledger) -> None:
     assert report.summarise(ledger) == before
 
 
-@pytest.mark.parametrize(
-    ("count", "n", "low", "high"),
-    # Computed by hand from Wilson's formula with z = 1.959964.
-    [(0, 10, 0.0, 0.27753), (5, 10, 0.23659, 0.76341), (18, 20, 0.69897, 0.97213), (20, 20, 0.83887, 1.0)],
-)
-def test_intervals_are_wilsons(count: int, n: int, low: float, high: float) -> None:
-    found = Rate(count, n).interval
-    assert found == pytest.approx((low, high), abs=1e-4)
-
-
-def test_an_empty_denominator_has_no_rate() -> None:
-    assert Rate(0, 0).rate is None
-    assert Rate(0, 0).interval is None
-
-
 def test_an_empty_store_reports_nothing(ledger: Ledger) -> None:
     found = report.summarise(ledger)
     assert (found.success, found.accuracy, found.images) == ([], [], {})
@@ -203,7 +222,7 @@ def test_a_table_shows_count_denominator_and_interval() -> None:
     accuracy = report.Accuracy("d", "x", "x-id", "direct", Rate(18, 20))
     images = {"d": {"n_in": 21, "n_ok": 20, "n_quarantined": 1}}
     console = Console(record=True, width=100, file=io.StringIO())
-    tables.show(Report([row], [accuracy], {}, images, 2, 1, 7), denominator="target", console=console)
+    tables.show(Report([row], [], [accuracy], {}, images, 2, 1, 7), denominator="target", console=console)
     shown = console.export_text()
     for piece in (
         "50% 5/10",
