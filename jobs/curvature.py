@@ -97,7 +97,7 @@ def show(rows: list[dict[str, Any]], *, title: str, console: Console) -> None:
     table = Table(
         title=escape(title),
         caption="cosine and relative error to the true H·u (float64): medians over images; success over all "
-        "targets but the source together, 95% Wilson interval, of images that the target classifies correctly",
+        "targets but the source, of images that each classifies correctly; 95% interval, over images",
         title_justify="left",
         caption_justify="left",
     )

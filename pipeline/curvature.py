@@ -24,7 +24,7 @@ from pipeline import codec
 from pipeline.attack.recipe import build
 from pipeline.attack.transforms import Form, GradientNormPenalty
 from pipeline.parts import Images
-from pipeline.rates import Rate
+from pipeline.rates import PooledRate, Rate
 
 Precision = Literal["float64", "float32", "tf32", "bfloat16"]
 # What approximates the product, as the penalty's forms have it; the look-ahead takes the literal form's points.
@@ -61,15 +61,15 @@ class Reach:
         form: The penalty's; empty for the attack without it.
         r: Its length.
         precision: Of the source's gradients; targets are scored in float32.
-        target: Name of the model scored.
-        success: Among the images that the target classifies correctly.
+        success: Over all targets, among the images that each classifies correctly.
+        each: The same by target: name → rate.
     """
 
     form: Form | Literal[""]
     r: float
     precision: Precision
-    target: str
-    success: Rate
+    success: PooledRate
+    each: Mapping[str, Rate]
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
@@ -162,18 +162,17 @@ def reaches(
                     )
                 made.append(codec.quantise(found, pixels, epsilon).cpu())
             adversarial = torch.cat(made)
-            for name, model in targets.items():
-                wrong = _answers(model, adversarial, device, batch_size) != images.labels
-                yield Reach(form, r, precision, name, Rate(int((wrong & right[name]).sum()), int(right[name].sum())))
+            wrong = {
+                name: (_answers(model, adversarial, device, batch_size) != images.labels) & right[name]
+                for name, model in targets.items()
+            }
+            each = {name: Rate(int(wrong[name].sum()), int(right[name].sum())) for name in targets}
+            yield Reach(form, r, precision, PooledRate.over(_total(wrong, images), _total(right, images)), each)
 
 
 def table(found: Sequence[Likeness], reached: Sequence[Reach]) -> list[dict[str, Any]]:
     """One row for each form, length and precision: medians over images, success over targets together."""
-    successes: dict[tuple[str, float, str], Rate] = {}
-    for reach in reached:
-        key = (str(reach.form or "without"), reach.r, str(reach.precision))
-        before = successes.get(key, Rate(0, 0))
-        successes[key] = Rate(before.count + reach.success.count, before.n + reach.success.n)
+    successes = {(str(reach.form or "without"), reach.r, str(reach.precision)): reach.success for reach in reached}
     likeness = {(str(each.form), each.r, str(each.precision)): each for each in found}
     rows = []
     for key in dict.fromkeys([*likeness, *successes]):
@@ -298,6 +297,11 @@ def _answers(model: nn.Module, pixels: Tensor, device: torch.device, batch_size:
         return torch.cat(
             [model(codec.to_float(some.to(device))).argmax(dim=1).cpu() for some in torch.split(pixels, batch_size)]
         )
+
+
+def _total(found: Mapping[str, Tensor], images: Images) -> np.ndarray:
+    """Image by image, of how many targets something holds, (N,)."""
+    return np.sum([each.numpy() for each in found.values()], axis=0) if found else np.zeros(len(images.keys), int)
 
 
 def _median(values: Sequence[float]) -> float:

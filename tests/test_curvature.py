@@ -15,7 +15,7 @@ from pipeline import curvature
 from pipeline.attack.transforms import Form
 from pipeline.curvature import Likeness, Reach
 from pipeline.parts import Images
-from pipeline.rates import Rate
+from pipeline.rates import PooledRate, Rate
 from tests.samples import CLASSES, sample, write_recipe, write_shard
 
 CPU = torch.device("cpu")
@@ -92,16 +92,15 @@ def test_the_attack_without_the_penalty_stands_once_a_precision_and_success_is_c
     )
     assert [each.form for each in found if each.precision == "float32"] == ["", *get_args(Form)]
     assert {each.precision for each in found} == {"float32", "bfloat16"}
-    assert all(each.success.n == 4 for each in found)
-    assert found[0].success.count > 0
+    assert all((each.success.n, each.success.images, each.each["itself"].n) == (4, 4, 4) for each in found)
+    assert found[0].success.count == found[0].each["itself"].count > 0
 
 
-def test_a_row_has_both_and_targets_are_counted_together() -> None:
+def test_a_row_has_likeness_and_success() -> None:
     found = [Likeness("literal", 0.1, "float32", (0.5, 0.7, 0.9), (0.1, 0.2, 0.3))]
     reached = [
-        Reach("", 0.0, "float32", "a", Rate(1, 4)),
-        Reach("literal", 0.1, "float32", "a", Rate(2, 4)),
-        Reach("literal", 0.1, "float32", "b", Rate(3, 5)),
+        Reach("", 0.0, "float32", PooledRate(1, 4, 4, (1, 1, 4)), {"a": Rate(1, 4)}),
+        Reach("literal", 0.1, "float32", PooledRate(5, 9, 5, (9, 11, 17)), {"a": Rate(2, 4), "b": Rate(3, 5)}),
     ]
     literal, without = curvature.table(found, reached)
     assert (literal["cosine"], literal["relative_error"], literal["images"]) == (0.7, 0.2, 3)
