@@ -54,10 +54,14 @@ def run(recipe: Path, store: str, out: Path, *, names: list[str], limit: int, co
         others = {name: network for name, (model, network) in targets.items() if model.digest != source.digest}
         models = {source.spec.name: attacked} | others
         ground: list[Ground] = []
-        for name in names or known:
+        made = {name: _images(planned, ledger, source.id, known[name], limit) for name in names or known}
+        most = max((images for images in made.values() if images), key=lambda pair: len(pair[1].keys), default=None)
+        for name, images in made.items():
+            if images is None or most is None or images[1].keys != most[1].keys:
+                console.print(f"{source.spec.name}: {name}: its images are not all made; left out", markup=False)
+                continue
             with console.status(f"{source.spec.name}: {name}"):
-                for pair in _images(planned, ledger, source.id, known[name], limit):
-                    ground += landscape.survey(name, *pair, attacked, models, device=device)
+                ground += landscape.survey(name, *images, attacked, models, device=device)
         if not ground:
             raise MissingError(
                 f"{store}: no images of these attacks from {source.spec.name}; run generate first, but not by --limit, "
@@ -75,8 +79,8 @@ def run(recipe: Path, store: str, out: Path, *, names: list[str], limit: int, co
 
 def _images(
     planned: Plan, ledger: Ledger, source: str, attack: str, limit: int
-) -> list[tuple[parts.Images, parts.Images]]:
-    """The first images of an attack, with their originals: one pair, or none where it has made none."""
+) -> tuple[parts.Images, parts.Images] | None:
+    """Originals of the first images of an attack, and these; None where it has made none."""
     found: list[tuple[parts.Images, parts.Images]] = []
     units = (unit for unit in sorted(ledger.units("adversarial")) if unit.dataset == planned.dataset)
     for unit in (each for each in units if (each.source, each.attack) == (source, attack)):
@@ -84,7 +88,7 @@ def _images(
             break
         original = _read(ledger, replace(unit, source="", attack=""))
         found.append((original, _read(ledger, unit)))
-    return [(_first(limit, [pair[0] for pair in found]), _first(limit, [pair[1] for pair in found]))] if found else []
+    return (_first(limit, [pair[0] for pair in found]), _first(limit, [pair[1] for pair in found])) if found else None
 
 
 def _read(ledger: Ledger, unit: Unit) -> parts.Images:
@@ -118,14 +122,16 @@ def show(rows: list[dict[str, Any]], ranks: list[dict[str, Any]], *, title: str,
         table.add_row(escape(row["attack"]), escape(row["model"]), *numbers, f"{row['fooled']}/{row['n']}")
     console.print(table)
     ranked = Table(
-        title="does flatness on the source go with what happens on the target? (Spearman)",
-        caption="over images and attacks together, which are not independent: p is what it would be if they were",
+        title="does flatness on the source go with what happens on the target? (rank correlations)",
+        caption="ρ over images and attacks together; ρ among the attacks on one image, which is what an attack can "
+        "change, and how often chance alone would be as far from 0",
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("on the source", "target", "on the target", "ρ", "n", "p if independent"):
+    for name in ("on the source", "target", "on the target", "ρ", "ρ within images", "p", "images × attacks"):
         ranked.add_column(name)
     for rank in ranks:
-        told = (f"{rank['rho']:+.2f}", str(rank["n"]), f"{rank['p_if_independent']:.2g}")
-        ranked.add_row(rank["on_the_source"], escape(rank["target"]), rank["on_the_target"], *told)
+        told = (f"{rank['rho']:+.2f}", f"{rank['rho_within']:+.2f}", f"{rank['p_within']:.2g}")
+        size = f"{rank['images']} × {rank['attacks']}"
+        ranked.add_row(rank["on_the_source"], escape(rank["target"]), rank["on_the_target"], *told, size)
     console.print(ranked)

@@ -2,8 +2,8 @@
 
 At each stored adversarial image: how steep and how sharp the loss is, on the source and on every target; the loss along
 a random direction and along the source's gradient; and how much of the perturbation is needed, that is, where on the
-way back to the original a model finds the true class again. Over images and attacks together, ranks tell whether
-flatness here goes with flatness and success there.
+way back to the original a model finds the true class again. Ranks tell whether flatness here goes with flatness and
+success there: over all images and attacks, and among the attacks on one image.
 """
 
 import io
@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor, nn
 
 from pipeline import codec
@@ -28,6 +28,7 @@ OFFSETS = tuple(float(offset) for offset in np.linspace(-6, 6, 25))
 REACH, DIRECTIONS = 2.0, 16
 # Where on the way from the original (0) to the adversarial image (1) and beyond it is looked for the boundary.
 _WAY = tuple(float(share) for share in np.linspace(0, 2, 41))
+_PERMUTATIONS = 2000
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -125,39 +126,54 @@ def table(ground: Sequence[Ground]) -> list[dict[str, Any]]:
     ]
 
 
-def correlations(ground: Sequence[Ground], *, source: str) -> list[dict[str, Any]]:
-    """Spearman's rank correlations, over images and attacks together, of flatness on the source with each target.
+def correlations(ground: Sequence[Ground], *, source: str, seed: int = 0) -> list[dict[str, Any]]:
+    """Rank correlations of flatness on the source with flatness and success on each target.
 
-    Attacks of one image are not independent, and p takes them for it: it is too small, and says so by its name.
+    `rho` is Spearman's, over images and attacks together: that some images are steep for every attack and model is in
+    it. `rho_within` is not touched by that: attacks are ranked image by image, and the ranks, less their mean,
+    correlated over all images. `p_within` says how often that would be as far from 0 if, image by image, which attack
+    goes with which ranks were chance (2,000 draws).
 
     Args:
-        ground: Of every attack.
+        ground: Of every attack, on the same images.
         source: Name of the source among the models.
+        seed: Of the draws.
     """
+    by = {(each.attack, each.model): each for each in ground}
+    attacks = list(dict.fromkeys(each.attack for each in ground))
     found = []
     for target in dict.fromkeys(each.model for each in ground if each.model != source):
-        pairs = [
-            (own, other)
-            for own in ground
-            for other in ground
-            if own.model == source and other.model == target and own.attack == other.attack
-        ]
         for measure in ("slope", "sharpness"):
-            mine = np.concatenate([getattr(own, measure) for own, _ in pairs])
+            mine = np.stack([getattr(by[attack, source], measure) for attack in attacks])
             for what in (measure, "boundary", "fooled"):
-                theirs = np.concatenate([getattr(other, what).astype(float) for _, other in pairs])
-                rho, p = (math.nan, math.nan) if len(set(theirs)) < 2 else spearmanr(mine, theirs)
+                theirs = np.stack([getattr(by[attack, target], what).astype(float) for attack in attacks])
+                within, p = _within(mine, theirs, np.random.default_rng(seed))
                 found.append(
                     {
                         "target": target,
                         "on_the_source": measure,
                         "on_the_target": what,
-                        "rho": float(rho),
-                        "p_if_independent": float(p),
-                        "n": len(mine),
+                        "rho": float(spearmanr(mine.ravel(), theirs.ravel())[0]) if np.ptp(theirs) else math.nan,
+                        "rho_within": within,
+                        "p_within": p,
+                        "images": mine.shape[1],
+                        "attacks": len(attacks),
                     }
                 )
     return found
+
+
+def _within(mine: np.ndarray, theirs: np.ndarray, random: np.random.Generator) -> tuple[float, float]:
+    """The correlation of ranks taken image by image, (attacks, images) each, and its p by permutation."""
+    first, second = (rankdata(values, axis=0) for values in (mine, theirs))
+    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
+    scale = math.sqrt(float((first**2).sum() * (second**2).sum()))
+    if not scale:
+        return math.nan, math.nan
+    rho = float((first * second).sum()) / scale
+    drawn = [float((random.permuted(first, axis=0) * second).sum()) / scale for _ in range(_PERMUTATIONS)]
+    as_far = sum(abs(each) >= abs(rho) - 1e-12 for each in drawn)
+    return rho, (1 + as_far) / (1 + _PERMUTATIONS)
 
 
 def draw(ground: Sequence[Ground], *, title: str) -> bytes:

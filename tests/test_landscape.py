@@ -91,8 +91,28 @@ def test_ranks_are_taken_over_images_and_attacks_together() -> None:
     assert found["t", "sharpness", "fooled"]["rho"] == pytest.approx(-0.894, abs=1e-3)
     assert found["u", "slope", "slope"]["rho"] == pytest.approx(-1)
     assert math.isnan(found["u", "slope", "fooled"]["rho"]), "where all are alike there are no ranks"
-    assert found["t", "slope", "slope"]["n"] == 4
+    assert (found["t", "slope", "slope"]["images"], found["t", "slope", "slope"]["attacks"]) == (2, 2)
+    assert found["t", "slope", "slope"]["rho_within"] == pytest.approx(1)
+    assert found["u", "slope", "slope"]["rho_within"] == pytest.approx(-1)
     assert landscape.draw(some, title="x").startswith(b"\x89PNG")
+
+
+def test_among_attacks_on_one_image_what_all_its_attacks_share_does_not_count() -> None:
+    random = np.random.default_rng(0)
+    steep = 100 * random.random(30)  # of the images, on every model
+    chance, alike = [], []
+    for name in "abcdef":
+        own = random.random(30)
+        chance += [ground(name, "s", list(steep + own), [True] * 30)]
+        chance += [ground(name, "t", list(steep + random.random(30)), [True] * 30)]
+        alike += [chance[-2], ground(name, "t", list(steep - own), [True] * 30)]
+    (one, *_), (other, *_) = (landscape.correlations(some, source="s") for some in (chance, alike))
+    assert one["rho"] > 0.99
+    assert abs(one["rho_within"]) < 0.25
+    assert one["p_within"] > 0.05
+    assert other["rho"] > 0.99, "images hide that within each of them it is the other way round"
+    assert other["rho_within"] == pytest.approx(-1)
+    assert other["p_within"] == pytest.approx(1 / 2001)
 
 
 def test_the_job_surveys_what_a_store_holds(
@@ -129,5 +149,10 @@ def test_the_job_surveys_what_a_store_holds(
     }
     assert {rank["target"] for rank in told["correlations"]} == {"other"}
     assert (tmp_path / "out" / "landscape-tiny.png").read_bytes().startswith(b"\x89PNG")
+    half = next(unit for unit in sorted(Ledger(store).units("adversarial"), reverse=True) if "mi" in unit.attack)
+    store.delete([half.marker])
+    assert gnp("--limit", "6")[0] == 0
+    (told,) = json.loads((tmp_path / "out" / "landscape.json").read_text())["sources"]
+    assert {row["attack"] for row in told["rows"]} == {"i"}, "what is half made is left out"
     code, said = gnp("--attack", "pgd")
     assert (code, said.strip()) == (2, "error: attack 'pgd': the recipe has i, mi")
