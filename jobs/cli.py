@@ -156,7 +156,8 @@ def report(
 def compare(
     store: Store,
     base: Annotated[str, typer.Option(help="Name of the attack that the others are held against.")] = "mi",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON instead of tables and figures.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the figures, one a dataset and source.")] = Path("."),
     denominator: Annotated[
         Literal["all", "target", "joint"],
         typer.Option(help="Which images are counted; see `gnp report`."),
@@ -165,10 +166,12 @@ def compare(
     """Sets attacks beside a base attack on the same images: gain, its 95% interval, McNemar's p, and what each costs.
 
     Only attacks from the same source at the same budget are compared; of a base with several numbers of steps, each.
-    On each target; on all but the source itself together; and, where there are several sources, from all of these.
+    On each target; on all but the source itself together; and, where there are several sources, from all of these. The
+    figures have each attack beside the base that costs about as much.
     """
     from jobs import tables
     from pipeline import compare as comparing
+    from pipeline import forest
 
     ledger = _open(store)
     compared = comparing.compare(ledger, base=base, denominator=denominator)
@@ -178,6 +181,11 @@ def compare(
         raise MissingError(f"{store}: no attack here can be set beside {base!r}; gnp report names the attacks")
     else:
         tables.show_comparisons(compared, denominator=denominator, console=console)
+        grouped: dict[tuple[str, str], list[comparing.Together]] = {}
+        for row in compared.together:
+            grouped.setdefault((row.dataset, row.source or "every source"), []).append(row)
+        for (dataset, source), rows in grouped.items():
+            _write(out, f"compare {base} {source} {dataset}", forest.draw(rows, base=base))
         tables.show_missing(ledger.missing({unit for kind in KINDS for unit in ledger.units(kind)}), console=console)
 
 
@@ -198,12 +206,9 @@ def ablation(
     ledger = _open(store)
     found = grid.points(ledger, summarise(ledger), attack=attack, denominator=denominator)
     tables.show_grid(found, grid.axes(found), denominator=denominator, console=console)
-    out.mkdir(parents=True, exist_ok=True)
     for dataset, source in dict.fromkeys((point.dataset, point.source) for point in found):
         some = [point for point in found if (point.dataset, point.source) == (dataset, source)]
-        path = out / f"{file_name(f'ablation {attack} {source} {dataset}')}.png"
-        path.write_bytes(grid.draw(some))
-        sys.stdout.write(f"{path}\n")
+        _write(out, f"ablation {attack} {source} {dataset}", grid.draw(some))
 
 
 @app.command()
@@ -386,6 +391,14 @@ def shards(
 def file_name(text: str) -> str:
     """Text in characters that any file system takes."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", text)
+
+
+def _write(folder: Path, name: str, picture: bytes) -> None:
+    """A figure, and where it lies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{file_name(name)}.png"
+    path.write_bytes(picture)
+    sys.stdout.write(f"{path}\n")
 
 
 def _open(store: str) -> Ledger:

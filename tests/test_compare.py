@@ -1,15 +1,17 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from scipy.stats import binomtest, norm, t
 
-from jobs import tables
-from pipeline import compare, results
+from jobs import cli, tables
+from pipeline import compare, forest, results
 from pipeline.compare import Comparison
 from pipeline.ledger import Ledger, Unit
 from pipeline.rates import PooledGain
@@ -148,6 +150,30 @@ def test_of_one_target_the_interval_is_the_pairs_own_but_for_few_images() -> Non
     wider = float(t.ppf(0.975, 51) / norm.ppf(0.975))
     assert np.diff(all_of_it) == pytest.approx(np.diff(pair) * wider)
     assert np.mean(all_of_it) == pytest.approx(np.mean(pair))
+
+
+def test_the_figure_has_each_attack_beside_the_base_nearest_in_cost(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in range(2):
+        commit(ledger, "mi[steps=10]", {0}, part=part, epsilon=4 / 255)
+    rows = compare.compare(ledger, base="mi").together
+    assert {(row.attack, row.base, row.epsilon) for row in forest.beside(rows)} == {
+        ("gnp+mi", "mi[steps=20]", 8 / 255),
+        ("gnp+mi", "mi[steps=10]", 4 / 255),
+    }
+    foreign = [replace(row, gradients=None) for row in rows]
+    assert {row.base for row in forest.beside(foreign)} == {"mi[steps=20]", "mi[steps=10]"}, "or the costliest"
+    out = tmp_path / "out"
+    ledger.record_plan({"dataset": DATASET, "shards": ["s"], "sources": [], "attacks": [], "targets": []})
+    monkeypatch.setattr("sys.argv", ["gnp", "compare", ledger.storage.url, "--base", "mi", "--out", str(out)])
+    assert cli.run() == 0
+    (picture,) = out.iterdir()
+    assert str(picture) in capsys.readouterr().out
+    assert picture.name == f"compare-mi-net-{DATASET}.png"
+    image = np.asarray(Image.open(picture).convert("RGB"))
+    assert min(image.shape[:2]) > 200
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
 
 
 def test_of_no_images_there_is_no_gain() -> None:
