@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from jobs.leave import leave
-from pipeline.errors import GnpError, MissingError
+from pipeline.errors import GnpError, MissingError, RecipeError
 from pipeline.ledger import KINDS, Ledger
 from pipeline.storage import Storage
 
@@ -180,12 +180,13 @@ def compare(
     elif not compared.each:
         raise MissingError(f"{store}: no attack here can be set beside {base!r}; gnp report names the attacks")
     else:
+        folder = _folder(out)
         tables.show_comparisons(compared, denominator=denominator, console=console)
         grouped: dict[tuple[str, str], list[comparing.Together]] = {}
         for row in compared.together:
-            grouped.setdefault((row.dataset, row.source or "every source"), []).append(row)
+            grouped.setdefault((row.dataset, row.ids[0] or "every source"), []).append(row)
         for (dataset, source), rows in grouped.items():
-            _write(out, f"compare {base} {source} {dataset}", forest.draw(rows, base=base))
+            _write(folder, f"compare {base} {source} {dataset}", forest.draw(rows, base=base, denominator=denominator))
         tables.show_missing(ledger.missing({unit for kind in KINDS for unit in ledger.units(kind)}), console=console)
 
 
@@ -203,12 +204,12 @@ def ablation(
     from pipeline import ablation as grid
     from pipeline.report import summarise
 
-    ledger = _open(store)
+    ledger, folder = _open(store), _folder(out)
     found = grid.points(ledger, summarise(ledger), attack=attack, denominator=denominator)
     tables.show_grid(found, grid.axes(found), denominator=denominator, console=console)
-    for dataset, source in dict.fromkeys((point.dataset, point.source) for point in found):
-        some = [point for point in found if (point.dataset, point.source) == (dataset, source)]
-        _write(out, f"ablation {attack} {source} {dataset}", grid.draw(some))
+    for dataset, source in dict.fromkeys((point.dataset, point.source_id) for point in found):
+        some = [point for point in found if (point.dataset, point.source_id) == (dataset, source)]
+        _write(folder, f"ablation {attack} {source} {dataset}", grid.draw(some, denominator=denominator))
 
 
 @app.command()
@@ -227,7 +228,7 @@ def curvature(
     """
     from jobs.curvature import run
 
-    run(recipe, out, limit=limit, console=console)
+    run(recipe, _folder(out), limit=limit, console=console)
 
 
 @app.command()
@@ -250,7 +251,7 @@ def landscape(
     """
     from jobs.landscape import run
 
-    run(recipe, store, out, names=attack or [], limit=limit, console=console)
+    run(recipe, _open(store), _folder(out), names=attack or [], limit=limit, console=console)
 
 
 @app.command()
@@ -393,9 +394,21 @@ def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", text)
 
 
+def _folder(out: Path) -> Path:
+    """The folder of an option, made before hours of work end at it.
+
+    Raises:
+        RecipeError: It cannot be one.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"--out {out}: cannot be made a folder ({error.strerror})") from error
+    return out
+
+
 def _write(folder: Path, name: str, picture: bytes) -> None:
     """A figure, and where it lies."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{file_name(name)}.png"
     path.write_bytes(picture)
     sys.stdout.write(f"{path}\n")

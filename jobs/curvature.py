@@ -1,6 +1,5 @@
 """The curvature analysis of a recipe's sources: a table, a picture and JSON."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs import strict
 from pipeline import codec, config, curvature, models, parts, shards
+from pipeline.attack.iterate import Iterative
 from pipeline.errors import RecipeError, SampleError
 from pipeline.models import ModelSpec
 from pipeline.parts import Images
@@ -22,17 +23,23 @@ def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
     """Analyses each source that is a single model; writes to a folder.
 
     Raises:
-        GnpError: The recipe, its shards or its weights cannot be used.
+        GnpError: The recipe, its shards or its weights cannot be used; or no source is a single model, or no attack
+            has an L∞ budget.
     """
     loaded = config.load(recipe)
     job = loaded.job(limit=limit)
+    attack = next((each for each in job.attacks if isinstance(each, Iterative) and each.norm == "linf"), None)
+    specs = [spec for spec in job.sources if isinstance(spec, ModelSpec)]
+    if attack is None or not specs:
+        wanted = "an attack in an L∞ ball, for its budget" if specs else "a source that is one model, no ensemble"
+        raise RecipeError(f"{recipe}: curvature needs {wanted}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, classes = first_images(job.data, limit), job.data.classes
-    budget = next(loaded.budget.points(loaded.attacks[0][0]))
-    out.mkdir(parents=True, exist_ok=True)
-    targets = {spec.name: models.load(spec, classes=classes).to(device) for spec in job.targets}
+    # Behind a defense a network would count twice.
+    plain = [spec for spec in job.targets if not spec.defenses]
+    targets = {spec.name: models.load(spec, classes=classes).to(device) for spec in plain}
     told = []
-    for spec in (each for each in job.sources if isinstance(each, ModelSpec)):
+    for spec in specs:
         source = models.load(spec, classes=classes).to(device)
         others = {name: model for name, model in targets.items() if model.digest != source.digest}
         with console.status(f"{spec.name}: products"):
@@ -44,13 +51,13 @@ def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
                     others,
                     images,
                     device=device,
-                    epsilon=budget.epsilon,
-                    steps=budget.steps,
+                    epsilon=attack.epsilon,
+                    steps=attack.steps,
                     batch_size=job.batch_size,
                 )
             )
         rows = curvature.table(found, reached)
-        said = f"{spec.name}, {len(images.keys)} images, ε = {budget.epsilon}, T = {budget.steps}"
+        said = f"{spec.name}, {len(images.keys)} images, ε = {attack.epsilon}, T = {attack.steps}"
         show(rows, title=said, console=console)
         path = out / f"curvature-{spec.name.replace('/', '-')}.png"
         path.write_bytes(curvature.draw(found, reached, title=said))
@@ -58,14 +65,14 @@ def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
         told.append({"source": spec.name, "rows": rows, "reaches": [asdict(reach) for reach in reached]})
     about = {
         "images": len(images.keys),
-        "epsilon": str(budget.epsilon),
-        "steps": budget.steps,
+        "epsilon": str(attack.epsilon),
+        "steps": attack.steps,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "targets": list(targets),
         "sources": told,
     }
-    (out / "curvature.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "curvature.json").write_text(strict.dumps(about))
 
 
 def first_images(data: DataSpec, limit: int) -> Images:

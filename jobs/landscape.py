@@ -1,6 +1,5 @@
 """The loss around stored adversarial images: a table, ranks, a picture a source, and JSON."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs import strict
 from pipeline import config, landscape, parts, plan, weights
 from pipeline.errors import MissingError, RecipeError
 from pipeline.landscape import Ground
 from pipeline.ledger import Ledger, Unit
 from pipeline.plan import Plan
-from pipeline.storage import Storage
 from pipeline.weights import Model
 
 
-def run(recipe: Path, store: str, out: Path, *, names: list[str], limit: int, console: Console) -> None:
+def run(recipe: Path, ledger: Ledger, out: Path, *, names: list[str], limit: int, console: Console) -> None:
     """Surveys the images that a recipe's attacks have made in a store, source by source; writes to a folder.
 
     Args:
         recipe: What the store was filled by.
-        store: Where the images lie.
+        ledger: The store where the images lie.
         out: Folder.
         names: Of attacks; all, if none are named.
         limit: Images of each attack, the first.
@@ -34,8 +33,7 @@ def run(recipe: Path, store: str, out: Path, *, names: list[str], limit: int, co
         RecipeError: The recipe names no such attack.
         MissingError: The store holds none of their images.
     """
-    storage = Storage(store)
-    ledger, planned = Ledger(storage), plan.resolve(config.load(recipe).job(), storage)
+    storage, planned = ledger.storage, plan.resolve(config.load(recipe).job(), ledger.storage)
     known = {attack.name: identity for identity, attack in planned.attacks.items()}
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -45,11 +43,12 @@ def run(recipe: Path, store: str, out: Path, *, names: list[str], limit: int, co
     # Through a defense there is no gradient to speak of.
     plain = [model for model in planned.targets if "defenses" not in model.identity]
     targets = {model.spec.name: (model, weights.load(model, storage, classes=classes).to(device)) for model in plain}
-    out.mkdir(parents=True, exist_ok=True)
     told = []
-    for source in planned.sources:
-        if not isinstance(source, Model):
-            continue  # an ensemble's loss is that of no one model
+    # An ensemble's loss is that of no one model.
+    single = [source for source in planned.sources if isinstance(source, Model)]
+    if not single:
+        raise RecipeError(f"{recipe}: landscape needs a source that is one model, no ensemble")
+    for source in single:
         attacked = weights.load(source, storage, classes=classes).to(device)
         others = {name: network for name, (model, network) in targets.items() if model.digest != source.digest}
         models = {source.spec.name: attacked} | others
@@ -64,8 +63,8 @@ def run(recipe: Path, store: str, out: Path, *, names: list[str], limit: int, co
                 ground += landscape.survey(name, *images, attacked, models, device=device)
         if not ground:
             raise MissingError(
-                f"{store}: no images of these attacks from {source.spec.name}; run generate first, but not by --limit, "
-                "which makes other data (data.limit in the recipe serves both)"
+                f"{storage.url}: no images of these attacks from {source.spec.name}; run generate first, but not by "
+                "--limit, which makes other data (data.limit in the recipe serves both)"
             )
         rows, ranks = landscape.table(ground), landscape.correlations(ground, source=source.spec.name)
         title = f"{source.spec.name}, {len(ground[0].fooled)} images"
@@ -74,7 +73,7 @@ def run(recipe: Path, store: str, out: Path, *, names: list[str], limit: int, co
         path.write_bytes(landscape.draw(ground, title=f"median loss around the images made on {title}"))
         console.print(path, highlight=False)
         told.append({"source": source.spec.name, "rows": rows, "correlations": ranks})
-    (out / "landscape.json").write_text(json.dumps({"store": storage.url, "sources": told}, indent=1) + "\n")
+    (out / "landscape.json").write_text(strict.dumps({"store": storage.url, "sources": told}))
 
 
 def _images(
@@ -110,8 +109,9 @@ def show(rows: list[dict[str, Any]], ranks: list[dict[str, Any]], *, title: str,
     """Prints the medians of each attack and model, and the rank correlations."""
     table = Table(
         title=escape(title),
-        caption="medians at the adversarial image: ‖∇ℓ‖₂; the largest change of the loss within an L2 of "
-        f"{landscape.REACH:g}; and the share of the perturbation at which the true class is lost (inf: never)",
+        caption="medians at the adversarial image, over images that the model classifies correctly when clean: ‖∇ℓ‖₂; "
+        f"the largest change of the loss at an L2 of {landscape.REACH:g}, in {landscape.DIRECTIONS} directions; and "
+        "the share of the perturbation at which the true class is lost (inf: not at twice of it)",
         title_justify="left",
         caption_justify="left",
     )
@@ -123,8 +123,9 @@ def show(rows: list[dict[str, Any]], ranks: list[dict[str, Any]], *, title: str,
     console.print(table)
     ranked = Table(
         title="does flatness on the source go with what happens on the target? (rank correlations)",
-        caption="ρ over images and attacks together; ρ among the attacks on one image, which is what an attack can "
-        "change, and how often chance alone would be as far from 0",
+        caption="over images that the target classifies correctly when clean: ρ of images and attacks together; ρ "
+        "among the attacks on one image, which is what an attack can change; and how often chance would make that as "
+        "far from 0 on other such images. Of other attacks p says nothing",
         title_justify="left",
         caption_justify="left",
     )

@@ -8,19 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.compare import Compared, Comparison, Together
-from pipeline.predictions import Denominator
+from pipeline.predictions import COUNTED, Denominator
 from pipeline.rates import PooledRate, Rate
 from pipeline.report import Report, Success, budget
 from pipeline.status import PlanStatus
 
 if TYPE_CHECKING:  # it draws: a look at a store does not wait for that
     from pipeline.ablation import Point
-
-_MEANING: dict[Denominator, str] = {
-    "all": "all images",
-    "target": "images that the target classifies correctly when clean",
-    "joint": "images that every target classifies correctly when clean",
-}
 
 
 def tables(report: Report, *, denominator: Denominator) -> Group:
@@ -79,7 +73,7 @@ def show_status(plans: list[PlanStatus], *, console: Console) -> None:
 def show_comparisons(compared: Compared, *, denominator: Denominator, console: Console) -> None:
     """Prints a table per source and budget, attacks down, targets across; then one per budget over all sources."""
     caption = (
-        f"points gained over the base on {_MEANING[denominator]}, 95% interval, McNemar's p (of {len(compared.each)} "
+        f"points gained over the base on {COUNTED[denominator]}, 95% interval, McNemar's p (of {len(compared.each)} "
         "comparisons, not adjusted for their number); gradients an image in brackets. Of several models together, "
         "images times models are counted, and the interval is over images"
     )
@@ -126,7 +120,7 @@ def _versus(row: Comparison | Together) -> str:
 def show_grid(grid: "list[Point]", axes: list[str], *, denominator: Denominator, console: Console) -> None:
     """Prints a line for each point of a grid, the strongest last."""
     table = Table(
-        caption=f"success over {_MEANING[denominator]}: rate, count/denominator, 95% interval; transfer counts "
+        caption=f"success over {COUNTED[denominator]}: rate, count/denominator, 95% interval; transfer counts "
         "images times targets, and its interval is over images",
         caption_justify="left",
     )
@@ -162,7 +156,7 @@ def _table(report: Report, dataset: str, denominator: Denominator) -> Table:
     )
     table = Table(
         title=escape(f"{dataset}: {counted}"),
-        caption=f"success over {_MEANING[denominator]}: rate, count/denominator, 95% interval"
+        caption=f"success over {COUNTED[denominator]}: rate, count/denominator, 95% interval"
         + ("; all others but the source: images times targets, the interval over images" if others else ""),
         title_justify="left",
         caption_justify="left",

@@ -3,7 +3,6 @@
 import io
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,8 +13,8 @@ import matplotlib.figure
 from pipeline.attack.recipe import TRANSFORMS, VIEWS
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger, Unit
-from pipeline.predictions import Denominator, networks
-from pipeline.rates import PooledRate, Rate
+from pipeline.predictions import COUNTED, Denominator
+from pipeline.rates import PooledRate
 from pipeline.report import Report
 
 Value = str | float | int
@@ -34,15 +33,17 @@ class Point:
         source: Name of the model attacked.
         attack: Name of the attack.
         settings: What tells it from the others: setting → value.
+        source_id: Its identity.
         white_box: Success on the source itself, or on an ensemble's members, where they are among the targets.
         transfer: Success on all other targets together.
     """
 
     dataset: str
     source: str
+    source_id: str
     attack: str
     settings: dict[str, Value]
-    white_box: Rate
+    white_box: PooledRate
     transfer: PooledRate
 
 
@@ -59,7 +60,7 @@ def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denomina
         RecipeError: The store holds no such grid.
     """
     rows = [row for row in report.success if row.attack.startswith(f"{attack}[")]
-    settings, (sources, targets) = _settings(ledger), networks(ledger)
+    settings = _settings(ledger)
     named = {row.attack_id: settings[row.attack_id] for row in rows}
     varying = {
         name for one in named.values() for name in one if len({str(each.get(name)) for each in named.values()}) > 1
@@ -68,20 +69,18 @@ def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denomina
         raise RecipeError(
             f"attack {attack!r}: {ledger.storage.url} holds no grid of that name; gnp report names the attacks"
         )
-    own: dict[tuple[str, str, str], Rate] = defaultdict(lambda: Rate(0, 0))
-    for row in rows:
-        target = targets[row.target_id]
-        # The source itself behind a defense is neither white-box nor transfer.
-        if target["digest"] in sources[row.source_id] and "defenses" not in target:
-            own[row.dataset, row.source_id, row.attack_id] += row.rates[denominator]
-    others = {(row.dataset, row.source_id, row.attack_id): row.rates[denominator] for row in report.transfer}
+    own, others = (
+        {(row.dataset, row.source_id, row.attack_id): row.rates[denominator] for row in some}
+        for some in (report.white_box, report.transfer)
+    )
     return [
         Point(
             dataset=row.dataset,
             source=row.source,
+            source_id=row.source_id,
             attack=row.attack,
             settings={name: value for name, value in named[row.attack_id].items() if name in varying},
-            white_box=own[key],
+            white_box=own.get(key, PooledRate()),
             transfer=others.get(key, PooledRate()),
         )
         for key, row in {(row.dataset, row.source_id, row.attack_id): row for row in rows}.items()
@@ -94,11 +93,12 @@ def axes(grid: Sequence[Point]) -> list[str]:
     return sorted(counts, key=lambda name: ("." not in name, -counts[name], name))
 
 
-def draw(grid: Sequence[Point]) -> bytes:
+def draw(grid: Sequence[Point], *, denominator: Denominator) -> bytes:
     """The grid as a PNG: success along the first setting, a colour for each value of the second, panels for the others.
 
     Args:
         grid: Points of one dataset and source.
+        denominator: Which images are counted.
 
     Raises:
         RecipeError: More settings vary than a figure has room for.
@@ -148,7 +148,7 @@ def draw(grid: Sequence[Point]) -> bytes:
     pairs, images = (" to ".join(str(n) for n in sorted({some[0], some[-1]})) for some in zip(*sizes, strict=True))
     figure.suptitle(
         f"{grid[0].attack.partition('[')[0]} from {grid[0].source}; n = {pairs} pairs of image and target, of {images} "
-        "images; bands: 95%, over images",
+        f"images ({COUNTED[denominator]}); bands: 95%, over images",
         fontsize=10,
     )
     buffer = io.BytesIO()
@@ -166,7 +166,7 @@ def _draw_line(
     axis.fill_between(where, [low for low, _ in bands], [high for _, high in bands], color=colour, alpha=0.12)
 
 
-def _shown(rate: Rate | PooledRate) -> float:
+def _shown(rate: PooledRate) -> float:
     return math.nan if rate.rate is None else rate.rate
 
 

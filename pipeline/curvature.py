@@ -10,6 +10,7 @@ achieves. Together they say which form may run in which precision.
 import contextlib
 import copy
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -109,7 +110,7 @@ def likenesses(
                         gradient = _gradient(model, label)
                         low = at if precision == "float64" else at.float()
                         found = _product(gradient, low, along.to(low), form=form, r=lengths[0]).double() / lengths[0]
-                    cosines.append(float(torch.cosine_similarity(found.flatten(), truth.flatten(), dim=0)))
+                    cosines.append(_cosine(found, truth))
                     errors.append(float((found - truth).norm() / truth.norm()))
                 for r in lengths:
                     yield Likeness(form, r, precision, tuple(cosines), tuple(errors))
@@ -297,6 +298,12 @@ def _answers(model: nn.Module, pixels: Tensor, device: torch.device, batch_size:
         return torch.cat(
             [model(codec.to_float(some.to(device))).argmax(dim=1).cpu() for some in torch.split(pixels, batch_size)]
         )
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    """Of the angle between two; NaN where either is zero. torch's takes tiny vectors for shorter than they are."""
+    first, second = one.norm(), other.norm()
+    return float((one / first * (other / second)).sum()) if first and second else math.nan
 
 
 def _total(found: Mapping[str, Tensor], images: Images) -> np.ndarray:

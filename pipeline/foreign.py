@@ -118,6 +118,7 @@ class ForeignAttack:
     norm: BallNorm
     seed: ClassVar[int] = 0
     target_class: ClassVar[None] = None
+    enlargement: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.name) <= 100:

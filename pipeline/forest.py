@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import matplotlib.figure
 
 from pipeline.compare import Together
+from pipeline.predictions import COUNTED, Denominator
 from pipeline.report import budget
 
 _EQUAL, _UNEQUAL = "#0072B2", "#D55E00"
@@ -26,12 +27,13 @@ def beside(rows: Sequence[Together]) -> list[Together]:
     return sorted(found.values(), key=lambda row: row.gain.rate or 0.0)
 
 
-def draw(rows: Sequence[Together], *, base: str) -> bytes:
+def draw(rows: Sequence[Together], *, base: str, denominator: Denominator) -> bytes:
     """A PNG: a panel a budget, a line an attack, its gain and 95% interval; in another colour where costs differ.
 
     Args:
         rows: Of one dataset, from one source or from all together.
         base: What they were held against.
+        denominator: Which images are counted.
     """
     budgets = sorted({(row.epsilon, row.norm) for row in rows})
     panels = {at: beside([row for row in rows if (row.epsilon, row.norm) == at]) for at in budgets}
@@ -56,10 +58,11 @@ def draw(rows: Sequence[Together], *, base: str) -> bytes:
     axes[-1].set_xlabel("points of transfer success gained, 95% interval over images", fontsize=8)
     first = rows[0]
     source = first.source or f"every source ({first.models} source–target pairs)"
-    size = f"n = {first.gain.n}, of {first.gain.images} images"
+    sizes = sorted({row.gain.n for row in rows})
+    size = f"n = {' to '.join(str(n) for n in sorted({sizes[0], sizes[-1]}))}"
     figure.suptitle(
         f"what attacks (left) gain over {base} (right), from {source}; {size}\n"
-        "gradients an image in brackets; blue: as many on both sides",
+        f"{COUNTED[denominator]}, of each target; gradients an image in brackets, blue: as many on both sides",
         fontsize=9,
     )
     buffer = io.BytesIO()

@@ -40,9 +40,11 @@ class Ground:
         attack: Name of the attack.
         model: Name of the model; the source's or a target's.
         slope: ‖∇ℓ‖₂ at each image, (N,).
-        sharpness: The largest change of the loss within `REACH`, over `DIRECTIONS` random directions, (N,).
+        sharpness: The largest change of the loss at a distance of `REACH`, in `DIRECTIONS` random directions, (N,).
+        right: Whether the model classifies the original correctly, (N,) bool; the rest says nothing of an attack.
         boundary: Where on the way from the original to the image the true class is lost, as a share of the
-            perturbation: 0.5, half of it would do; above 1, it does not; infinite, twice of it neither. (N,)
+            perturbation: 0.5, half of it would do; above 1, it does not; infinite, twice of it neither. On the way, as
+            at that distance, pixels may leave [0, 1]. (N,)
         fooled: Whether the model errs on the image, (N,) bool.
         along_random: The loss at `OFFSETS` along one random direction each, (N, K).
         along_gradient: The same along the source's gradient.
@@ -52,6 +54,7 @@ class Ground:
     model: str
     slope: np.ndarray
     sharpness: np.ndarray
+    right: np.ndarray
     boundary: np.ndarray
     fooled: np.ndarray
     along_random: np.ndarray
@@ -98,6 +101,7 @@ def survey(
                 found[name].append(
                     (
                         float((around - here).abs().max()),
+                        not wrong[0],
                         lost,
                         wrong[_WAY.index(1.0)],
                         _losses(model, at + offsets * random[:1], label).cpu().numpy(),
@@ -111,16 +115,14 @@ def survey(
 
 
 def table(ground: Sequence[Ground]) -> list[dict[str, Any]]:
-    """One row an attack and model: medians over images, and how many it errs on."""
+    """One row an attack and model: medians over images that it classifies correctly, and on how many it is fooled."""
     return [
         {
             "attack": each.attack,
             "model": each.model,
-            "slope": float(np.median(each.slope)),
-            "sharpness": float(np.median(each.sharpness)),
-            "boundary": float(np.median(each.boundary)),
-            "fooled": int(each.fooled.sum()),
-            "n": len(each.fooled),
+            **{name: _median(getattr(each, name)[each.right]) for name in ("slope", "sharpness", "boundary")},
+            "fooled": int(each.fooled[each.right].sum()),
+            "n": int(each.right.sum()),
         }
         for each in ground
     ]
@@ -132,7 +134,8 @@ def correlations(ground: Sequence[Ground], *, source: str, seed: int = 0) -> lis
     `rho` is Spearman's, over images and attacks together: that some images are steep for every attack and model is in
     it. `rho_within` is not touched by that: attacks are ranked image by image, and the ranks, less their mean,
     correlated over all images. `p_within` says how often that would be as far from 0 if, image by image, which attack
-    goes with which ranks were chance (2,000 draws).
+    goes with which ranks were chance (2,000 draws): what holds of these attacks, on other images. Images that the
+    target gets wrong when clean do not count.
 
     Args:
         ground: Of every attack, on the same images.
@@ -143,17 +146,18 @@ def correlations(ground: Sequence[Ground], *, source: str, seed: int = 0) -> lis
     attacks = list(dict.fromkeys(each.attack for each in ground))
     found = []
     for target in dict.fromkeys(each.model for each in ground if each.model != source):
+        right = by[attacks[0], target].right
         for measure in ("slope", "sharpness"):
-            mine = np.stack([getattr(by[attack, source], measure) for attack in attacks])
+            mine = np.stack([getattr(by[attack, source], measure)[right] for attack in attacks])
             for what in (measure, "boundary", "fooled"):
-                theirs = np.stack([getattr(by[attack, target], what).astype(float) for attack in attacks])
+                theirs = np.stack([getattr(by[attack, target], what)[right].astype(float) for attack in attacks])
                 within, p = _within(mine, theirs, np.random.default_rng(seed))
                 found.append(
                     {
                         "target": target,
                         "on_the_source": measure,
                         "on_the_target": what,
-                        "rho": float(spearmanr(mine.ravel(), theirs.ravel())[0]) if np.ptp(theirs) else math.nan,
+                        "rho": _spearman(mine, theirs),
                         "rho_within": within,
                         "p_within": p,
                         "images": mine.shape[1],
@@ -161,6 +165,16 @@ def correlations(ground: Sequence[Ground], *, source: str, seed: int = 0) -> lis
                     }
                 )
     return found
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def _spearman(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """NaN where all are alike, or there are none."""
+    apart = min(len(np.unique(mine)), len(np.unique(theirs))) > 1
+    return float(spearmanr(mine.ravel(), theirs.ravel())[0]) if apart else math.nan
 
 
 def _within(mine: np.ndarray, theirs: np.ndarray, random: np.random.Generator) -> tuple[float, float]:

@@ -125,8 +125,12 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 def named(name: str, identity: Mapping[str, Any]) -> str:
     """An identity as it stands in keys: a readable name, then the fingerprint of it all, name included."""
-    slug = re.sub(r"[^A-Za-z0-9._]+", "-", name)
-    return f"{slug}-{fingerprint({'name': name, **identity})}"
+    return f"{slug(name)}-{fingerprint({'name': name, **identity})}"
+
+
+def slug(name: str) -> str:
+    """A name in characters that any store takes."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name)
 
 
 class Ledger:

@@ -4,6 +4,7 @@ Preprocessing lives inside the model, so that attacks and scores see pixels in [
 target resizes and normalises as its own weights expect, under a policy that stands in every row of the results.
 """
 
+import copy
 import difflib
 import hashlib
 import logging
@@ -203,6 +204,12 @@ class Classifier(nn.Module):
             interpolation=self.preprocessing["interpolation"],
         )
 
+    def enlarged(self, rate: float) -> "Classifier":
+        """The same network, for an input `rate` times as large: it must be one that takes several sizes."""
+        larger = copy.copy(self)
+        larger.preprocessing = {**self.preprocessing, "input_size": int(self.preprocessing["input_size"] * rate)}
+        return larger
+
     def classify(self, inputs: Tensor) -> Tensor:
         """Logits (B, classes) of images that are at the network's input size, or at another that it takes."""
         normalised = ((inputs - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -343,6 +350,23 @@ def _try_defenses(spec: TargetSpec, classifier: Classifier) -> None:
             answer(classifier, torch.full((1, 3, 224, 224), 0.5), once, Draws(0, ["grey"]))
     except Exception as error:  # a network of one size says so in ways of its own
         raise WeightsError(f"{spec.name}: the network does not take what rp gives it ({_gist(error)})") from error
+
+
+def require_enlarged(name: str, classifier: Classifier, rate: float) -> None:
+    """Tries a source on a larger input than its own, as a view shows it.
+
+    Raises:
+        WeightsError: It takes none.
+    """
+    try:
+        with torch.inference_mode():
+            classifier.enlarged(rate)(torch.full((1, 3, 224, 224), 0.5))
+    except Exception as error:  # a network of one size says so in ways of its own
+        side = classifier.preprocessing["input_size"]
+        raise WeightsError(
+            f"{name}: takes images of {side} x {side} alone, and di shows it larger ones ({_gist(error)}); "
+            'set variant = "resize-back"'
+        ) from error
 
 
 def _preprocessing(spec: ModelSpec, network: nn.Module) -> dict[str, Any]:

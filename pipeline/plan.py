@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline import shards, weights
+from pipeline import models, shards, weights
 from pipeline.attack.recipe import Attack, provenance
 from pipeline.codec import Preparation
 from pipeline.errors import RecipeError
@@ -179,12 +179,17 @@ def preflight(sealed: bytes, storage: Storage) -> None:
     """Loads everything that the workers will load, on the CPU; what cannot be loaded fails here, by name.
 
     Raises:
-        WeightsError: A model's or a purifier's stored weights are gone or damaged, or do not fit.
+        WeightsError: A model's or a purifier's stored weights are gone or damaged, or do not fit; or a source does not
+            take the larger images that an attack shows it.
     """
     plan = unseal(sealed)
     networks = [member for source in plan.sources for member in source.members] + list(plan.targets)
+    attacked = {member.id for source in plan.sources for member in source.members}
+    rates = sorted({attack.enlargement for attack in plan.attacks.values()} - {1.0})
     for model in {model.id: model for model in networks}.values():
-        weights.load(model, storage, classes=plan.job.data.classes)
+        classifier = weights.load(model, storage, classes=plan.job.data.classes)
+        for rate in rates if model.id in attacked else ():
+            models.require_enlarged(model.spec.name, classifier, rate)
     for target in plan.targets:
         weights.load_defenses(target, storage, device=torch.device("cpu"))
 

@@ -9,10 +9,16 @@ import numpy as np
 
 from pipeline import results
 from pipeline.errors import IntegrityError
-from pipeline.ledger import Ledger, Unit
+from pipeline.ledger import Ledger, Unit, slug
 from pipeline.sample import Part
 
 Denominator = Literal["all", "target", "joint"]
+# What each counts, for people.
+COUNTED: dict[Denominator, str] = {
+    "all": "all images",
+    "target": "images that the target classifies correctly when clean",
+    "joint": "images that every target classifies correctly when clean",
+}
 
 
 @dataclass(frozen=True)
@@ -129,13 +135,21 @@ def is_itself(unit: Unit, sources: Mapping[str, set[str]], targets: Mapping[str,
 
 
 def networks(ledger: Ledger) -> tuple[dict[str, set[str]], dict[str, Mapping[str, Any]]]:
-    """Of each source the digests of its weights, of an ensemble's several; of each target its identity."""
-    attacked = {unit.source: unit for unit in ledger.units("adversarial")}
-    sources = {
-        marker.unit.source: {
-            each.get("digest", "") for each in marker.fact("source").get("ensemble", [marker.fact("source")])
-        }
-        for marker in ledger.markers(attacked.values())
-    }
+    """Of each source the digests of its weights, of an ensemble's several; of each target its identity.
+
+    What another program attacked is known by what its user called it: the targets of that name or tag are it.
+    """
     scored = {unit.target: unit for unit in ledger.units("transfer")}
-    return sources, {marker.unit.target: marker.fact("target") for marker in ledger.markers(scored.values())}
+    told = {marker.unit.target: marker.fact("target") for marker in ledger.markers(scored.values())}
+    attacked = {unit.source: unit for unit in ledger.units("adversarial")}
+    sources = {}
+    for marker in ledger.markers(attacked.values()):
+        source = marker.fact("source")
+        sources[marker.unit.source] = {
+            each["digest"] for each in source.get("ensemble", [source]) if "digest" in each
+        } | {target["digest"] for unit, target in told.items() if _is_called(unit, target, source.get("told"))}
+    return sources, told
+
+
+def _is_called(unit: str, target: Mapping[str, Any], name: str | None) -> bool:
+    return name is not None and (name == target.get("model") or slug(name) == unit.rpartition("-")[0])

@@ -67,8 +67,8 @@ class Success:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """How one attack from one source does on all targets but that source, together.
+class Overall:
+    """How one attack from one source does on several targets together.
 
     Attributes:
         dataset: Identity of the images.
@@ -111,7 +111,8 @@ class Report:
 
     Attributes:
         success: One entry per dataset × source × attack × target.
-        transfer: One entry per dataset × source × attack, where there is a target that is not the source itself.
+        transfer: One entry per dataset × source × attack: on all targets that are not the source itself.
+        white_box: Likewise: on those that are, or are one of an ensemble, and not behind a defense.
         accuracy: One entry per dataset × target.
         joint: Dataset → the targets whose clean predictions define the joint denominator.
         images: Dataset → images in, usable, quarantined.
@@ -121,7 +122,8 @@ class Report:
     """
 
     success: list[Success]
-    transfer: list[Transfer]
+    transfer: list[Overall]
+    white_box: list[Overall]
     accuracy: list[Accuracy]
     joint: dict[str, list[str]]
     images: dict[str, dict[str, int]]
@@ -144,7 +146,7 @@ def summarise(ledger: Ledger) -> Report:
     sources, targets = networks(ledger)
     accuracy: dict[str, Accuracy] = {}
     success: dict[str, Success] = {}
-    together: dict[tuple[str, ...], Transfer] = {}
+    together: dict[tuple[str, ...], Overall] = {}
     for place, units in sorted(by_part(clean).items()):
         tables = {table.unit.target: table for table in predictions(ledger, units)}
         if not tables:
@@ -153,18 +155,21 @@ def summarise(ledger: Ledger) -> Report:
         for table in tables.values():
             here, before = _accuracy(table), accuracy.get(table.unit.scope)
             accuracy[table.unit.scope] = replace(here, correct=here.correct + before.correct) if before else here
-        others: dict[tuple[str, ...], list[_Answers]] = defaultdict(list)
+        alike: dict[tuple[str, ...], list[_Answers]] = defaultdict(list)
         for table in predictions(ledger, attacked[place]):
             row = _Answers(table, table.counted(tables[table.unit.target], everywhere))
             success[table.unit.scope] = _add(success.get(table.unit.scope), row.success())
-            if not is_itself(table.unit, sources, targets):
-                others[table.unit.dataset, table.unit.source, table.unit.attack].append(row)
-        for key, rows in others.items():
-            together[key] = _add(together.get(key), _transfer(rows))
+            itself = is_itself(table.unit, sources, targets)
+            if not (itself and "defenses" in targets[table.unit.target]):  # the source behind a defense is neither
+                unit, kind = table.unit, "white-box" if itself else "transfer"
+                alike[kind, unit.dataset, unit.source, unit.attack].append(row)
+        for key, rows in alike.items():
+            together[key] = _add(together.get(key), _overall(rows))
     missing = ledger.missing({*ledger.units("original"), *ledger.units("adversarial"), *clean, *transfer})
     return Report(
         success=list(success.values()),
-        transfer=list(together.values()),
+        transfer=[row for key, row in together.items() if key[0] == "transfer"],
+        white_box=[row for key, row in together.items() if key[0] == "white-box"],
         accuracy=list(accuracy.values()),
         joint=joint,
         images=_images(ledger),
@@ -180,13 +185,14 @@ def to_json(report: Report) -> dict[str, Any]:
     def plain(rate: Rate | PooledRate) -> dict[str, Any]:
         return {**asdict(rate), "rate": rate.rate, "interval": rate.interval}
 
-    def row_of(row: Success | Transfer) -> dict[str, Any]:
+    def row_of(row: Success | Overall) -> dict[str, Any]:
         return {**asdict(row), "rates": {name: plain(rate) for name, rate in row.rates.items()}}
 
     return {
         "confidence": CONFIDENCE,
         "success": [row_of(row) for row in report.success],
         "transfer": [row_of(row) for row in report.transfer],
+        "white_box": [row_of(row) for row in report.white_box],
         "accuracy": [{**asdict(row), "correct": plain(row.correct)} for row in report.accuracy],
         "joint": report.joint,
         "images": report.images,
@@ -232,10 +238,10 @@ class _Answers:
         )
 
 
-def _transfer(rows: list[_Answers]) -> Transfer:
-    """What one part adds for one attack: all its targets but the source."""
+def _overall(rows: list[_Answers]) -> Overall:
+    """What one part adds for one attack on several targets."""
     unit, constant = rows[0].table.unit, rows[0].table.constant
-    return Transfer(
+    return Overall(
         dataset=unit.dataset,
         source=constant("source"),
         source_id=unit.source,
@@ -252,13 +258,15 @@ def _transfer(rows: list[_Answers]) -> Transfer:
     )
 
 
-_Row = TypeVar("_Row", Success, Transfer)
+_Row = TypeVar("_Row", Success, Overall)
 
 
 def _add(so_far: _Row | None, row: _Row) -> _Row:
     """The same row over one part more."""
     if so_far is None:
         return row
+    if isinstance(row, Overall) and isinstance(so_far, Overall):
+        row = replace(row, targets=max(row.targets, so_far.targets))
     return replace(row, rates={name: so_far.rates[name] + rate for name, rate in row.rates.items()})
 
 

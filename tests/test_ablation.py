@@ -13,7 +13,7 @@ from pipeline.ablation import Point
 from pipeline.attack.transforms import GradientNormPenalty
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger
-from pipeline.rates import PooledRate, Rate
+from pipeline.rates import PooledRate
 from pipeline.report import summarise
 from pipeline.storage import Storage
 from tests.samples import attack, resolve, sample, tiny_job, write_shard
@@ -30,9 +30,10 @@ def point(beta: float, r: float, epsilon: str = "8/255", steps: int = 10, *, hit
     return Point(
         "d",
         "net",
+        "net-1",
         f"gnp+mi[{beta}{r}{epsilon}{steps}]",
         settings,
-        Rate(9, 10),
+        PooledRate(9, 10, 10, (9, 9, 10)),
         PooledRate(hits, 20, 10, (5 * hits, 2 * hits, 40)),
     )
 
@@ -85,18 +86,18 @@ def test_settings_of_the_attack_come_before_those_of_the_budget() -> None:
     "grid", [GRID, GRID[:1] + GRID[18:19], [each for each in GRID if each.settings["steps"] == 10]]
 )
 def test_a_grid_is_one_figure(grid: list[Point]) -> None:
-    image = np.asarray(Image.open(io.BytesIO(ablation.draw(grid))).convert("RGB"))
+    image = np.asarray(Image.open(io.BytesIO(ablation.draw(grid, denominator="target"))).convert("RGB"))
     assert min(image.shape[:2]) > 300
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
 
 
 def test_more_settings_than_a_figure_has_room_for_are_refused() -> None:
     many = [
-        Point("d", "net", "a[x]", {f"x{index}": value for index in range(5)}, Rate(0, 1), PooledRate())
+        Point("d", "net", "net-1", "a[x]", {f"x{index}": value for index in range(5)}, PooledRate(), PooledRate())
         for value in (1, 2)
     ]
     with pytest.raises(RecipeError, match=r"5 settings vary \(x0, x1, x2, x3, x4\): a figure shows 4"):
-        ablation.draw(many)
+        ablation.draw(many, denominator="target")
 
 
 def test_the_table_has_a_line_for_each_point() -> None:

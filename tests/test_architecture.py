@@ -69,7 +69,7 @@ LAYERS: dict[str, set[str]] = {
     "curvature": {"attack", "codec", "parts", "rates"},
     "landscape": {"attack", "codec", "parts"},
     "compare": {"ledger", "predictions", "rates"},
-    "forest": {"compare", "report"},
+    "forest": {"compare", "predictions", "report"},
     "ablation": {"attack", "errors", "ledger", "predictions", "rates", "report"},
     "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards", "storage"},
     "picture": {"errors", "ledger", "parts", "report", "results"},

@@ -170,7 +170,7 @@ def test_the_figure_has_each_attack_beside_the_base_nearest_in_cost(
     assert cli.run() == 0
     (picture,) = out.iterdir()
     assert str(picture) in capsys.readouterr().out
-    assert picture.name == f"compare-mi-net-{DATASET}.png"
+    assert picture.name == f"compare-mi-net-1-{DATASET}.png"
     image = np.asarray(Image.open(picture).convert("RGB"))
     assert min(image.shape[:2]) > 200
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jobs import cli
+from jobs import cli, strict
 from pipeline import config, landscape, plan
 from pipeline.landscape import OFFSETS, REACH, Ground
 from pipeline.ledger import Ledger
@@ -71,10 +71,11 @@ def test_an_image_that_fools_nobody_has_its_boundary_beyond_or_nowhere() -> None
     assert np.isinf(far.boundary).all()
 
 
-def ground(attack: str, model: str, values: list[float], fooled: list[bool]) -> Ground:
+def ground(attack: str, model: str, values: list[float], fooled: list[bool], right: list[bool] | None = None) -> Ground:
     array = np.array(values)
     lines = np.zeros((len(values), len(OFFSETS)))
-    return Ground(attack, model, array, array, array, np.array(fooled), lines, lines)
+    kept = np.ones(len(values), bool) if right is None else np.array(right)
+    return Ground(attack, model, array, array, kept, array, np.array(fooled), lines, lines)
 
 
 def test_ranks_are_taken_over_images_and_attacks_together() -> None:
@@ -95,6 +96,26 @@ def test_ranks_are_taken_over_images_and_attacks_together() -> None:
     assert found["t", "slope", "slope"]["rho_within"] == pytest.approx(1)
     assert found["u", "slope", "slope"]["rho_within"] == pytest.approx(-1)
     assert landscape.draw(some, title="x").startswith(b"\x89PNG")
+
+
+def test_images_that_a_model_gets_wrong_when_clean_say_nothing_of_an_attack() -> None:
+    right = [True, True, False]
+    some = [
+        ground("a", "s", [1, 2, 3], [True] * 3),
+        ground("b", "s", [2, 3, 4], [True] * 3),
+        ground("a", "t", [1, 2, 9], [True, False, True], right),
+        ground("b", "t", [2, 3, 0], [True, False, True], right),
+    ]
+    row = landscape.table(some)[2]
+    assert (row["slope"], row["fooled"], row["n"]) == (1.5, 1, 2)
+    first = landscape.correlations(some, source="s")[0]
+    assert (first["rho"], first["images"]) == (pytest.approx(1), 2)
+    nobody = [ground(name, model, [1, 2], [True] * 2, [False] * 2) for name in "ab" for model in "st"]
+    assert math.isnan(landscape.table(nobody)[0]["slope"])
+    assert math.isnan(landscape.correlations(nobody, source="s")[0]["rho"])
+    assert strict.dumps({"a": [math.nan, {"b": -math.inf}], "c": (1.5, None, "NaN")}) == (
+        '{\n "a": [\n  null,\n  {\n   "b": null\n  }\n ],\n "c": [\n  1.5,\n  null,\n  "NaN"\n ]\n}\n'
+    )
 
 
 def test_among_attacks_on_one_image_what_all_its_attacks_share_does_not_count() -> None:
@@ -137,6 +158,10 @@ def test_the_job_surveys_what_a_store_holds(
         return cli.run(), capsys.readouterr().err
 
     code, said = gnp()
+    assert (code, "no run has written here" in said) == (2, True)
+    assert not list(store.list()), "a mistyped folder is left alone"
+    Ledger(store).record_plan(plan.resolve(config.load(recipe).job(), store).describe())
+    code, said = gnp()
     assert (code, "no images of these attacks from tiny; run generate first" in said) == (2, True)
     planned = plan.resolve(config.load(recipe).job(), store)
     generator = Generator(planned, Ledger(store), CPU)
@@ -144,9 +169,10 @@ def test_the_job_surveys_what_a_store_holds(
         generator.run(item)
     assert gnp("--limit", "5")[0] == 0
     (told,) = json.loads((tmp_path / "out" / "landscape.json").read_text())["sources"]
-    assert {(row["attack"], row["model"], row["n"]) for row in told["rows"]} == {
-        (attack, model, 5) for attack in ("i", "mi") for model in ("tiny", "other")
+    assert {(row["attack"], row["model"]) for row in told["rows"]} == {
+        (attack, model) for attack in ("i", "mi") for model in ("tiny", "other")
     }
+    assert all(row["n"] < 5 for row in told["rows"]), "an untrained network is seldom right"
     assert {rank["target"] for rank in told["correlations"]} == {"other"}
     assert (tmp_path / "out" / "landscape-tiny.png").read_bytes().startswith(b"\x89PNG")
     half = next(unit for unit in sorted(Ledger(store).units("adversarial"), reverse=True) if "mi" in unit.attack)

@@ -1,5 +1,6 @@
 import os
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipeline import models
+from pipeline.attack.ensemble import Ensemble
+from pipeline.attack.recipe import build
+from pipeline.attack.views import DiverseInput
 from pipeline.errors import RecipeError, WeightsError
 from pipeline.models import ModelSpec, TargetSpec
 from tests.samples import CLASSES
@@ -142,3 +146,29 @@ def test_a_network_of_one_size_is_not_put_behind_random_padding(tmp_path: Path) 
     models.load(plain, classes=CLASSES)
     with pytest.raises(WeightsError, match="vit: the network does not take what rp gives it"):
         models.load(replace(plain, defense="bits+rp"), classes=CLASSES)
+
+
+def test_a_view_that_does_not_resize_back_shows_the_network_itself_the_larger_image(tiny_checkpoint: Path) -> None:
+    classifier = models.load(tiny(tiny_checkpoint, input_size=32), classes=CLASSES)
+    seen: list[tuple[int, ...]] = []
+    classifier.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    parts = {"di": DiverseInput(variant="no-resize-back", rate=1.25)}
+    attack = build("i+di", epsilon=Fraction(8, 255), steps=1, parts=parts)
+    images, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    for source in (classifier, Ensemble([classifier, classifier])):
+        seen.clear()
+        attack(source, images, labels, ["a", "b"])
+        assert set(seen) == {(2, 3, 40, 40)}
+    seen.clear()
+    attack(classifier, torch.rand(2, 3, 48, 48), labels, ["a", "b"])
+    assert seen == [(2, 3, 40, 40)], "an image of another size at the network's, and enlarged as much"
+
+
+def test_a_network_of_one_size_is_refused_by_name(tiny_checkpoint: Path) -> None:
+    models.require_enlarged("tiny", models.load(tiny(tiny_checkpoint), classes=CLASSES), 1.1)
+    vit = models.Classifier(
+        timm.create_model("test_vit", num_classes=CLASSES, dynamic_img_size=False),
+        {"policy": "direct", "input_size": 160, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
+    )
+    with pytest.raises(WeightsError, match=r'vit: takes images of 160 x 160 alone.*set variant = "resize-back"'):
+        models.require_enlarged("vit", vit, 1.1)

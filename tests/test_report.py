@@ -58,6 +58,7 @@ def commit_transfer(
     target_class: list[int | None] | None = None,
     keys: list[str] | None = None,
     digest: str = "",
+    source: dict[str, str] | None = None,
 ) -> None:
     unit = Unit(DATASET, Part("s", part, 2), "net-id", "mi-id", f"{target}-id")
     rows = {
@@ -71,7 +72,7 @@ def commit_transfer(
         "target_class": target_class,
     }
     images = Unit(DATASET, Part("s", part, 2), "net-id", "mi-id")
-    ledger.commit(images, b"", "tar", {"source": {"digest": "net"}})
+    ledger.commit(images, b"", "tar", {"source": source or {"digest": "net"}})
     ledger.commit(unit, results.write(results.TRANSFER, rows), "parquet", {"target": {"digest": digest or target}})
 
 
@@ -99,6 +100,8 @@ def test_all_targets_but_the_source_are_counted_together_image_by_image(ledger: 
         commit_transfer(ledger, "x", [9, 1, 9, 9], part=part)
         commit_transfer(ledger, "y", [9, 1, 2, 9], part=part)
         commit_transfer(ledger, "net", [9, 9, 9, 9], part=part)
+    (itself,) = report.summarise(ledger).white_box
+    assert (itself.targets, itself.rates["target"].count, itself.rates["target"].n) == (1, 8, 8)
     (row,) = report.summarise(ledger).transfer
     assert (row.source, row.attack, row.targets) == ("net", "mi", 2)
     # a: wrong on both of two; b: on none of one; c: on one of two; d: on one of one.
@@ -119,6 +122,14 @@ def test_a_defended_or_renamed_source_is_no_other_target(ledger: Ledger) -> None
     commit_clean(ledger, "x", [0, 1])
     commit_transfer(ledger, "x", [9, 9], digest="net")
     assert report.summarise(ledger).transfer == []
+
+
+def test_what_another_program_attacked_is_known_by_its_name(ledger: Ledger) -> None:
+    for target in ("x", "y"):
+        commit_clean(ledger, target, [0, 1])
+        commit_transfer(ledger, target, [9, 9], source={"told": "x"})
+    found = report.summarise(ledger)
+    assert [(row.targets, row.rates["all"].n) for row in (*found.transfer, *found.white_box)] == [(1, 2), (1, 2)]
 
 
 def test_parts_add_up(ledger: Ledger) -> None:
@@ -168,7 +179,7 @@ def test_names_are_shown_as_they_are(ledger: Ledger) -> None:
     row = report.Success(
         "d", "net", "n", "gnp[r=0.1][/b]", "m", 8 / 255, "linf", "x", "x", "direct", {"target": Rate(5, 10)}
     )
-    found = Report([row], [], [], {}, {"d": {"n_in": 1, "n_ok": 1, "n_quarantined": 0}}, 0, 0, 0)
+    found = Report([row], [], [], [], {}, {"d": {"n_in": 1, "n_ok": 1, "n_quarantined": 0}}, 0, 0, 0)
     console = Console(record=True, width=100, file=io.StringIO())
     tables.show(found, denominator="target", console=console)
     assert "gnp[r=0.1][/b]" in console.export_text()
@@ -222,7 +233,7 @@ def test_a_table_shows_count_denominator_and_interval() -> None:
     accuracy = report.Accuracy("d", "x", "x-id", "direct", Rate(18, 20))
     images = {"d": {"n_in": 21, "n_ok": 20, "n_quarantined": 1}}
     console = Console(record=True, width=100, file=io.StringIO())
-    tables.show(Report([row], [], [accuracy], {}, images, 2, 1, 7), denominator="target", console=console)
+    tables.show(Report([row], [], [], [accuracy], {}, images, 2, 1, 7), denominator="target", console=console)
     shown = console.export_text()
     for piece in (
         "50% 5/10",

@@ -1,7 +1,7 @@
 """Several sources attacked as one."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Ensemble(nn.Module):
         fuse: What is averaged.
 
     References:
-        Dong et al., "Boosting Adversarial Attacks with Momentum", arXiv 1710.06081, section 3.4 (all three).
+        Dong et al., "Boosting Adversarial Attacks with Momentum", arXiv 1710.06081, section 3.2 (all three).
     """
 
     def __init__(self, members: Sequence[nn.Module], fuse: Fuse = "logits") -> None:
@@ -37,6 +37,23 @@ class Ensemble(nn.Module):
         if self.fuse == "probabilities":
             return said.log_softmax(dim=2).logsumexp(dim=0) - torch.tensor(len(said), device=said.device).log()
         return said.mean(dim=0)
+
+
+@runtime_checkable
+class Resizing(Protocol):
+    """A network that brings images to its input size, and can be had for larger ones."""
+
+    def enlarged(self, rate: float) -> nn.Module:
+        """The same network, for an input `rate` times as large."""
+
+
+def enlarged(model: nn.Module, rate: float) -> nn.Module:
+    """A source, or each of an ensemble, for an input `rate` times as large; what does not resize takes any."""
+    if rate == 1:
+        return model
+    if isinstance(model, Ensemble):
+        return Ensemble([enlarged(member, rate) for member in model.members], model.fuse)
+    return model.enlarged(rate) if isinstance(model, Resizing) else model
 
 
 def members(model: nn.Module) -> int:

@@ -12,10 +12,11 @@ from pipeline.attack import ball
 from pipeline.attack.ball import BallNorm
 from pipeline.attack.batch import Batch, Pool, Tally
 from pipeline.attack.draws import Draws
+from pipeline.attack.ensemble import enlarged
 from pipeline.attack.gradient import loss_gradient
 from pipeline.attack.losses import Loss, objective
 from pipeline.attack.transforms import Transform
-from pipeline.attack.views import View
+from pipeline.attack.views import DiverseInput, View
 
 # Which class a targeted attack wants: the one that the shard holds beside the label, a drawn one other than the label,
 # the one that the source thinks the least likely of the image, or always the same.
@@ -71,6 +72,11 @@ class Iterative:
     views: tuple[View, ...] = ()
     transforms: tuple[Transform, ...] = ()
     seed: int = 0
+
+    @property
+    def enlargement(self) -> float:
+        """How much larger than its input the source is shown images."""
+        return max([view.enlargement for view in self.views if isinstance(view, DiverseInput)], default=1.0)
 
     def target_classes(
         self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str], given: Tensor | None = None
@@ -138,7 +144,8 @@ class Iterative:
         epsilon, step_size = float(self.epsilon), float(self.step_size)
         draws = Draws(self.seed, keys, images.device)
         batch = Batch(labels, draws, pool or Pool(images, labels), epsilon, step_size, self.steps, tally or Tally())
-        gradient = loss_gradient(model, objective(self.loss, labels, target_classes), self.views, batch)
+        shown = enlarged(model, self.enlargement)
+        gradient = loss_gradient(shown, objective(self.loss, labels, target_classes), self.views, batch)
         for transform in self.transforms:
             gradient = transform(gradient, batch)
         adversarial, velocity = self._start(images, draws), torch.zeros_like(images)
@@ -187,6 +194,7 @@ class Noise:
     norm: BallNorm = "linf"
     seed: int = 0
     target_class: ClassVar[None] = None
+    enlargement: ClassVar[float] = 1.0
 
     def target_classes(
         self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str], given: Tensor | None = None

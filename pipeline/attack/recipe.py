@@ -153,7 +153,7 @@ def _base(combination: str, names: list[str]) -> str:
 
 def _require_one_size(made: Mapping[str, View | Transform]) -> None:
     order = list(made)
-    larger = [name for name, part in made.items() if isinstance(part, DiverseInput) and part.enlarges]
+    larger = [name for name, part in made.items() if isinstance(part, DiverseInput) and part.enlargement > 1]
     if larger and "admix" in order and order.index("admix") > order.index(larger[0]):
         raise ValueError(
             "admix after di with variant = 'no-resize-back': its images have another size; name admix first"

@@ -26,13 +26,14 @@ class DiverseInput:
     Attributes:
         rate: As above; N is the image's side.
         probability: How often.
-        variant: `resize-back`: a canvas of rate·N is brought back to N, as later code does. `no-resize-back`: it is
-            what the source sees, and an image that is not chosen fills it. (Published is that the network itself sees
-            the larger image; a source here brings every image to its own input size first.)
+        variant: `resize-back`: a canvas of rate·N is brought back to N, as later code does. `no-resize-back`: the
+            network itself sees the larger canvas, as published; an image that is not chosen fills it, as those of one
+            batch are of one size. Networks of a fixed size are refused.
 
     References:
         Xie et al., "Improving Transferability of Adversarial Examples with Input Diversity", CVPR 2019, arXiv
-        1803.06978, section 3.3: from 299 to [299, 330) by nearest neighbours, probability 0.5, no resizing back.
+        1803.06978, section 3.3: from 299 to [299, 330), probability 0.5, no resizing back. Their code resizes by
+        nearest neighbours, and its canvas is zero on [−1, 1], which is grey; black is what later code has.
     """
 
     rate: float = 1.1
@@ -51,9 +52,9 @@ class DiverseInput:
         return 1
 
     @property
-    def enlarges(self) -> bool:
-        """Whether what comes out is larger than what goes in."""
-        return self.rate > 1 and self.variant == "no-resize-back"
+    def enlargement(self) -> float:
+        """How much larger what comes out is than what goes in."""
+        return max(1.0, self.rate) if self.variant == "no-resize-back" else 1.0
 
     def __call__(self, images: Tensor, number: int, batch: Batch) -> Tensor:
         """Images (B, 3, N, N) as (B, 3, S, S): S = rate·N where that is larger and is not brought back, else N."""

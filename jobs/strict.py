@@ -1,0 +1,18 @@
+"""JSON that every reader takes."""
+
+import json
+import math
+from typing import Any
+
+
+def dumps(value: Any) -> str:
+    """A value as JSON; a number that is not finite, for which JSON has no word, as null."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
