@@ -5,6 +5,7 @@ starts. Data, models, preparation, transforms and pools are the components' own 
 where it lives.
 """
 
+import datetime
 import difflib
 import itertools
 import math
@@ -50,7 +51,7 @@ from pipeline.storage import absolute
 Spec = TypeVar("Spec", bound=ModelSpec)
 
 # Of bounded length: "1e999999999" is a number that takes all of the memory and of the day.
-_NUMBER = re.compile(r"[-+]?[0-9]{0,30}(/[0-9]{1,30}|\.[0-9]{0,30})?([eE][-+]?[0-9]{1,3})?")
+_NUMBER = re.compile(r"(?=[-+.]{0,2}[0-9])[-+]?[0-9]{0,30}(/[0-9]{1,30}|\.[0-9]{0,30})?([eE][-+]?[0-9]{1,3})?")
 
 
 def _tag(value: Any) -> Any:
@@ -107,6 +108,23 @@ def _number(value: Any) -> Fraction:
     raise ValueError(f'{value!r} is no number; write a number, or a fraction such as "16/255"')
 
 
+def _fractions(value: Any) -> Any:
+    """A table whose numbers may be fractions."""
+    if not isinstance(value, dict):
+        return value
+    found = dict(value)
+    for name, item in value.items():
+        if isinstance(item, str) and "/" in item:
+            try:
+                found[name] = float(_number(item))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return found
+
+
+_FRACTIONS = BeforeValidator(_fractions)
+
+
 def budget(text: str, norm: BallNorm) -> Fraction:
     """A budget on [0, 1] as somebody writes it: 16/255, 0.05.
 
@@ -115,9 +133,12 @@ def budget(text: str, norm: BallNorm) -> Fraction:
     """
     try:
         epsilon = _number(text)
-        require_budget(epsilon, norm)
     except ValueError as error:
         raise RecipeError(f"epsilon: {error}") from error
+    try:
+        require_budget(epsilon, norm)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     return epsilon
 
 
@@ -136,6 +157,7 @@ Target = Annotated[TargetSpec, BeforeValidator(_tag), AfterValidator(_known)]
 Ensemble = Annotated[EnsembleSpec, BeforeValidator(_tags), AfterValidator(_all_known)]
 # What pydantic's places call the two kinds of source.
 _KINDS = ("one model", "several models")
+_TITLES = (ModelSpec.__name__, EnsembleSpec.__name__)
 Source = Annotated[
     Annotated[Model, Tag(_KINDS[0])] | Annotated[Ensemble, Tag(_KINDS[1])],
     Discriminator(lambda value: _KINDS[isinstance(value, dict) and "ensemble" in value]),
@@ -219,14 +241,14 @@ class AttackEntry(_Table):
     norm: BallNorm = "linf"
     loss: Loss | None = None
     target_class: Annotated[Wanted | None, BeforeValidator(_wanted)] = None
-    di: DiverseInput | None = None
-    si: Scale | None = None
-    admix: Admix | None = None
-    gnp: GradientNormPenalty | None = None
-    ti: Smoothing | None = None
-    vt: VarianceTuning | None = None
-    pgn: PenalisedNeighbours | None = None
-    rap: ReversePerturbation | None = None
+    di: Annotated[DiverseInput | None, _FRACTIONS] = None
+    si: Annotated[Scale | None, _FRACTIONS] = None
+    admix: Annotated[Admix | None, _FRACTIONS] = None
+    gnp: Annotated[GradientNormPenalty | None, _FRACTIONS] = None
+    ti: Annotated[Smoothing | None, _FRACTIONS] = None
+    vt: Annotated[VarianceTuning | None, _FRACTIONS] = None
+    pgn: Annotated[PenalisedNeighbours | None, _FRACTIONS] = None
+    rap: Annotated[ReversePerturbation | None, _FRACTIONS] = None
 
     @property
     def stepless(self) -> bool:
@@ -260,6 +282,9 @@ def _grid(value: Any) -> Any:
     """One entry of `attacks` as every attack that it stands for."""
     if not isinstance(value, dict):
         return [{"attack": value}]
+    for key, item in value.items():
+        if isinstance(item, list) and any(isinstance(each, dict) for each in item):
+            raise ValueError(f"{key} is a list of tables; lists go inside: {key} = {{ ... = [ ... ] }}")
     axes: list[tuple[tuple[str, ...], list[Any]]]
     axes = [((key,), item) for key, item in value.items() if isinstance(item, list)]
     axes += [
@@ -329,7 +354,7 @@ class Recipe(_Table):
         for attack in attacks:
             if isinstance(attack.target_class, int) and attack.target_class >= self.data.classes:
                 told = f"target_class = {attack.target_class}, and data.classes = {self.data.classes}"
-                raise ValueError(f"attacks: {attack.name}: {told}")
+                raise ValueError(f"attacks: {attack.name}: {told}: classes count from 0")
         return self
 
     def job(self, *, limit: int | None = None) -> Job:
@@ -347,9 +372,17 @@ class Recipe(_Table):
         )
 
     def _attacks(self) -> tuple[Attack, ...]:
-        return tuple(
-            entry.build(point) for entries in self.attacks for entry in entries for point in self.budget.points(entry)
+        points = (
+            (entry, point) for entries in self.attacks for entry in entries for point in self.budget.points(entry)
         )
+        return tuple(_built(entry, point) for entry, point in points)
+
+
+def _built(entry: AttackEntry, point: Point) -> Attack:
+    try:
+        return entry.build(point)
+    except ValueError as error:  # of the budget, or of both: by themselves entries are sound
+        raise ValueError(f"attacks: {entry.name or entry.attack}: {error}") from error
 
 
 def load(path: Path) -> Recipe:
@@ -391,6 +424,8 @@ def _require_plain(value: Any, path: Path, where: tuple[Any, ...] = ()) -> None:
     place = f"{path}: {_one_line(_dotted(where[:_DEEPEST]))}"
     if len(where) > _DEEPEST:
         raise RecipeError(f"{place}…: nothing in a recipe lies so deep")
+    if isinstance(value, datetime.date | datetime.time):
+        raise RecipeError(f"{place} = {value}: nothing in a recipe is a date or a time")
     if isinstance(value, bool):
         raise RecipeError(f"{place} = {str(value).lower()}: nothing in a recipe is true or false")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -407,7 +442,7 @@ def _require_unquoted(written: Any, meant: Any, path: Path, where: tuple[Any, ..
     """
     if isinstance(meant, tuple) and meant and not isinstance(written, list):  # a value that stands for a list of one
         meant = meant[0]
-    if isinstance(written, str) and isinstance(meant, (int, float)):
+    if isinstance(written, str) and isinstance(meant, (int, float)) and "/" not in written:
         raise RecipeError(f"{path}: {_one_line(f'{_dotted(where)} = {written!r}')}: write the number without quotes")
     for key, item in _items(written):
         # A list where one value is meant makes a grid, of values alike.
@@ -450,6 +485,10 @@ def _fault(fault: Any, values: Any) -> str:
         return f"{where}: missing; it has no default"
     if fault["type"] == "value_error":
         return f"{where}: {message}"
+    if fault["type"] == "too_short":
+        message = "is empty; at least one is wanted"
+    if fault["type"] == "dataclass_type":
+        message = "a table is wanted, such as { ... }"
     return f"{where} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
 
 
@@ -458,10 +497,12 @@ def _nearest(key: str, path: Iterable[Any]) -> str:
     schema = Recipe.model_json_schema()
     nodes: list[Mapping[str, Any]] = [schema]
     for step in path:
-        if step not in _KINDS:
+        if step in _KINDS:
+            nodes = [node for node in nodes if node.get("title") == _TITLES[_KINDS.index(step)]]
+        else:
             nodes = [inner for node in nodes for inner in _inner(node, step, schema["$defs"])]
     known = list(dict.fromkeys(name for node in nodes for name in node.get("properties", {})))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
 
 
@@ -476,5 +517,5 @@ def _require_distinct(field: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{field}: two are called {name!r}; give one a name of its own")
+            raise ValueError(f"{field}: two are called {name!r}; leave one out, or give one a name of its own")
         seen.add(name)

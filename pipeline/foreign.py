@@ -21,7 +21,7 @@ from pipeline import codec
 from pipeline.attack.ball import BallNorm
 from pipeline.errors import IntegrityError, MissingError, RecipeError, SampleError, ShardError
 from pipeline.ledger import Ledger, named
-from pipeline.pack import key_of
+from pipeline.pack import LABELS, as_listed, key_of
 from pipeline.parts import Images
 from pipeline.shards import IMAGE_EXTENSIONS
 from pipeline.storage import Storage, sha256
@@ -135,7 +135,7 @@ class ForeignAttack:
 
 
 def read(folder: str, *, source: str) -> Foreign:
-    """Lists and hashes a folder's images, and reads its `labels.csv` where there is one.
+    """Lists and hashes a folder's images, and reads its `labels.csv`, or NIPS 2017's `images.csv`, if there is one.
 
     Args:
         folder: A folder or `s3://` URL.
@@ -143,11 +143,14 @@ def read(folder: str, *, source: str) -> Foreign:
 
     Raises:
         MissingError: There is no such folder.
-        RecipeError: No image is in it, two have one key, or `labels.csv` is unreadable.
+        RecipeError: The source has no name, no image is there, two have one key, or the labels are unreadable.
     """
+    if not source:
+        raise RecipeError("source = '': say what the other program attacked, by a target's name or tag if it is one")
     storage = Storage(folder)
     names = sorted(stored.key for stored in storage.list_folder())
-    labels = _labels(folder, storage.get("labels.csv")) if "labels.csv" in names else {}
+    table = next((name for name in LABELS if name in names), "")
+    labels = _labels(f"{folder}/{table}", storage.get(table)) if table else {}
     files: dict[str, File] = {}
     for name in names:
         if PurePosixPath(name).suffix[1:].lower() not in IMAGE_EXTENSIONS:
@@ -187,15 +190,15 @@ def require_unchanged(folder: Foreign, attack: ForeignAttack, ledger: Ledger) ->
     return held
 
 
-def _labels(folder: str, data: bytes) -> dict[str, int]:
+def _labels(where: str, data: bytes) -> dict[str, int]:
     try:
         rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        found = {row["filename"]: row["label"].strip() for row in rows}
+        found = {row["filename"]: row["label"].strip() for row in map(as_listed, rows)}
     except (UnicodeDecodeError, KeyError, AttributeError, csv.Error) as error:
-        raise RecipeError(f"{folder}/labels.csv: expected the columns filename,label in every line") from error
+        raise RecipeError(f"{where}: expected the columns filename,label in every line") from error
     odd = next((name for name, label in found.items() if not re.fullmatch(r"[0-9]{1,9}", label)), None)
     if odd is not None:
-        raise RecipeError(f"{folder}/labels.csv: the label of {odd!r} is no class index")
+        raise RecipeError(f"{where}: the label of {odd!r} is no class index")
     return {name: int(label) for name, label in found.items()}
 
 

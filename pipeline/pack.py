@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
@@ -15,6 +16,10 @@ from pipeline.storage import Storage
 _Listed = tuple[PurePath, Path, int, int | None]
 
 
+# What lists the classes of images beside it: TransferAttack's, and the NIPS 2017 set's under its two names.
+LABELS = ("labels.csv", "images.csv", "dev_dataset.csv")
+
+
 def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[list[str], list[Path]]:
     """Packs an ImageFolder, or a folder with `labels.csv`, into WebDataset shards.
 
@@ -22,7 +27,7 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
         folder: Either one sub-folder of images per class (classes numbered in the order of the sorted names, as
             torchvision does; ImageNet's `n01440764`… come out right), or images beside a `labels.csv` with the
             columns `filename` and `label`, and if targeted attacks shall find their class, `targeted_label`; the files
-            may also lie in `images/` beside it, as TransferAttack's do.
+            may also lie in `images/` beside it, as TransferAttack's do. The NIPS 2017 set's `images.csv` will do, too.
         out: A folder or `s3://` URL; `{name}-000000.tar`… are written there.
         name: The prefix of the shards' names.
         per_shard: Images in a shard; the last holds fewer.
@@ -34,7 +39,7 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
         RecipeError: The folder holds no labelled images, a listed file is missing, two keys coincide, or shards of
             that name lie in `out` already.
     """
-    labels = folder / "labels.csv"
+    labels = next((folder / name for name in LABELS if (folder / name).exists()), folder / LABELS[0])
     if not folder.is_dir():
         raise RecipeError(f"{folder}: no such folder")
     listed, left_out = _from_csv(labels) if labels.exists() else _from_classes(folder)
@@ -70,6 +75,18 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
     return names, left_out
 
 
+def as_listed(row: Mapping[str, str]) -> dict[str, str]:
+    """A line of a table of labels in our words: the NIPS 2017 set counts classes from 1, and names files without .png."""
+    if "ImageId" not in row or "TrueLabel" not in row:
+        return dict(row)
+    named = {"label": row["TrueLabel"], "targeted_label": row.get("TargetClass")}
+    counted = {name: str(int(label) - 1) if label and label.isdecimal() else label for name, label in named.items()}
+    return {
+        "filename": f"{row['ImageId']}.png",
+        **{name: label for name, label in counted.items() if label is not None},
+    }
+
+
 def key_of(path: PurePath) -> str:
     """The key of an image file, from its path in the folder."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", path.with_suffix("").as_posix())
@@ -96,9 +113,9 @@ def _from_csv(labels: Path) -> tuple[list[_Listed], list[Path]]:
         raise RecipeError(f"{labels}: cannot be read as UTF-8 text ({error})") from error
     with io.StringIO(text, newline="") as file:
         rows = csv.DictReader(file)
-        if not {"filename", "label"} <= set(rows.fieldnames or ()):
+        if not {"filename", "label"} <= as_listed(dict.fromkeys(rows.fieldnames or (), "")).keys():
             raise RecipeError(f"{labels}: expected the columns filename,label; found {','.join(rows.fieldnames or ())}")
-        for row in rows:
+        for row in map(as_listed, rows):
             path = labels.parent / (row["filename"] or "")
             if not path.is_file():
                 path = labels.parent / "images" / (row["filename"] or "")  # as TransferAttack has it

@@ -80,8 +80,8 @@ LAYERS: dict[str, set[str]] = {
     "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
     "quarantine": {"codec", "errors", "ledger", "outline", "plan", "runs", "sample", "shards"},
     "engine": {
-        *("errors", "isolated", "ledger", "outline", "plan", "pools", "progress", "quarantine", "runs", "stages"),
-        "storage",
+        *("__init__", "errors", "isolated", "ledger", "outline", "plan", "pools", "progress", "quarantine", "runs"),
+        *("stages", "storage"),
     },
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
 }

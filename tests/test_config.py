@@ -6,7 +6,7 @@ import pytest
 from pipeline import config
 from pipeline.attack.iterate import Iterative, Noise
 from pipeline.attack.recipe import build
-from pipeline.attack.transforms import GradientNormPenalty, Smoothing
+from pipeline.attack.transforms import GradientNormPenalty, ReversePerturbation, Smoothing
 from pipeline.defenses import BitDepth, Jpeg, RandomResizePad
 from pipeline.errors import RecipeError
 from pipeline.models import EnsembleSpec, ModelSpec
@@ -83,9 +83,13 @@ def test_the_imagenet_recipe_is_the_papers_setting() -> None:
         ('epsilon = "16/255"', 'epsilon = "much"', "budget.epsilon"),
         ('epsilon = "16/255"', 'epsilon = "16/0"', "budget.epsilon"),
         ('epsilon = "16/255"', 'epsilom = "16/255"', r"budget\.epsilom: unknown key; did you mean epsilon"),
-        ("steps = 20", "steps = 0", "steps = 0: must be at least 1"),
+        ("steps = 20", "steps = 0", "steps = 0: must be from 1 to 100,000"),
         ('targets = ["vgg19_bn.tv_in1k", {model = "inception_v3.tv_in1k", policy = "crop"}]', "", "targets: missing"),
-        ('"vgg19_bn.tv_in1k", {model = "inception_v3.tv_in1k", policy = "crop"}', "", "targets = .*at least 1 item"),
+        (
+            '"vgg19_bn.tv_in1k", {model = "inception_v3.tv_in1k", policy = "crop"}',
+            "",
+            r"targets = \[\]: is empty; at",
+        ),
         ("vgg19_bn.tv_in1k", "vgg19_bn.tv_in2k", r"targets\.0: unknown timm tag.*did you mean vgg19_bn\.tv_in1k"),
         ('policy = "crop"', 'policy = "squash"', r"targets\.1\.policy = 'squash'"),
         ('policy = "crop"', 'polisy = "crop"', "polisy: unknown key; did you mean policy"),
@@ -105,7 +109,7 @@ def test_the_imagenet_recipe_is_the_papers_setting() -> None:
         ("steps = 20", "steps = true", r"attacks\.1\.steps = true: nothing in a recipe is true or false"),
         ('epsilon = "16/255"', "epsilon = true", r"budget\.epsilon = true"),
         ('"mi",', '{attack = "noise", steps = 3},', "takes no steps"),
-        ('"mi",', '{attack = "noise", gnp = {}},', "does not name it"),
+        ('"mi",', '{attack = "i", gnp = {}},', "does not name it"),
         ("steps = 20", "decay = nan", "decay = nan"),
         ("steps = 20", 'steps = "20"', r"attacks\.1\.steps = '20': write the number without quotes"),
         ("steps = 20", "step_size = 1.5", r"step_size = 3/2: must lie in \(0, 1\]"),
@@ -158,6 +162,10 @@ target_class = "least-likely"
 """
 
 
+GNP = next(line for line in GRID.splitlines() if line.startswith("gnp = "))
+ENSEMBLE = 'ensemble = ["resnet50.tv_in1k", {model = "vgg19_bn.tv_in1k"}]'
+
+
 def test_lists_make_a_grid_whose_names_say_where_each_lies(tmp_path: Path) -> None:
     job = load(tmp_path, GRID).job()
     names = [each.name for each in job.attacks]
@@ -195,11 +203,40 @@ def test_lists_make_a_grid_whose_names_say_where_each_lies(tmp_path: Path) -> No
         ("beta = [0.0, 0.4, 0.8]", "beta = []", r"attacks\.1: its lists make 0 attacks"),
         ("beta = [0.0, 0.4, 0.8]", f"beta = {[index / 1000 for index in range(600)]}", "make 1200 attacks; from 1 to"),
         ("beta = [0.0, 0.4, 0.8]", 'beta = ["0.4"]', "gnp.beta.0 = '0.4': write the number without quotes"),
-        ("beta = [0.0, 0.4, 0.8]", "beta = [0.4, 0.4]", "attacks: two are called"),
-        ("steps = [10, 50]", "steps = [10, 0]", "steps = 0: must be at least 1"),
+        (
+            "beta = [0.0, 0.4, 0.8]",
+            "beta = [0.4, 0.4]",
+            "two are called .*; leave one out, or give one",
+        ),
+        ("steps = [10, 50]", "steps = [10, 0]", r"attacks: gnp\+mi\+di\+ti.*: steps = 0: must be from 1 to 100,000"),
+        ("steps = 20", "steps = 1000000000", r"attacks\.2: steps = 1000000000: must be from 1 to 100,000"),
         ("steps = [10, 50]", 'steps = ["10"]', r"budget\.steps\.0 = '10': write the number without quotes"),
-        ("steps = [10, 50]", "steps = []", r"budget\.steps = \[\]: .*at least 1 item"),
+        ("steps = [10, 50]", "steps = []", r"budget\.steps = \[\]: is empty; at least one is wanted"),
         ('epsilon = ["4/255", "8/255"]', 'epsilon = ["4/255", "x"]', r"budget\.epsilon\.1: 'x' is no number"),
+        ('epsilon = ["4/255", "8/255"]', 'epsilon = ["4/255", ""]', r"budget\.epsilon\.1: '' is no number"),
+        ('epsilon = ["4/255", "8/255"]', "epsilon = [16]", r"attacks: noise: epsilon = 16: must lie in \(0, 1\]"),
+        ('epsilon = ["4/255", "8/255"]', "epsilon = [1979-05-27]", r"budget\.epsilon\.0 = 1979-05-27: nothing .* date"),
+        (
+            'gnp = { beta = [0.0, 0.4, 0.8], r = [0.01, 0.1], norm = "mean-abs" }',
+            'gnp = "literal"',
+            r"attacks\.1\.gnp = 'literal': a table is wanted, such as \{ \.\.\. \}",
+        ),
+        (
+            'gnp = { beta = [0.0, 0.4, 0.8], r = [0.01, 0.1], norm = "mean-abs" }',
+            "gnp = [{r = 0.1}, {r = 0.2}]",
+            r"attacks\.1: gnp is a list of tables; lists go inside",
+        ),
+        ("r = [0.01, 0.1]", 'r = ["1/x"]', r"attacks\.1\.gnp: r: '1/x' is no number"),
+        (
+            'name = "wanting"',
+            'name = "want\\ning"',
+            r"attacks\.2: name = 'want\\n.*: holds a character that no",
+        ),
+        (
+            'name = "wanting"',
+            f'name = "{"x" * 101}"',
+            r"attacks\.2: name = .*longer than 100 characters; set a",
+        ),
         ("gnp+mi+di+ti", "gnp+mi+di+to", r"attacks\.1: attack = 'gnp\+mi\+di\+to': expected noise, or one of fgsm"),
         ("gnp+mi+di+ti", "gnp+mi+di", r"attacks\.1: ti is set, but attack = 'gnp\+mi\+di' does not name it"),
         ('kernel = "linear"', 'kernel = "round"', r"attacks\.1\.ti\.kernel = 'round'"),
@@ -212,7 +249,8 @@ def test_lists_make_a_grid_whose_names_say_where_each_lies(tmp_path: Path) -> No
         ('"least-likely"', '"likely"', r"attacks\.2\.target_class: 'likely' is no target; write \"shard\""),
         ('"least-likely"', "-1", r"attacks\.2: target_class = -1: must be a class index"),
         ('attack = "noise"', 'attack = "noise"\nloss = "logit"', r"attacks\.0: attack = 'noise': takes no loss"),
-        ('"least-likely"', "1000", r"target_class = 1000, and data\.classes = 1000"),
+        ('attack = "noise"', 'attack = "noise"\ngnp = {r = 0.1}', r"attacks\.0: attack = 'noise': takes no gnp"),
+        ('"least-likely"', "1000", r"target_class = 1000, and data\.classes = 1000: classes count from 0"),
         ('attack = "ni"', 'attack = "vt+ni"', r"attacks\.2: norm = 'l2': vt draws neighbours from a cube"),
         (
             'attack = "noise"',
@@ -236,7 +274,18 @@ def test_lists_make_a_grid_whose_names_say_where_each_lies(tmp_path: Path) -> No
         ("quality = 50", "quality = 0", r"targets\.1\.jpeg: quality = 0: must be from 1 to 100"),
         ("quality = 50", "qality = 50", r"targets\.1\.jpeg\.qality: unknown key; did you mean quality"),
         ("quality = 50", 'quality = "50"', r"targets\.1\.jpeg\.quality = '50': write the number without quotes"),
-        ('fuse = "losses"', 'defense = "jpeg"', r"sources\.0\.defense: unknown key"),
+        ('fuse = "losses"', 'defense = "jpeg"', r"sources\.0\.defense: unknown key; known here: ensemble, fuse, name$"),
+        (
+            'fuse = "losses"',
+            'model = "resnet50.tv_in1k"',
+            r"sources\.0\.model: unknown key; known here: ensemble",
+        ),
+        (
+            'ensemble = ["resnet50.tv_in1k", {model = "vgg19_bn.tv_in1k"}]',
+            'model = "resnet50.tv_in1k"',
+            r"sources\.0\.fuse: unknown key; known here: model, name, checkpoint",
+        ),
+        ("jpeg = {quality = 50}", "jpeg = 4", r"targets\.1\.jpeg = 4: a table is wanted"),
         ('"losses"', '"votes"', r"sources\.0\.fuse = 'votes'"),
         ('"resnet50.tv_in1k", {', '"resnet50.tv_in2k", {', r"sources\.0: unknown timm tag 'resnet50\.tv_in2k'"),
         (
@@ -255,6 +304,15 @@ def test_a_fault_of_a_grid_or_an_ensemble_is_refused_in_one_line(
     with pytest.raises(RecipeError, match=message) as refused:
         load(tmp_path, GRID.replace(old, new))
     assert len(str(refused.value).splitlines()) == 1, refused.value
+
+
+def test_settings_may_be_fractions_as_budgets_are(tmp_path: Path) -> None:
+    written = 'attack = "rap+mi"\nrap = { epsilon = "16/255", step_size = ["2/255", "4/255"] }'
+    first, second = load(tmp_path, GRID.replace('attack = "noise"', written)).job().attacks[:8:4]
+    assert [each.transforms for each in (first, second)] == [  # type: ignore[union-attr]
+        (ReversePerturbation(16 / 255, 8, 2 / 255),),
+        (ReversePerturbation(16 / 255, 8, 4 / 255),),
+    ]
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_what_is_no_adversarial_image_of_an_original_is_refused_by_name(
     spoil: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     spoil(tmp_path)
-    folder = foreign.read(str(tmp_path), source="")
+    folder = foreign.read(str(tmp_path), source="net")
     with pytest.raises(ShardError, match=message):
         folder.pixels(originals(), an_attack())
 
@@ -109,7 +109,7 @@ def test_what_is_no_adversarial_image_of_an_original_is_refused_by_name(
 def test_the_budget_is_measured_in_its_norm(tmp_path: Path) -> None:
     images = originals()
     save(tmp_path, images.pixels + 8)
-    folder = foreign.read(str(tmp_path), source="")
+    folder = foreign.read(str(tmp_path), source="net")
     length = Fraction(8) * Fraction(int(np.ceil(np.sqrt(3 * 8 * 10))), 255)
     assert len(folder.pixels(images, ForeignAttack("theirs", length, "l2"))) == 2
     with pytest.raises(ShardError, match=r"0\.4860 in L2 from its original, more than epsilon = 2/5"):
@@ -118,7 +118,7 @@ def test_the_budget_is_measured_in_its_norm(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_under_a_run_is_refused(tmp_path: Path) -> None:
     save(tmp_path, originals().pixels)
-    folder = foreign.read(str(tmp_path), source="")
+    folder = foreign.read(str(tmp_path), source="net")
     save(tmp_path, originals().pixels + 1)
     with pytest.raises(IntegrityError, match=r"a\.png: changed since the run began"):
         folder.pixels(originals(), an_attack())
@@ -139,12 +139,27 @@ def test_a_folder_that_makes_no_sense_is_one_line(files: dict[str, bytes], messa
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(RecipeError, match=message):
+        foreign.read(str(tmp_path), source="net")
+
+
+def test_a_source_has_a_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="source = '': say what the other program attacked"):
         foreign.read(str(tmp_path), source="")
+
+
+def test_the_nips_2017_sets_labels_count_from_1(tmp_path: Path) -> None:
+    images = originals()
+    save(tmp_path, images.pixels)
+    (tmp_path / "images.csv").write_text("ImageId,TrueLabel\nb,2\na,4\n")
+    assert {key: file.label for key, file in foreign.read(str(tmp_path), source="net").files.items()} == {
+        "a": 3,
+        "b": 1,
+    }
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="nowhere: no such folder"):
-        foreign.read(str(tmp_path / "nowhere"), source="")
+        foreign.read(str(tmp_path / "nowhere"), source="net")
 
 
 @pytest.mark.timeout(600)

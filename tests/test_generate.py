@@ -67,6 +67,17 @@ def test_what_failed_is_listed_tolerated_passed_over_and_retried(
     assert (plan.complete, plan.failures) == (True, ())
 
 
+def test_a_folder_that_holds_other_code_of_our_names_changes_nothing(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "in" / "bad.tar").unlink()
+    for name in ("pipeline", "jobs"):
+        (tmp_path / "elsewhere" / name).mkdir(parents=True)
+        (tmp_path / "elsewhere" / name / "__init__.py").write_text("raise ImportError('not the code that was meant')")
+    program = str(Path(sys.executable).parent / "gnp")
+    command = [program, "generate", str(recipe), "--store", str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_runs_side_by_side_share_the_work_and_both_end(recipe: Path) -> None:
     for number in range(6):
         write_shard(recipe.parent / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(4)])

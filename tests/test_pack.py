@@ -50,6 +50,20 @@ def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
     assert [(each.key, each.label) for each in found if isinstance(each, Sample)] == [("y", 7), ("x", 3)]
 
 
+def test_the_nips_2017_set_becomes_shards(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0c7ac4a8c9dfa802.png").write_bytes(jpeg(2))
+    table = "ImageId,URL,x1,TrueLabel,TargetClass\n0c7ac4a8c9dfa802,https://example.org/a,0,6,10\n"
+    (tmp_path / "images.csv").write_text(table)
+    pack.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
+    (found,) = read((tmp_path / "out" / "images-000000.tar").read_bytes())
+    assert isinstance(found, Sample)
+    assert (found.key, found.label, found.target_class) == ("0c7ac4a8c9dfa802", 5, 9), "it counts from 1"
+    (tmp_path / "images.csv").write_text(table.replace(",6,", ",0,"))
+    with pytest.raises(RecipeError, match="the label '-1' is no class index"):
+        pack.from_folder(tmp_path, str(tmp_path / "again"), name="images", per_shard=10)
+
+
 def test_transferattacks_folder_is_packed_under_the_names_that_its_images_keep(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "ILSVRC2012_val_00000003.png").write_bytes(jpeg(2))

@@ -43,6 +43,9 @@ TRANSFORMS: dict[str, type[Transform]] = {
 }
 
 
+_MOST_STEPS = 100_000
+
+
 def build(
     combination: str,
     *,
@@ -79,10 +82,14 @@ def build(
     """
     require_budget(epsilon, norm)
     if len(name or combination) > 100:
-        raise ValueError(f"name = {(name or combination)[:30]!r}…: longer than 100 characters")
+        raise ValueError(f"name = {(name or combination)[:30]!r}…: longer than 100 characters; set a shorter name")
+    if not (name or combination).isprintable():
+        raise ValueError(f"name = {name or combination!r}: holds a character that no terminal shows")
     parts, names = parts or {}, combination.split("+")
     base = "" if names == ["noise"] else _base(combination, names)
     for part in parts:
+        if names == ["noise"]:
+            raise ValueError(f"attack = 'noise': takes no {part}")
         if part not in names:
             raise ValueError(
                 f'{part} is set, but attack = {combination!r} does not name it; write "{part}+{combination}"'
@@ -165,8 +172,8 @@ def _steps(base: str, steps: int | None) -> int:
         if steps not in (None, 1):
             raise ValueError(f"steps = {steps}: fgsm takes one; i takes more")
         return 1
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps = {steps}: must be at least 1")
+    if steps is not None and not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"steps = {steps}: must be from 1 to {_MOST_STEPS:,}")
     return 10 if steps is None else steps
 
 

@@ -1,15 +1,18 @@
 """Joining or starting Ray; its nodes, and what its errors say."""
 
+import contextlib
 import logging
 import os
 import signal
 import threading
+from pathlib import Path
 from unittest import mock
 
 import ray
 from ray._private import utils as ray_utils
 from ray._private.state import state as ray_state  # the only way to hear of nodes that are about to be preempted
 
+import pipeline
 from pipeline.errors import CapacityError
 from pipeline.pools import Node
 
@@ -26,7 +29,11 @@ def connect(address: str | None) -> list[Node]:
         dashboard = False if where == "local" else None
         before = signal.getsignal(signal.SIGTERM)
         try:
-            with mock.patch.object(ray_utils, "set_sigterm_handler"):  # Ray's ends the process at once, with code 15
+            # Ray has workers import from the current folder first: from the one that this code lies in, then.
+            with (
+                contextlib.chdir(Path(pipeline.__file__).parents[1]),
+                mock.patch.object(ray_utils, "set_sigterm_handler"),  # Ray's ends the process at once, with code 15
+            ):
                 ray.init(address=where, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
         except (ValueError, ConnectionError, RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0]
