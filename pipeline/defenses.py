@@ -39,7 +39,9 @@ class RandomResizePad:
         draws: How many.
 
     References:
-        Xie et al., "Mitigating Adversarial Effects Through Randomization", ICLR 2018, arXiv 1711.01991.
+        Xie et al., "Mitigating Adversarial Effects Through Randomization", ICLR 2018, arXiv 1711.01991. Sizes and draws
+        are their challenge entry's, which also flips at random and adds an auxiliary head's answers; its canvas is zero
+        on [−1, 1], which is grey.
     """
 
     place: ClassVar[Place] = "input"
@@ -130,6 +132,7 @@ class FeatureDistillation:
     """Quantised in the frequencies of 8 x 8 blocks, finely where a network looks and coarsely elsewhere.
 
     Each colour by itself, in [−128, 127], by the orthonormal cosine transform; borders are repeated to whole blocks.
+    (Public copies of the authors' code do not shift by 128, and mirror borders.)
 
     Attributes:
         coarse: The step of quantisation.
@@ -225,7 +228,7 @@ class RandomisedSmoothing:
     It abstains unless a binomial test at level alpha says that the first is ahead of the second.
 
     Attributes:
-        sigma: Standard deviation of the noise, on [0, 1].
+        sigma: Standard deviation of the noise on the image as stored, on [0, 1]; a target that resizes it sees less.
         draws: n, how many answers.
         alpha: Of the test.
 

@@ -76,15 +76,13 @@ def from_folder(folder: Path, out: str, *, name: str, per_shard: int) -> tuple[l
 
 
 def as_listed(row: Mapping[str, str]) -> dict[str, str]:
-    """A line of a table of labels in our words: the NIPS 2017 set counts classes from 1, and names files without .png."""
+    """A line of a table of labels in our words: NIPS 2017's counts classes from 1, and names files without .png."""
     if "ImageId" not in row or "TrueLabel" not in row:
         return dict(row)
     named = {"label": row["TrueLabel"], "targeted_label": row.get("TargetClass")}
     counted = {name: str(int(label) - 1) if label and label.isdecimal() else label for name, label in named.items()}
-    return {
-        "filename": f"{row['ImageId']}.png",
-        **{name: label for name, label in counted.items() if label is not None},
-    }
+    kept = {name: label for name, label in counted.items() if label is not None}
+    return {"filename": f"{row['ImageId']}.png", **kept}
 
 
 def key_of(path: PurePath) -> str:

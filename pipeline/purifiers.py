@@ -52,7 +52,7 @@ class RepresentationPurifier:
             noise = (self.noise * draws.normal(*images.shape[1:])).clamp(-16 / 255, 16 / 255)
             images = (images + noise).clamp(0, 1)
         purified: Tensor = network(images)
-        return purified.clamp(0, 1)  # as the authors' program saves them
+        return purified.clamp(0, 1)  # the authors' program saves them, rounded to 8 bits as well
 
 
 @dataclass(frozen=True)

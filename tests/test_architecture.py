@@ -80,7 +80,7 @@ LAYERS: dict[str, set[str]] = {
     "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
     "quarantine": {"codec", "errors", "ledger", "outline", "plan", "runs", "sample", "shards"},
     "engine": {
-        *("__init__", "errors", "isolated", "ledger", "outline", "plan", "pools", "progress", "quarantine", "runs"),
+        *("errors", "isolated", "ledger", "outline", "plan", "pools", "progress", "quarantine", "runs"),
         *("stages", "storage"),
     },
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},

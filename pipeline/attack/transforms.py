@@ -128,7 +128,7 @@ class Smoothing:
 
         W ∗ ∇ℓ(x),  W separable, of sum 1, zero-padded
 
-        gaussian    exp(−i²/2σ²), the density at `size` even places from −3σ to 3σ, as published
+        gaussian    exp(−i²/2σ²), at `size` even places from −3σ to 3σ, as in the authors' code
         uniform     1
         linear      1 − |i|/(k+1), k = (size − 1)/2
 
@@ -138,7 +138,8 @@ class Smoothing:
 
     References:
         Dong et al., "Evading Defenses to Transferable Adversarial Examples by Translation-Invariant Attacks", CVPR
-        2019, arXiv 1904.02884, eq. 7 and section 3.3 (TI-FGSM); Gaussian, 15.
+        2019, arXiv 1904.02884, eq. 7 and section 3.3 (TI-FGSM); Gaussian, 15. (TransferAttack's linear kernel divides
+        by size² instead of k + 1, and is all but uniform.)
     """
 
     kernel: Kernel = "gaussian"
@@ -263,7 +264,8 @@ class ReversePerturbation:
 
     References:
         Qin et al., "Boosting the Transferability of Adversarial Attacks with Reverse Adversarial Perturbation", NeurIPS
-        2022, arXiv 2210.05968, algorithm 1 (RAP-LS); ε_n = 16/255, K = 8, η = 2/255, from step 100 of 400 on.
+        2022, arXiv 2210.05968, algorithm 1 (RAP-LS); ε_n = 16/255, K = 8, η = 2/255, from step 100 of 400 on: in 10
+        steps it is far from that. (TransferAttack's n starts at random, and its x + n is cut off at [0, 1].)
     """
 
     epsilon: float = 16 / 255

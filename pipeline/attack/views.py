@@ -102,7 +102,9 @@ class Scale:
 class Admix:
     """The image with a little of another class's in it, at falling brightness: (x + η·x′)/2^i for i = 0 … m₁−1.
 
-    x′ is drawn from the pool, for each image by itself; where no image of another class is there, from all.
+    x′ is drawn from the pool, for each image by itself; where no image of another class is there, from all. The pool
+    holds clean images, so that an image does not depend on its batch; later code mixes the batch's images as they are
+    by then, whatever their class.
 
     Attributes:
         samples: m₂, how many x′.

@@ -12,7 +12,6 @@ import ray
 from ray._private import utils as ray_utils
 from ray._private.state import state as ray_state  # the only way to hear of nodes that are about to be preempted
 
-import pipeline
 from pipeline.errors import CapacityError
 from pipeline.pools import Node
 
@@ -31,7 +30,7 @@ def connect(address: str | None) -> list[Node]:
         try:
             # Ray has workers import from the current folder first: from the one that this code lies in, then.
             with (
-                contextlib.chdir(Path(pipeline.__file__).parents[1]),
+                contextlib.chdir(Path(__file__).parents[2]),
                 mock.patch.object(ray_utils, "set_sigterm_handler"),  # Ray's ends the process at once, with code 15
             ):
                 ray.init(address=where, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
