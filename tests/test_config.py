@@ -6,7 +6,7 @@ import pytest
 from pipeline import config
 from pipeline.attack.iterate import Iterative, Noise
 from pipeline.attack.recipe import build
-from pipeline.attack.transforms import GradientNormPenalty, ReversePerturbation, Smoothing
+from pipeline.attack.transforms import Form, GradientNormPenalty, Norm, ReversePerturbation, Smoothing
 from pipeline.defenses import BitDepth, Jpeg, RandomResizePad
 from pipeline.errors import RecipeError
 from pipeline.models import EnsembleSpec, ModelSpec
@@ -59,10 +59,20 @@ def test_the_ablation_recipe_is_a_whole_grid() -> None:
     assert sum(name.startswith("gnp+mi[") for name in names) == 3 * 4 * 3 * 2
 
 
-@pytest.mark.parametrize("name", ["demo", "imagenet", "gnp-literal", "gnp-lookahead", "evidence"])
+@pytest.mark.parametrize("name", ["demo", "imagenet", "gnp", "gnp-literal", "gnp-lookahead", "evidence", "curvature"])
 def test_shipped_recipes_validate(name: str) -> None:
     job = config.load(ROOT / f"jobs/recipes/{name}.toml").job()
     assert any(isinstance(attack, Noise) for attack in job.attacks)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "norm"),
+    [("gnp", "backward", "mean-abs"), ("gnp-literal", "literal", "l2"), ("gnp-lookahead", "look-ahead", "mean-abs")],
+)
+def test_the_presets_are_the_forms_that_they_name(name: str, form: Form, norm: Norm) -> None:
+    job = config.load(ROOT / f"jobs/recipes/{name}.toml").job()
+    penalties = {part for attack in job.attacks if isinstance(attack, Iterative) for part in attack.transforms}
+    assert penalties == {GradientNormPenalty(form, norm, 0.01, 0.8)}
 
 
 def test_the_imagenet_recipe_is_the_papers_setting() -> None:
