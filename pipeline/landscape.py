@@ -209,7 +209,8 @@ def draw(ground: Sequence[Ground], *, title: str) -> bytes:
     panels[0][0].set_ylabel("loss, random direction")
     panels[1][0].set_ylabel("loss, the source's gradient")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
+    columns = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 8))  # a dozen letters an inch
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, columns), fontsize=8)
     figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
