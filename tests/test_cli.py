@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -150,10 +151,10 @@ def has_begun_to_start_ray(process: "subprocess.Popen[str]") -> bool:
     """Waits for Ray's first processes."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        if any(
-            child.name() in ("gcs_server", "raylet") for child in psutil.Process(process.pid).children(recursive=True)
-        ):
-            return True
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+                if child.name() in ("gcs_server", "raylet"):
+                    return True
         time.sleep(0.02)
     return False
 

@@ -103,7 +103,7 @@ def test_what_the_actors_cannot_load_is_refused_by_the_driver(tmp_path: Path, ti
 
 def test_an_item_that_takes_too_long_is_stopped_tried_again_and_listed(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(8)])
-    endless = attack("mi", name="endless", steps=10**9)
+    endless = attack("mi", name="endless", steps=10**6)
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), endless)))
     outcome = engine.run(
         plan.seal(planned), str(tmp_path / "store"), pools=Pools(generators=1, scorers=1, item_minutes=0.05)

@@ -43,7 +43,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
 }
 
 
-_MOST_STEPS = 100_000
+_MOST_STEPS = 1_000_000
 
 
 def build(
