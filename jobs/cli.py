@@ -6,7 +6,6 @@ Imports of torch and Ray are left to the commands that need them, so that `--hel
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from jobs.leave import leave
 from pipeline.errors import GnpError, MissingError, RecipeError
-from pipeline.ledger import KINDS, Ledger
+from pipeline.ledger import KINDS, Ledger, slug
 from pipeline.storage import Storage
 
 app = typer.Typer(
@@ -389,11 +388,6 @@ def shards(
     sys.stdout.write(f"{len(names)} shards in {out}: {names[0]} … {names[-1]}\n")
 
 
-def file_name(text: str) -> str:
-    """Text in characters that any file system takes."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text)
-
-
 def _folder(out: Path) -> Path:
     """The folder of an option, made before hours of work end at it.
 
@@ -409,7 +403,7 @@ def _folder(out: Path) -> Path:
 
 def _write(folder: Path, name: str, picture: bytes) -> None:
     """A figure, and where it lies."""
-    path = folder / f"{file_name(name)}.png"
+    path = folder / f"{slug(name)}.png"
     path.write_bytes(picture)
     sys.stdout.write(f"{path}\n")
 
