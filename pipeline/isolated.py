@@ -11,8 +11,10 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import TypeVar, cast
 
 from pipeline.errors import CapacityError, GnpError
@@ -37,15 +39,11 @@ def isolated(function: Callable[[], T], *, what: str, minutes: float) -> T:
     """
     here, there = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(target=_call, args=(there, function), daemon=True)
-    # Ctrl-C is sent to every process of a terminal; what comes of it is the caller's to say.
-    resource_tracker.ensure_running()  # first, for when it starts, it lets the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    there.close()
-    try:
+        # In a thread: what a signal raises in the main one would leave a process that was told half of what to do.
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(_start, process).result()
+        there.close()
         if not here.poll(60 * minutes):
             raise CapacityError(f"{what} took longer than {minutes:g} minutes")
         error, value = here.recv()
@@ -56,12 +54,20 @@ def isolated(function: Callable[[], T], *, what: str, minutes: float) -> T:
         how += "; out of memory?" if code == -signal.SIGKILL else ""
         raise CapacityError(f"{what}: its process died ({how})") from None
     finally:
-        process.kill()
-        process.join()
+        if process.pid is not None:
+            process.kill()
+            process.join()
         here.close()
     if error is not None:
         raise error
     return cast(T, value)
+
+
+def _start(process: BaseProcess) -> None:
+    """Starts a process that Ctrl-C does not reach: a terminal sends it to all, and the caller says what comes of it."""
+    resource_tracker.ensure_running()  # first, for when it starts, it lets the signal through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    process.start()
 
 
 def _call(there: Connection, function: Callable[[], object]) -> None:

@@ -112,3 +112,20 @@ def test_ctrl_c_ends_it_with_its_caller_and_says_nothing(asked: subprocess.Popen
 def test_it_does_not_outlive_a_caller_that_was_killed(asked: subprocess.Popen[bytes], tmp_path: Path) -> None:
     asked.kill()
     assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_caller_that_is_stopped_while_it_starts_says_nothing_of_it() -> None:
+    # What is sent to the process exceeds a pipe: its caller waits for it to be read while the signal arrives.
+    code = (
+        "import os, signal, sys, threading, time, psutil\nfrom functools import partial\n"
+        "from pipeline.isolated import isolated\nsignal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "def stop():\n"
+        "    while not any('spawn_main' in ' '.join(child.cmdline()) for child in psutil.Process().children()):\n"
+        "        time.sleep(0.001)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread(target=stop).start()\n"
+        "try:\n    isolated(partial(len, bytes(50_000_000)), what='counting', minutes=1)\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
+    assert (run.returncode, run.stderr) == (130, b"")
