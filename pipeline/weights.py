@@ -18,6 +18,7 @@ from pipeline import models
 from pipeline.attack.ensemble import Ensemble
 from pipeline.defenses import Ready
 from pipeline.errors import IntegrityError, MissingError, WeightsError
+from pipeline.folding import folded
 from pipeline.ledger import fingerprint, named
 from pipeline.models import Classifier, EnsembleSpec, ModelSpec, TargetSpec
 from pipeline.purifiers import Purified, Purifier
@@ -162,7 +163,7 @@ def load_source(source: Source, storage: Storage, *, classes: int, device: torch
 
 
 def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
-    """A resolved model, from the store.
+    """A resolved model, from the store, made fast: its batch norms are folded.
 
     Raises:
         WeightsError: The weights are gone or damaged, or do not fit the architecture here.
@@ -176,6 +177,7 @@ def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
             f"{model.spec.name}: the stored weights load to {classifier.digest[:12]}, not to {model.digest[:12]}: "
             "another version of timm or torch? see the markers' versions"
         )
+    classifier.network = folded(classifier.network, classifier.preprocessing["input_size"])
     return classifier
 
 

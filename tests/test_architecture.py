@@ -19,6 +19,7 @@ PIPELINE = ROOT / "pipeline"
 LAYERS: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
+    "folding": set(),
     "isolated": {"errors"},
     "sample": set(),
     "storage": {"errors"},
@@ -37,7 +38,7 @@ LAYERS: dict[str, set[str]] = {
     "ledger": {"errors", "sample", "storage"},
     "parts": {"codec", "errors", "sample", "shards"},
     "attack": set(),
-    "weights": {"attack", "defenses", "errors", "ledger", "models", "purifiers", "storage"},
+    "weights": {"attack", "defenses", "errors", "folding", "ledger", "models", "purifiers", "storage"},
     "foreign": {"attack", "codec", "errors", "ledger", "pack", "parts", "shards", "storage"},
     "outline": {"ledger", "sample"},
     "plan": {
