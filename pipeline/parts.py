@@ -1,6 +1,7 @@
 """Stored parts as tensors: what attacks, scores, audits and pictures work on."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -41,19 +42,24 @@ def stack(samples: Sequence[Sample], pixels: Sequence[Tensor]) -> Images:
     )
 
 
-def files(images: Images, pixels: Tensor, extra: Sequence[Mapping[str, bytes]] | None = None) -> bytes:
+def files(
+    images: Images, pixels: Tensor, extra: Sequence[Mapping[str, bytes]] | None = None, *, threads: int = 1
+) -> bytes:
     """The tar of a part, which `read` reads: `png`, `cls`, where there is a wanted class `target`, and what is extra.
 
     Args:
         images: Keys, labels and wanted classes.
         pixels: (N, 3, H, W) uint8, what is stored.
         extra: More files of each sample, by extension.
+        threads: How many images are encoded at a time.
     """
-    rows = zip(images.keys, images.labels.tolist(), images.target_classes.tolist(), pixels, strict=True)
+    with ThreadPoolExecutor(threads) as pool:
+        encoded = list(pool.map(codec.encode, pixels))
+    rows = zip(images.keys, images.labels.tolist(), images.target_classes.tolist(), encoded, strict=True)
     return shards.write(
         {
             "__key__": key,
-            "png": codec.encode(image),
+            "png": image,
             "cls": str(label).encode(),
             **({} if wanted < 0 else {"target": str(wanted).encode()}),
             **(extra[index] if extra else {}),

@@ -1,5 +1,6 @@
 """Items → original and adversarial parts."""
 
+import contextlib
 import json
 import logging
 import time
@@ -23,6 +24,7 @@ from pipeline.plan import described
 from pipeline.progress import Made
 from pipeline.sample import Part, Rejected, Sample
 from pipeline.shards import Shard
+from pipeline.stages.overlap import Behind, ahead, mapped
 from pipeline.stages.stage import Failures, Stage
 from pipeline.weights import Source
 
@@ -51,24 +53,26 @@ class Generator(Stage):
         self.made, started = Made(), time.monotonic()
         failures = Failures()
         committed = self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
-        for part, read in self._originals(item, committed, attempt):
-            self.require_going_on()
-            with failures.noted():
-                images = read()
-                clean: Tensor | None = None
-                for attack_id, attack in self.plan.attacks.items():
-                    unit = Unit(self.plan.dataset, part, item.source, attack_id)
-                    if unit in committed:
-                        continue
-                    self.require_going_on()
-                    with failures.noted():
-                        if isinstance(attack, ForeignAttack):
-                            self._take_over(unit, attack, images, attempt)
-                        else:
-                            source = self._source(item.source)
-                            clean = self._predict(source, images.pixels, images.labels) if clean is None else clean
-                            self._attack(unit, attack, source, images, clean, attempt)
-                        self.made += Made(1, len(images.keys))
+        originals = ahead(self._originals(item, committed, attempt))
+        with contextlib.closing(originals), Behind() as behind:
+            for part, read in originals:
+                self.require_going_on()
+                with failures.noted():
+                    images = read()
+                    clean: Tensor | None = None
+                    for attack_id, attack in self.plan.attacks.items():
+                        unit = Unit(self.plan.dataset, part, item.source, attack_id)
+                        if unit in committed:
+                            continue
+                        self.require_going_on()
+                        with failures.noted():
+                            if isinstance(attack, ForeignAttack):
+                                commit = self._taken_over(unit, attack, images, attempt)
+                            else:
+                                source = self._source(item.source)
+                                clean = self._predict(source, images.pixels, images.labels) if clean is None else clean
+                                commit = self._attacked(unit, attack, source, images, clean, attempt)
+                            behind.call(partial(self.put_away, commit, len(images.keys), failures))
         failures.tell()
         log.info("%s: %d adversarial parts in %.1f s", item.name, self.made.parts, time.monotonic() - started)
         return self.made
@@ -120,26 +124,17 @@ class Generator(Stage):
     def _make_original(self, unit: Unit, shard: Shard, indices: range, item: Item, attempt: int) -> Images:
         """Decodes, prepares and commits a part; what stands in the store afterwards is what is attacked."""
         spec, started = self.plan.job.data, time.monotonic()
-        kept: list[tuple[Sample, Tensor]] = []
-        quarantined: list[Rejected] = []
-        chosen = 0
-        for sample in shard.samples(indices, classes=spec.classes):
-            if not spec.chooses(unit.part.shard, sample.key):
-                continue
-            chosen += 1
-            try:
-                if isinstance(sample, Rejected):
-                    raise SampleError(sample.reason)
-                pixels = codec.decode(sample.image, spec.preparation)
-                kept.append((replace(sample, image=b""), pixels))  # the file is not needed any more
-            except SampleError as error:
-                quarantined.append(Rejected(sample.key, str(error)))
+        samples = shard.samples(indices, classes=spec.classes)
+        chosen = (sample for sample in samples if spec.chooses(unit.part.shard, sample.key))
+        prepared = list(mapped(self._prepared, chosen, threads=self.threads))
+        kept = [each for each in prepared if not isinstance(each, Rejected)]
+        quarantined = [each for each in prepared if isinstance(each, Rejected)]
         images = parts.stack([sample for sample, _ in kept], [pixels for _, pixels in kept])
-        tar = parts.files(images, images.pixels)
+        tar = parts.files(images, images.pixels, threads=self.threads)
         facts = {
-            "n_in": chosen,
+            "n_in": len(prepared),
             "n_ok": len(kept),
-            "n_not_chosen": len(indices) - chosen,
+            "n_not_chosen": len(indices) - len(prepared),
             "n_quarantined": len(quarantined),
             "quarantined": [{"key": rejected.key, "reason": rejected.reason} for rejected in quarantined],
             "pixels_sha256": codec.pixels_sha256(images.pixels),
@@ -152,12 +147,22 @@ class Generator(Stage):
             **self.circumstances(batch_size=self.plan.job.batch_size, started=started, attempt=attempt),
         }
         marker = self.ledger.commit(unit, tar, "tar", facts)
-        self.made += Made(quarantined=len(quarantined))
+        self.count(Made(quarantined=len(quarantined)))
         return images if marker.fact("pixels_sha256") == facts["pixels_sha256"] else self._stored(unit)
 
-    def _attack(
+    def _prepared(self, sample: Sample | Rejected) -> tuple[Sample, Tensor] | Rejected:
+        """A sample, without its file, which is not needed any more, and its pixels; or why it cannot be used."""
+        if isinstance(sample, Rejected):
+            return sample
+        try:
+            return replace(sample, image=b""), codec.decode(sample.image, self.plan.job.data.preparation)
+        except SampleError as error:
+            return Rejected(sample.key, str(error))
+
+    def _attacked(
         self, unit: Unit, attack: Attack, source: nn.Module, images: Images, clean: Tensor, attempt: int
-    ) -> None:
+    ) -> Callable[[], None]:
+        """Attacks a part's images; returns what commits the result, which the device has no part in."""
         started = time.monotonic()
         wanted = self._wanted(attack, source, images)
         tally = Tally()
@@ -171,10 +176,10 @@ class Generator(Stage):
             "gradients": tally.gradients,
             **self.circumstances(batch_size=batch_size, started=started, attempt=attempt),
         }
-        self._commit(unit, attack, replace(images, target_classes=wanted), pixels, said, facts)
+        return partial(self._commit, unit, attack, replace(images, target_classes=wanted), pixels, said, facts)
 
-    def _take_over(self, unit: Unit, attack: ForeignAttack, images: Images, attempt: int) -> None:
-        """Commits another program's images of a part, as they are."""
+    def _taken_over(self, unit: Unit, attack: ForeignAttack, images: Images, attempt: int) -> Callable[[], None]:
+        """What commits another program's images of a part, as they are."""
         started = time.monotonic()
         source = self._resolved(unit.source)
         assert isinstance(source, Foreign)
@@ -187,7 +192,7 @@ class Generator(Stage):
             **self.circumstances(batch_size=size, started=started, attempt=attempt),
         }
         untargeted = replace(images, target_classes=torch.full_like(images.labels, -1))
-        self._commit(unit, attack, untargeted, pixels, [{} for _ in images.keys], facts)
+        return partial(self._commit, unit, attack, untargeted, pixels, [{} for _ in images.keys], facts)
 
     def _commit(
         self,
@@ -214,7 +219,8 @@ class Generator(Stage):
             }
             for key, label, original, adversarial, predictions in told
         ]
-        tar = parts.files(images, pixels, [{"json": json.dumps(each, sort_keys=True).encode()} for each in extra])
+        told_as_json = [{"json": json.dumps(each, sort_keys=True).encode()} for each in extra]
+        tar = parts.files(images, pixels, told_as_json, threads=self.threads)
         about = {
             "n": len(images.keys),
             "attack": described(attack),

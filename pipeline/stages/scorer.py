@@ -1,24 +1,29 @@
 """Committed parts → predictions."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from pipeline import codec, parts, results, score, weights
 from pipeline.defenses import Ready
-from pipeline.ledger import Marker, Unit
+from pipeline.ledger import Committed, Marker, Unit
 from pipeline.models import TargetSpec
 from pipeline.outline import Item, item_parts, scopes
 from pipeline.parts import Images
 from pipeline.progress import Made
+from pipeline.stages.overlap import Behind, ahead
 from pipeline.stages.stage import Failures, Stage
 from pipeline.weights import Model
 
 log = logging.getLogger(__name__)
+
+Target = tuple[Model, nn.Module, tuple[Ready, ...]]
 
 
 class Scorer(Stage):
@@ -27,7 +32,7 @@ class Scorer(Stage):
     def open(self) -> None:
         """Loads every target."""
         storage, classes = self.ledger.storage, self.plan.job.data.classes
-        self.targets = [
+        self.targets: list[Target] = [
             (
                 model,
                 weights.load(model, storage, classes=classes).to(self.device),
@@ -48,27 +53,36 @@ class Scorer(Stage):
         self.made, started = Made(), time.monotonic()
         failures = Failures()
         committed = self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
-        for part in item_parts(item, committed) or []:
-            original = Unit(self.plan.dataset, part)
-            for unit in (
-                original,
-                *(replace(original, source=item.source, attack=attack) for attack in self.plan.attacks),
-            ):
-                targets = [each for each in self.targets if replace(unit, target=each[0].id) not in committed]
-                if unit not in committed or not targets:
-                    continue
+        unscored = ahead(self._unscored(item, committed))
+        with contextlib.closing(unscored), Behind() as behind:
+            for targets, read in unscored:
                 with failures.noted():
-                    marker = self.ledger.marker(unit)
-                    images = parts.read(self.ledger.read(marker), name=marker.object)
-                    for model, network, defenses in targets:
+                    marker, images = read()
+                    for target in targets:
                         self.require_going_on()
-                        self._score(marker, model, network, defenses, images, attempt)
-                        self.made += Made(1, len(images.keys))
+                        commit = self._scored(marker, *target, images, attempt)
+                        behind.call(partial(self.put_away, commit, len(images.keys), failures))
         failures.tell()
         log.info("%s: %d result files in %.1f s", item.name, self.made.parts, time.monotonic() - started)
         return self.made
 
-    def _score(
+    def _unscored(
+        self, item: Item, committed: Committed
+    ) -> Iterator[tuple[list[Target], Callable[[], tuple[Marker, Images]]]]:
+        """What is committed and not scored on every target: on which it is not, and how to come by its images."""
+        for part in item_parts(item, committed) or []:
+            original = Unit(self.plan.dataset, part)
+            adversarial = (replace(original, source=item.source, attack=attack) for attack in self.plan.attacks)
+            for unit in (original, *adversarial):
+                targets = [each for each in self.targets if replace(unit, target=each[0].id) not in committed]
+                if unit in committed and targets:
+                    yield targets, partial(self._read, unit)
+
+    def _read(self, unit: Unit) -> tuple[Marker, Images]:
+        marker = self.ledger.marker(unit)
+        return marker, parts.read(self.ledger.read(marker), name=marker.object)
+
+    def _scored(
         self,
         marker: Marker,
         model: Model,
@@ -76,7 +90,8 @@ class Scorer(Stage):
         defenses: Sequence[Ready],
         images: Images,
         attempt: int,
-    ) -> None:
+    ) -> Callable[[], None]:
+        """Asks a target about images; returns what commits its answers, which the device has no part in."""
         started = time.monotonic()
         unit = replace(marker.unit, target=model.id)
         target = model.spec
@@ -124,4 +139,8 @@ class Scorer(Stage):
             "target": model.identity,
             **self.circumstances(batch_size=said.batch_size, started=started, attempt=attempt),
         }
-        self.ledger.commit(unit, results.write(schema, columns), "parquet", facts)
+
+        def commit() -> None:
+            self.ledger.commit(unit, results.write(schema, columns), "parquet", facts)
+
+        return commit

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import platform
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -45,6 +46,8 @@ class Stage(ABC):
         self.device = device
         self.stopping = stopping
         self.made = Made()
+        self.threads = torch.get_num_threads()  # of this worker; a thread started later would not know
+        self._counting = threading.Lock()
         self.open()
 
     @abstractmethod
@@ -54,6 +57,17 @@ class Stage(ABC):
     @abstractmethod
     def run(self, item: Item, *, attempt: int = 1) -> Made:
         """Makes what is missing of an item; `made` says how far it has come."""
+
+    def count(self, made: Made) -> None:
+        """Adds to what this run has made; from any thread."""
+        with self._counting:
+            self.made += made
+
+    def put_away(self, commit: Callable[[], None], images: int, failures: "Failures") -> None:
+        """Commits one unit of so many images, beside the device's work; a failure that is its own is noted."""
+        with failures.noted():
+            commit()
+            self.count(Made(1, images))
 
     def require_going_on(self) -> None:
         """Asked between two units.
