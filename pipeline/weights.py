@@ -16,11 +16,12 @@ import torch
 
 from pipeline import models
 from pipeline.attack.ensemble import Ensemble
+from pipeline.classifier import Classifier, state_digest
 from pipeline.defenses import Ready
 from pipeline.errors import IntegrityError, MissingError, WeightsError
 from pipeline.folding import folded
 from pipeline.ledger import fingerprint, named
-from pipeline.models import Classifier, EnsembleSpec, ModelSpec, TargetSpec
+from pipeline.models import EnsembleSpec, ModelSpec, TargetSpec
 from pipeline.purifiers import Purified, Purifier
 from pipeline.storage import Storage, sha256, split
 
@@ -126,7 +127,7 @@ def purifiers_of(spec: ModelSpec) -> list[Purifier]:
 def _resolve_purifier(purifier: Purifier, storage: Storage) -> dict[str, Any]:
     def loaded() -> tuple[dict[str, Any], bytes]:
         network = models.load_purifier(purifier)
-        return {"digest": models.state_digest(network)}, models.dump(network)
+        return {"digest": state_digest(network)}, models.dump(network)
 
     words = {"purifier": type(purifier).__name__, "checkpoint": purifier.checkpoint}
     try:

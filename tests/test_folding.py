@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from jobs.curvature import first_images
 from pipeline import codec, config, models
+from pipeline.classifier import Classifier
 from pipeline.folding import folded
-from pipeline.models import Classifier, ModelSpec
+from pipeline.models import ModelSpec
 from tests.conftest import ROOT
 
 

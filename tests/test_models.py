@@ -14,6 +14,7 @@ from pipeline import models
 from pipeline.attack.ensemble import Ensemble
 from pipeline.attack.recipe import build
 from pipeline.attack.views import DiverseInput
+from pipeline.classifier import Classifier, resize
 from pipeline.errors import RecipeError, WeightsError
 from pipeline.models import ModelSpec, TargetSpec
 from tests.samples import CLASSES
@@ -35,7 +36,7 @@ def pil_resize(images: torch.Tensor, side: int, how: Image.Resampling) -> torch.
 def test_the_resize_is_pils(side: int, interpolation: str) -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 3, 224, 224)
-    found = models.resize(images, policy="direct", input_size=side, interpolation=interpolation)
+    found = resize(images, policy="direct", input_size=side, interpolation=interpolation)
     expected = pil_resize(images, side, Image.Resampling[interpolation.upper()])
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)  # 0.01 of a grey level: float32 weights
 
@@ -43,10 +44,10 @@ def test_the_resize_is_pils(side: int, interpolation: str) -> None:
 def test_the_crop_policy_discards_the_border() -> None:
     images = torch.zeros(1, 3, 224, 224)
     images[..., :12, :] = 1
-    found = models.resize(images, policy="crop", input_size=299, interpolation="bilinear")
+    found = resize(images, policy="crop", input_size=299, interpolation="bilinear")
     assert found.shape == (1, 3, 299, 299)
     assert float(found.abs().max()) < 1e-6
-    kept = models.resize(images, policy="direct", input_size=299, interpolation="bilinear")
+    kept = resize(images, policy="direct", input_size=299, interpolation="bilinear")
     assert float(kept.max()) == pytest.approx(1)
 
 
@@ -166,7 +167,7 @@ def test_a_view_that_does_not_resize_back_shows_the_network_itself_the_larger_im
 
 def test_a_network_of_one_size_is_refused_by_name(tiny_checkpoint: Path) -> None:
     models.require_enlarged("tiny", models.load(tiny(tiny_checkpoint), classes=CLASSES), 1.1)
-    vit = models.Classifier(
+    vit = Classifier(
         timm.create_model("test_vit", num_classes=CLASSES, dynamic_img_size=False),
         {"policy": "direct", "input_size": 160, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
     )

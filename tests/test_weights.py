@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import models, weights
+from pipeline.classifier import Classifier
 from pipeline.errors import WeightsError
 from pipeline.folding import folded
 from pipeline.models import ModelSpec
@@ -132,7 +133,7 @@ def test_those_that_resolve_at_once_agree(storage: Storage, checkpoint: Path, mo
     ready, lock, found = threading.Barrier(4), threading.Lock(), []
     real = models.load
 
-    def together(*arguments: object, **options: object) -> models.Classifier:
+    def together(*arguments: object, **options: object) -> Classifier:
         ready.wait(60)  # each has found no record, and loads
         with lock:
             return real(*arguments, **options)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from jobs import cli
-from pipeline import models
+from pipeline.classifier import Classifier
 from pipeline.engine import office
 from pipeline.engine.worker import Receipt, Worker
 from pipeline.outline import Item
@@ -70,17 +70,17 @@ class FaultyWorker(Worker):
         return super().run(item, attempt)
 
     def _shrink_memory(self) -> None:
-        whole = models.Classifier.forward
+        whole = Classifier.forward
 
         folder = self.folder
 
-        def forward(network: models.Classifier, images: torch.Tensor) -> torch.Tensor:
+        def forward(network: Classifier, images: torch.Tensor) -> torch.Tensor:
             if len(images) > 2:
                 take(folder, "memory")
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (injected)")
             return whole(network, images)
 
-        setattr(models.Classifier, "forward", forward)  # noqa: B010  # a type checker rightly objects to it
+        setattr(Classifier, "forward", forward)  # noqa: B010  # a type checker rightly objects to it
 
 
 def _illegal_access(*_: object, **__: object) -> None:
