@@ -148,7 +148,7 @@ def draw(grid: Sequence[Point], *, denominator: Denominator) -> bytes:
     pairs, images = (" to ".join(str(n) for n in sorted({some[0], some[-1]})) for some in zip(*sizes, strict=True))
     figure.suptitle(
         f"{grid[0].attack.partition('[')[0]} from {grid[0].source}; n = {pairs} pairs of image and target, of {images} "
-        f"images ({COUNTED[denominator]}); bands: 95%, over images",
+        f"images\n({COUNTED[denominator]}); bands: 95%, over images",
         fontsize=10,
     )
     buffer = io.BytesIO()

@@ -20,6 +20,7 @@ LAYERS: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "folding": set(),
+    "heap": set(),
     "classifier": set(),
     "isolated": {"errors"},
     "sample": set(),
@@ -82,7 +83,7 @@ LAYERS: dict[str, set[str]] = {
     "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
     "quarantine": {"codec", "errors", "ledger", "outline", "plan", "runs", "sample", "shards"},
     "engine": {
-        *("errors", "isolated", "ledger", "outline", "plan", "pools", "progress", "quarantine", "runs"),
+        *("errors", "heap", "isolated", "ledger", "outline", "plan", "pools", "progress", "quarantine", "runs"),
         *("stages", "storage"),
     },
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},

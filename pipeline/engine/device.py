@@ -3,6 +3,8 @@
 import ray
 import torch
 
+from pipeline import heap
+
 
 def own() -> torch.device:
     """The GPU that Ray gave this worker; where it gave none, the CPU."""
@@ -15,11 +17,12 @@ def is_broken_by(error: Exception) -> bool:
 
 
 def settle(threads: int) -> None:
-    """Sets threads, full float32 and fixed algorithms.
+    """Sets threads, full float32 and fixed algorithms, and has the heap kept.
 
     The literal penalty is a difference of gradients at points 2.6e-5 a pixel apart, which TF32's 10-bit mantissa cannot
     tell from each other; and a rerun must give the same bytes.
     """
+    heap.keep()
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from pipeline import runs
+from pipeline import heap, runs
 from pipeline.errors import GnpError, IntegrityError, Interrupted, MissingError, StorageError
 from pipeline.ledger import Ledger
 from pipeline.outline import Item, complete, scopes
@@ -84,6 +84,8 @@ class Worker:
             log.exception("item %s", item)
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             return Receipt("broken" if self._device.is_broken_by(error) else "failed", reason, self._stage.made)
+        finally:
+            heap.hand_back()
 
     def _is_complete(self, item: Item) -> bool:
         """Whether nothing is left of an item: another run, which still holds its shard, may have done it."""
