@@ -8,7 +8,7 @@ STORE  ?= folder
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check chaos scale peers format lock picture clean
+.PHONY: demo test check bench chaos scale peers format lock picture clean
 
 demo: $(VENV)/installed  ## the main job on real photographs, end to end; STORE=s3 runs it on a real S3 server
 ifeq ($(STORE),s3)
@@ -31,6 +31,9 @@ chaos: $(VENV)/installed  ## the fault campaign: 200 faults and more, injected f
 
 scale: $(VENV)/installed  ## 100,000 parts on a real S3 server, a 5 GB shard, 100,000 items: time, memory, requests
 	$(BIN)/python -m tests.scale
+
+bench: $(VENV)/installed  ## how fast: gradients beside other libraries', the pipeline, the engine, files, growth; a quarter of an hour
+	$(BIN)/python -m tests.bench
 
 peers: $(VENV)/installed  ## our attacks against torchattacks' and torchattack's, on the same model and images
 	$(BIN)/python -m tests.peers

@@ -40,7 +40,7 @@ BARS = {"cpu": (1.4, 0.6), "cuda": (4.0, 0.4)}
 Run = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """One implementation of an attack.
 

@@ -257,8 +257,8 @@ def _batches(pixels: Tensor, images: Images) -> list[tuple[Tensor, Tensor, Tenso
     )
 
 
-def main() -> int:
-    """Compares everything; exit code 1 where something disagrees and is not explained."""
+def fetch() -> None:
+    """Fetches the other libraries, for these comparisons alone."""
     if not (OUT / "torchattacks").is_dir():
         command = [
             sys.executable,
@@ -272,6 +272,11 @@ def main() -> int:
             str(OUT),
         ]
         subprocess.run([*command, "-r", str(Path(__file__).with_name("peers.txt"))], check=True)
+
+
+def main() -> int:
+    """Compares everything; exit code 1 where something disagrees and is not explained."""
+    fetch()
     sys.path.insert(0, str(OUT))
     torch.set_num_threads(1)
     assets.prepare(ROOT / "build" / "demo")

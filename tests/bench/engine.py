@@ -1,0 +1,80 @@
+"""What handing items out costs. No module that workers import from here takes torch."""
+
+import functools
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from pipeline.engine import office
+from pipeline.engine.worker import Receipt, Worker
+from pipeline.outline import Item, Prepared
+from pipeline.pools import Pools, Sizing
+from pipeline.storage import Storage
+from tests import scale
+from tests.bench.figures import Figure, seconds
+
+_SLEEP_S, _ROUNDS = 5.0, 3
+
+
+class Sleeper(Worker):
+    """A worker that waits until all are there, and then needs five seconds for each item; a scorer needs none."""
+
+    def __init__(self, stage: str, _sealed: bytes, _plan: str, store: str, workers: int, _run: str) -> None:
+        self._sleeps, self._folder, self._workers = stage == "generator", Path(store), workers
+        self._there = False
+
+    def run(self, item: Item, attempt: int) -> Receipt:
+        del attempt
+        if not self._sleeps:
+            return Receipt("done")
+        if not self._there:
+            (self._folder / item.take.shard.name).touch()
+            while len(list(self._folder.iterdir())) < self._workers:
+                time.sleep(0.01)
+            self._there = True
+        time.sleep(_SLEEP_S)
+        return Receipt("done")
+
+
+def _office(folder: str, workers: int) -> office.Office:
+    """An office of light workers; `threads` tells them how many they are."""
+    planned = Prepared(replace(scale.great_plan(), takes=()), b"")
+    sizing = Sizing(workers, 1, 0.0, 0.0, cpus=0.01, threads=workers)
+    return office.Office(planned, "plan", Storage(folder), sizing, Pools(generators=workers, scorers=1), items=0)
+
+
+def engine() -> list[Figure]:
+    """How near to one item per worker and five seconds; and what an item costs that needs no time."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    found = []
+    setattr(office, "Worker", Sleeper)  # noqa: B010
+    for workers in (1, 2, 4, 8, 16, 64):
+        with tempfile.TemporaryDirectory() as folder:
+            handed = _office(folder, workers)
+            handed.work([scale._item(number) for number in range(_ROUNDS * workers)], threading.Event())
+            ended = time.time()
+            began = max(path.stat().st_mtime for path in Path(folder).iterdir())
+            handed.close()
+        found.append(Figure(f"{workers} workers that sleep 5 s", _SLEEP_S * _ROUNDS / (ended - began), "×", None, 0.95))
+    setattr(office, "Worker", scale.Idle)  # noqa: B010
+    with tempfile.TemporaryDirectory() as folder:
+        handed, memory, done = _office(folder, 1), [], 0
+        for count in (1_000, 10_000):
+            items = [scale._item(number) for number in range(done, count)]
+            took = seconds(functools.partial(handed.work, items, threading.Event()))
+            each_ms, done = 1000 * took / (count - done), count
+            memory.append(scale.memory_mb())
+        handed.close()
+    ray.shutdown()
+    feeds = 1000 / each_ms
+    return [
+        *found,
+        Figure("an item of no work, of 10,000", each_ms, "ms", None, -20),
+        Figure("the driver's memory, from 1,000 items to 10,000", memory[1] - memory[0], "MB more", None, -20),
+        Figure("items that one driver can hand out", feeds, "a second"),
+        Figure("so an item must take 1,000 GPUs at least", 1000 / feeds, "s"),
+    ]
