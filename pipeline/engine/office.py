@@ -223,7 +223,9 @@ class Office:
         if not waiting:
             time.sleep(0.2)
             return
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5)
+        ready, rest = ray.wait(list(waiting), num_returns=1, timeout=0.5)
+        if ready and rest:  # as many workers of one pace end at once: a look at all of them for each would add up
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for future in ready:
             pool, slot = waiting[future]
             if slot.idle:  # it died with nothing in hand
