@@ -23,6 +23,7 @@ from pipeline.weights import Model
 
 log = logging.getLogger(__name__)
 
+# A target, its network, and the defenses that it is behind.
 Target = tuple[Model, nn.Module, tuple[Ready, ...]]
 
 
