@@ -30,27 +30,32 @@ class Server:
 
     Attributes:
         environment: What AWS tools need to use it.
+        ports: Those it listens on; for gRPC on each + 10000 as well.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "server.log"
-        ports = _free_ports(5)
+        self._reserved = _reserve_ports(5)
+        self.ports = [port.getsockname()[1] for port, _ in self._reserved]
         self.environment = {
             "AWS_ACCESS_KEY_ID": "local",
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports[0]}",
         }
-        options = dict(zip(("s3.port", "master.port", "volume.port", "filer.port", "admin.port"), ports, strict=True))
+        options = dict(
+            zip(("s3.port", "master.port", "volume.port", "filer.port", "admin.port"), self.ports, strict=True)
+        )
         self._command = [
             str(Path(sys.executable).with_name("weed")),
+            f"-logdir={folder}",
             "mini",
             f"-dir={folder}",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
             *(f"-{name}={port}" for name, port in options.items()),
-            *("-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.iam=false"),
+            *("-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -59,6 +64,7 @@ class Server:
 
         Raises:
             TimeoutError: It did not answer in time; its log says why.
+            RuntimeError: It ended; the message has the end of its log.
         """
         with self._log.open("ab") as log:
             environment = {**os.environ, **self.environment, "GOMEMLIMIT": "400MiB"}
@@ -91,6 +97,7 @@ def server(folder: Path) -> Iterator[dict[str, str]]:
 
     Raises:
         TimeoutError: It did not answer in time; its log says why.
+        RuntimeError: It ended; the message has the end of its log.
     """
     running = Server(folder)
     running.start()
@@ -129,22 +136,36 @@ def _wait(environment: dict[str, str], process: subprocess.Popen[bytes], log: Pa
             time.sleep(0.2)
         else:
             return
+    if (code := process.poll()) is not None:
+        raise RuntimeError(f"the S3 server ended with code {code}:\n{log.read_text(errors='replace')[-2000:]}")
     raise TimeoutError(f"the S3 server did not come up within {_START_S} s; see {log}")
 
 
-def _free_ports(count: int) -> list[int]:
-    """Free loopback ports below 40000: SeaweedFS listens for gRPC on each port + 10000 as well."""
-    found: list[int] = []
-    while len(found) < count:
-        port = 20000 + secrets.randbelow(20000)
-        if all(abs(port - other) > 1 for other in found) and _free(port) and _free(port + 10000):
-            found.append(port)
-    return found
+def _reserve_ports(count: int) -> list[tuple[socket.socket, socket.socket]]:
+    """Loopback ports, each with the one 10000 above it, where SeaweedFS listens for gRPC: bound, for it to listen on.
+
+    All are below 32768: above lie the ports that outgoing connections are given, at any moment and by anyone.
+    """
+    held: list[tuple[socket.socket, socket.socket]] = []
+    while len(held) < count:
+        port = 10000 + secrets.randbelow(12768)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
+            pair = undo.enter_context(_reserved(port)), undo.enter_context(_reserved(port + 10000))
+            held.append(pair)
+            undo.pop_all()
+    return held
 
 
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+def _reserved(port: int) -> socket.socket:
+    """A socket bound to the port, so that nobody else who looks finds it free; a server, which asks to share, may."""
+    held = socket.socket()
+    try:
+        held.bind(("127.0.0.1", port))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except OSError:
+        held.close()
+        raise
+    return held
 
 
 if __name__ == "__main__":
