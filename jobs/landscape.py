@@ -42,14 +42,16 @@ def run(recipe: Path, ledger: Ledger, out: Path, *, names: list[str], limit: int
     classes = planned.job.data.classes
     # Through a defense there is no gradient to speak of.
     plain = [model for model in planned.targets if "defenses" not in model.identity]
-    targets = {model.spec.name: (model, weights.load(model, storage, classes=classes).to(device)) for model in plain}
+    targets = {
+        model.spec.name: (model, weights.load(model, storage, classes=classes, device=device)) for model in plain
+    }
     told = []
     # An ensemble's loss is that of no one model.
     single = [source for source in planned.sources if isinstance(source, Model)]
     if not single:
         raise RecipeError(f"{recipe}: landscape needs a source that is one model, no ensemble")
     for source in single:
-        attacked = weights.load(source, storage, classes=classes).to(device)
+        attacked = weights.load(source, storage, classes=classes, device=device)
         others = {name: network for name, (model, network) in targets.items() if model.digest != source.digest}
         models = {source.spec.name: attacked} | others
         ground: list[Ground] = []

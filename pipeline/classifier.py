@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.folding import folded
+from pipeline.fusing import fused
+
 # How an image is brought to a network's input size; see `resize`.
 Policy = Literal["direct", "crop"]
 
@@ -36,6 +39,16 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing["std"]).view(shape), persistent=False)
         self.eval()
+
+    def quicken(self, device: torch.device) -> "Classifier":
+        """Replaces the network by one that computes the same faster, puts it on its device, and returns itself.
+
+        The digest stays: that of the weights as they came.
+        """
+        side = self.preprocessing["input_size"]
+        network = folded(self.network, side)
+        self.network = fused(network, side) if device.type == "cpu" else network
+        return self.to(device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) float32 of images (B, 3, H, W) float32 in [0, 1]."""

@@ -182,16 +182,16 @@ def preflight(sealed: bytes, storage: Storage) -> None:
         WeightsError: A model's or a purifier's stored weights are gone or damaged, or do not fit; or a source does not
             take the larger images that an attack shows it.
     """
-    plan = unseal(sealed)
+    plan, cpu = unseal(sealed), torch.device("cpu")
     networks = [member for source in plan.sources for member in source.members] + list(plan.targets)
     attacked = {member.id for source in plan.sources for member in source.members}
     rates = sorted({attack.enlargement for attack in plan.attacks.values()} - {1.0})
     for model in {model.id: model for model in networks}.values():
-        classifier = weights.load(model, storage, classes=plan.job.data.classes)
+        classifier = weights.load(model, storage, classes=plan.job.data.classes, device=cpu)
         for rate in rates if model.id in attacked else ():
             models.require_enlarged(model.spec.name, classifier, rate)
     for target in plan.targets:
-        weights.load_defenses(target, storage, device=torch.device("cpu"))
+        weights.load_defenses(target, storage, device=cpu)
 
 
 def described(attack: Attack | ForeignAttack) -> dict[str, Any]:

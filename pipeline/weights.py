@@ -19,7 +19,6 @@ from pipeline.attack.ensemble import Ensemble
 from pipeline.classifier import Classifier, state_digest
 from pipeline.defenses import Ready
 from pipeline.errors import IntegrityError, MissingError, WeightsError
-from pipeline.folding import folded
 from pipeline.ledger import fingerprint, named
 from pipeline.models import EnsembleSpec, ModelSpec, TargetSpec
 from pipeline.purifiers import Purified, Purifier
@@ -159,12 +158,12 @@ def _recorded(
 
 def load_source(source: Source, storage: Storage, *, classes: int, device: torch.device) -> Classifier | Ensemble:
     """A resolved source on its device, from the store; see `load`."""
-    loaded = [load(member, storage, classes=classes).to(device) for member in source.members]
+    loaded = [load(member, storage, classes=classes, device=device) for member in source.members]
     return Ensemble(loaded, source.spec.fuse) if isinstance(source, Team) else loaded[0]
 
 
-def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
-    """A resolved model, from the store, made fast: its batch norms are folded.
+def load(model: Model, storage: Storage, *, classes: int, device: torch.device) -> Classifier:
+    """A resolved model on its device, from the store, made fast for it.
 
     Raises:
         WeightsError: The weights are gone or damaged, or do not fit the architecture here.
@@ -178,8 +177,7 @@ def load(model: Model, storage: Storage, *, classes: int) -> Classifier:
             f"{model.spec.name}: the stored weights load to {classifier.digest[:12]}, not to {model.digest[:12]}: "
             "another version of timm or torch? see the markers' versions"
         )
-    classifier.network = folded(classifier.network, classifier.preprocessing["input_size"])
-    return classifier
+    return classifier.quicken(device)
 
 
 def load_defenses(model: Model, storage: Storage, *, device: torch.device) -> tuple[Ready, ...]:

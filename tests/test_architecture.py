@@ -19,9 +19,11 @@ PIPELINE = ROOT / "pipeline"
 LAYERS: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
-    "folding": set(),
+    "handover": set(),
+    "folding": {"handover"},
+    "fusing": {"handover"},
     "heap": set(),
-    "classifier": set(),
+    "classifier": {"folding", "fusing"},
     "isolated": {"errors"},
     "sample": set(),
     "storage": {"errors"},
@@ -40,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
     "ledger": {"errors", "sample", "storage"},
     "parts": {"codec", "errors", "sample", "shards"},
     "attack": set(),
-    "weights": {"attack", "classifier", "defenses", "errors", "folding", "ledger", "models", "purifiers", "storage"},
+    "weights": {"attack", "classifier", "defenses", "errors", "ledger", "models", "purifiers", "storage"},
     "foreign": {"attack", "codec", "errors", "ledger", "pack", "parts", "shards", "storage"},
     "outline": {"ledger", "sample"},
     "plan": {
@@ -92,7 +94,7 @@ LAYERS: dict[str, set[str]] = {
 # Who alone may import a package.
 OWNERS: dict[str, set[str]] = {
     "ray": {"engine"},
-    "timm": {"models"},
+    "timm": {"fusing", "models"},
     "obstore": {"storage"},
     "boto3": {"storage"},
     "botocore": {"storage"},

@@ -122,7 +122,7 @@ def test_a_published_checkpoint_guards_a_target_from_the_store_alone(
     path.unlink()
     purified, bits = weights.load_defenses(model, storage, device=torch.device("cpu"))
     assert isinstance(purified, Purified)
-    network = weights.load(model, storage, classes=CLASSES)
+    network = weights.load(model, storage, classes=CLASSES, device=torch.device("cpu"))
     found, _ = answer(network, images(), [purified, bits], Draws(0, KEYS))
     theirs = seeded(PurifierNetwork() if name == "nrp" else DenoiserNetwork())
     with torch.inference_mode():

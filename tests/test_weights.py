@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from pipeline import models, weights
 from pipeline.classifier import Classifier
 from pipeline.errors import WeightsError
-from pipeline.folding import folded
 from pipeline.models import ModelSpec
 from pipeline.storage import Storage
 from pipeline.weights import Model
 from tests.conftest import ROOT
 from tests.samples import CLASSES, SIDE
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_tag_means_for_ever_what_it_meant_first(storage: Storage, monkeypatch:
     first = resolve(tag, storage)
     assert resolve(tag, storage) == first
     assert len(made) == 1
-    assert weights.load(first, storage, classes=CLASSES).digest == first.digest
+    assert weights.load(first, storage, classes=CLASSES, device=CPU).digest == first.digest
 
 
 def test_a_changed_checkpoint_is_another_model(storage: Storage, checkpoint: Path) -> None:
@@ -74,7 +75,7 @@ def test_a_changed_checkpoint_is_another_model(storage: Storage, checkpoint: Pat
     after = resolve(spec_of(checkpoint), storage)
     assert len({before.id, after.id}) == len({before.digest, after.digest}) == 2
     for model in (before, after):  # a run that began with the old one can end with it
-        assert weights.load(model, storage, classes=CLASSES).digest == model.digest
+        assert weights.load(model, storage, classes=CLASSES, device=CPU).digest == model.digest
     assert resolve(spec_of(checkpoint), storage) == after
 
 
@@ -88,9 +89,8 @@ def test_the_same_weights_in_another_file_are_the_same_model(storage: Storage, c
 
 
 def test_a_model_from_the_store_gives_bit_for_bit_what_the_checkpoint_gives(storage: Storage, checkpoint: Path) -> None:
-    stored = weights.load(resolve(spec_of(checkpoint), storage), storage, classes=CLASSES)
-    direct = models.load(spec_of(checkpoint), classes=CLASSES)
-    direct.network = folded(direct.network, direct.preprocessing["input_size"])
+    stored = weights.load(resolve(spec_of(checkpoint), storage), storage, classes=CLASSES, device=CPU)
+    direct = models.load(spec_of(checkpoint), classes=CLASSES).quicken(CPU)
     torch.manual_seed(0)
     images = torch.rand(4, 3, 40, 40)
     with torch.inference_mode():
@@ -101,7 +101,7 @@ def test_a_model_from_the_store_gives_bit_for_bit_what_the_checkpoint_gives(stor
 def test_a_resolved_model_needs_its_checkpoint_no_more(storage: Storage, checkpoint: Path) -> None:
     model = resolve(spec_of(checkpoint), storage)
     checkpoint.unlink()
-    assert weights.load(model, storage, classes=CLASSES).digest == model.digest
+    assert weights.load(model, storage, classes=CLASSES, device=CPU).digest == model.digest
     with pytest.raises(WeightsError, match=r"checkpoint .*mine\.safetensors: no such object"):
         resolve(spec_of(checkpoint), storage)
 
@@ -124,7 +124,7 @@ def test_stored_weights_that_are_gone_or_damaged_are_one_line(
     damaged = damage(storage.get(stored.key))  # type: ignore[operator]
     storage.delete([stored.key]) if damaged is None else storage.put(stored.key, damaged)
     with pytest.raises(WeightsError, match=message) as refused:
-        weights.load(model, storage, classes=CLASSES)
+        weights.load(model, storage, classes=CLASSES, device=CPU)
     assert "\n" not in str(refused.value)
     assert str(refused.value).startswith("tiny: its weights: ")
 
@@ -177,7 +177,7 @@ def test_those_that_resolve_a_moving_tag_at_once_agree(storage: Storage, monkeyp
 _HUB_MODEL = """
 import shutil, sys
 from pathlib import Path
-import timm
+import timm, torch
 from pipeline import weights
 from pipeline.models import ModelSpec
 from pipeline.storage import Storage
@@ -191,7 +191,7 @@ snapshot = cached / "snapshots" / ("0" * 40)
 timm.models.save_for_hf(network, snapshot, model_args={"act_layer": "silu"}, safe_serialization=True)
 model = weights.resolve(ModelSpec("hf-hub:me/mine", input_size=32), store, classes=7)
 shutil.rmtree(cached)
-loaded = weights.load(model, store, classes=7)
+loaded = weights.load(model, store, classes=7, device=torch.device("cpu"))
 assert loaded.digest == model.digest
 assert "SiLU" in repr(loaded.network)
 print("loaded without the hub")

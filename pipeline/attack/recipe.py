@@ -22,7 +22,7 @@ from pipeline.attack.views import Admix, DiverseInput, Scale, View
 Attack = Iterative | Noise
 
 # Raised whenever the same settings would give other pixels: results of two versions never mix.
-VERSION = 4
+VERSION = 5
 
 # Base → what it sets of `Iterative`.
 BASES: dict[str, dict[str, Any]] = {

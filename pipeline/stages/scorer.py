@@ -36,7 +36,7 @@ class Scorer(Stage):
         self.targets: list[Target] = [
             (
                 model,
-                weights.load(model, storage, classes=classes).to(self.device),
+                weights.load(model, storage, classes=classes, device=self.device),
                 weights.load_defenses(model, storage, device=self.device),
             )
             for model in self.plan.targets
