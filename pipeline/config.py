@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +33,7 @@ from pipeline import models
 from pipeline.attack.ball import BallNorm
 from pipeline.attack.iterate import Wanted
 from pipeline.attack.losses import Loss
+from pipeline.attack.precision import Precision
 from pipeline.attack.recipe import TRANSFORMS, VIEWS, Attack, build, require_budget
 from pipeline.attack.transforms import (
     GradientNormPenalty,
@@ -222,6 +223,8 @@ class AttackEntry(_Table):
         norm: Of the ball: "linf" or "l2".
         loss: "cross-entropy", "logit" or "margin".
         target_class: For a targeted attack: "shard", "random", "least-likely" or a class.
+        precision: In which the source is differentiated: "float32", "tf32", "bfloat16", or "auto": bfloat16 where every
+            part allows it; by default float32.
         di: Settings of the diverse input that `attack` names; by default the published.
         si: Of the scaled copies.
         admix: Of Admix.
@@ -241,6 +244,7 @@ class AttackEntry(_Table):
     norm: BallNorm = "linf"
     loss: Loss | None = None
     target_class: Annotated[Wanted | None, BeforeValidator(_wanted)] = None
+    precision: Precision | Literal["auto"] | None = None
     di: Annotated[DiverseInput | None, _FRACTIONS] = None
     si: Annotated[Scale | None, _FRACTIONS] = None
     admix: Annotated[Admix | None, _FRACTIONS] = None
@@ -273,6 +277,7 @@ class AttackEntry(_Table):
             norm=self.norm,
             loss=self.loss,
             target_class=self.target_class,
+            precision=self.precision,
             parts={name: part for name, part in parts.items() if part is not None},
             seed=point.seed,
         )

@@ -7,9 +7,9 @@ cosine of the angle between them) and by its size. Beside it stands what the att
 achieves. Together they say which form may run in which precision.
 """
 
-import contextlib
 import copy
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import codec
+from pipeline.attack.precision import Precision, computing
 from pipeline.attack.recipe import build
 from pipeline.attack.transforms import Form, GradientNormPenalty
 from pipeline.parts import Images
 from pipeline.rates import PooledRate, Rate
 
-Precision = Literal["float64", "float32", "tf32", "bfloat16"]
+AnyPrecision = Literal["float64", Precision]
 # What approximates the product, as the penalty's forms have it; the look-ahead takes the literal form's points.
 Product = Literal["literal", "backward", "central", "exact"]
 
@@ -49,7 +50,7 @@ class Likeness:
 
     form: Product
     r: float
-    precision: Precision
+    precision: AnyPrecision
     cosines: tuple[float, ...]
     errors: tuple[float, ...]
 
@@ -68,15 +69,15 @@ class Reach:
 
     form: Form | Literal[""]
     r: float
-    precision: Precision
+    precision: AnyPrecision
     success: PooledRate
     each: Mapping[str, Rate]
 
 
-def precisions(device: torch.device) -> tuple[Precision, ...]:
+def precisions(device: torch.device) -> tuple[AnyPrecision, ...]:
     """Those that a device has: TF32 from NVIDIA's Ampere on."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return get_args(Precision)
+        return get_args(AnyPrecision)
     return ("float64", "float32", "bfloat16")
 
 
@@ -106,7 +107,7 @@ def likenesses(
             for lengths in [[r] for r in radii] if form != "exact" else [list(radii)]:
                 cosines, errors = [], []
                 for (at, label, along), truth in zip(points, truths, strict=True):
-                    with _computing(precision, device):
+                    with computing("float32" if precision == "float64" else precision, device):
                         gradient = _gradient(model, label)
                         low = at if precision == "float64" else at.float()
                         found = _product(gradient, low, along.to(low), form=form, r=lengths[0]).double() / lengths[0]
@@ -142,25 +143,18 @@ def reaches(
     right = {
         name: _answers(model, images.pixels, device, batch_size) == images.labels for name, model in targets.items()
     }
-    plain = build("mi", epsilon=epsilon, steps=steps)
-    attacks: list[tuple[Form | Literal[""], float, Any]] = [("", 0.0, plain)]
-    for form in get_args(Form):
-        attacks += [
-            (form, r, build("gnp+mi", epsilon=epsilon, steps=steps, parts={"gnp": GradientNormPenalty(form, r=r)}))
-            for r in radii
-        ]
+    told: dict[str, Any] = {"epsilon": epsilon, "steps": steps}
+    penalties: list[tuple[Form | Literal[""], float]] = [("", 0.0), *itertools.product(get_args(Form), radii)]
     for precision in precisions(device):
         if precision == "float64":
             continue  # nobody attacks in it
-        for form, r, attack in attacks:
-            made = []
+        for form, r in penalties:
+            name, parts = ("gnp+mi", {"gnp": GradientNormPenalty(form, r=r)}) if form else ("mi", {})
+            attack, made = build(name, parts=parts, precision=precision, **told), []
             for start in range(0, len(images.keys), batch_size):
                 some = slice(start, start + batch_size)
                 pixels = images.pixels[some].to(device)
-                with _computing(precision, device):
-                    found = attack(
-                        _InFloat32(source), codec.to_float(pixels), images.labels[some].to(device), images.keys[some]
-                    )
+                found = attack(source, codec.to_float(pixels), images.labels[some].to(device), images.keys[some])
                 made.append(codec.quantise(found, pixels, epsilon).cpu())
             adversarial = torch.cat(made)
             wrong = {
@@ -238,18 +232,6 @@ def _draw_line(axis: Any, radii: Sequence[float], bounds: Sequence[Any], colour:
         axis.fill_between(radii, low, high, color=colour, alpha=0.12)
 
 
-class _InFloat32(nn.Module):
-    """A model whose answers are float32, whatever it computes in: losses are taken of them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
-        return logits.float()
-
-
 def _gradient(model: nn.Module, label: Tensor) -> Callable[[Tensor], Tensor]:
     """∇ of the cross-entropy, differentiable where its input is."""
 
@@ -279,18 +261,6 @@ def _product(gradient: Callable[[Tensor], Tensor], at: Tensor, along: Tensor, *,
     if form == "backward":
         return gradient(at) - gradient(at - step)
     return (gradient(at + step) - gradient(at - step)) / 2
-
-
-@contextlib.contextmanager
-def _computing(precision: Precision, device: torch.device) -> Iterator[None]:
-    """In a precision, for as long as it is entered."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def _answers(model: nn.Module, pixels: Tensor, device: torch.device, batch_size: int) -> Tensor:

@@ -12,7 +12,7 @@ With stride s each of the s² phases of the pixels has a kernel of its own, ever
 import copy
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,9 +74,10 @@ def _fits(convolution: nn.Conv2d) -> bool:
 
 
 class Fused(nn.Module):
-    """A frozen convolution with its padding and the ReLU after it, in float32 or bfloat16 on a CPU.
+    """A frozen convolution with its padding and the ReLU after it.
 
-    Differentiable by its input only, any number of times.
+    Differentiable by its input only, any number of times. Where the CPU has no routine for the type (float64; bfloat16
+    on older ones), it computes as torch does.
 
     Args:
         convolution: With padding of its own, or one that pads as TensorFlow does ("same").
@@ -91,15 +92,22 @@ class Fused(nn.Module):
         self.groups = convolution.groups
         self.same = isinstance(convolution, Conv2dSame)
         self.padding: Pair = convolution.padding  # type: ignore[assignment]
-        self._kernels: dict[Sides, _Kernel] = {}
+        self._kernels: dict[tuple[Sides, torch.dtype], _Kernel] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """What the convolution and its ReLU make of images (B, C, H, W)."""
-        sides = self._sides(images.shape[2:])
-        if sides not in self._kernels:
-            self._kernels[sides] = _Kernel.of(self.weight, sides, self.stride, self.dilation, self.groups)
-        answer: Tensor = _Convolution.apply(images, self._kernels[sides], self.bias, self.ceiling)
-        return answer
+        # A function of one's own is nothing that autocast knows.
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+        sides, images = self._sides(images.shape[2:]), images.to(dtype)
+        if (sides, dtype) not in self._kernels:
+            weight, bias = self.weight.detach().to(dtype), None if self.bias is None else self.bias.detach().to(dtype)
+            self._kernels[sides, dtype] = _Kernel.of(weight, bias, sides, self.stride, self.dilation, self.groups)
+        kernel = self._kernels[sides, dtype]
+        if has_routines(dtype):
+            answer: Tensor = _Convolution.apply(images, kernel, self.ceiling)
+            return answer
+        answer = F.conv2d(images, kernel.weight, kernel.bias, self.stride, kernel.padding, self.dilation, self.groups)
+        return answer if self.ceiling is None else answer.clamp(0, self.ceiling)
 
     def _sides(self, size: torch.Size) -> Sides:
         if not self.same:
@@ -121,16 +129,18 @@ class Fused(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _Kernel:
-    """A convolution without bias, a linear map; and its adjoint, which gradients go through.
+    """A convolution, and the adjoint of its linear part, which gradients go through.
 
     Attributes:
         weight: (O, I / groups, kH, kW).
+        bias: (O,).
         padding: Rows above and below, columns left and right.
         phases: (I·s², O / groups, ⌈kH/s⌉, ⌈kW/s⌉), of the adjoint as a convolution; `None` where it is not the faster.
         margin: Its padding.
     """
 
     weight: Tensor
+    bias: Tensor | None
     padding: Pair
     stride: Pair
     dilation: Pair
@@ -139,20 +149,36 @@ class _Kernel:
     margin: Pair
 
     @classmethod
-    def of(cls, weight: Tensor, sides: Sides, stride: Pair, dilation: Pair, groups: int) -> "_Kernel":
+    def of(
+        cls, weight: Tensor, bias: Tensor | None, sides: Sides, stride: Pair, dilation: Pair, groups: int
+    ) -> "_Kernel":
         above, below, left, right = sides
         # Padding one row more below than above is the same as both, with a kernel that begins with a row of zeros.
-        weight = F.pad(weight.detach(), (right - left, 0, below - above, 0))
+        weight = F.pad(weight, (right - left, 0, below - above, 0))
         weight = weight.contiguous(memory_format=torch.channels_last)
         padding = (below, right)
-        phases, margin = (
-            _phases(weight, padding, stride[0], groups) if _phased(weight, stride, dilation, groups) else (None, (0, 0))
-        )
-        return cls(weight, padding, stride, dilation, groups, phases, margin)
+        made = cls(weight, bias, padding, stride, dilation, groups, None, (0, 0))
+        if not made._phased():
+            return made
+        phases, margin = _phases(weight, padding, stride[0], groups)
+        return replace(made, phases=phases, margin=margin)
 
-    def forward(self, images: Tensor, bias: Tensor | None = None, ceiling: float | None = None) -> Tensor:
-        """Of images (B, I, H, W)."""
-        return _convolve(images, self.weight, bias, self.padding, self.stride, self.dilation, self.groups, ceiling)
+    def forward(self, images: Tensor, ceiling: float | None) -> Tensor:
+        """The convolution of images (B, I, H, W), with its bias, cut off at 0 and at a ceiling if there is one."""
+        return self._convolve(images, self.bias, ceiling)
+
+    def linear(self, images: Tensor) -> Tensor:
+        """The convolution of images (B, I, H, W) without its bias."""
+        return self._convolve(images, None, None)
+
+    def _convolve(self, images: Tensor, bias: Tensor | None, ceiling: float | None) -> Tensor:
+        return _convolved(images, self.weight, bias, self.padding, self.stride, self.dilation, self.groups, ceiling)
+
+    def _phased(self) -> bool:
+        """Whether the adjoint is the faster as a convolution: without a stride, or into few channels."""
+        margins = [length - padding for length, padding in zip(self.weight.shape[2:], self.padding, strict=True)]
+        few = self.stride[0] == self.stride[1] and self.weight.shape[1] * self.groups <= _FEW
+        return self.dilation == (1, 1) and min(margins) > 0 and (self.stride == (1, 1) or few)
 
     def adjoint(self, gradient: Tensor, size: Pair) -> Tensor:
         """Of a gradient (B, O, H', W'), for images of a size (H, W)."""
@@ -170,16 +196,11 @@ class _Kernel:
         have = [gradient.shape[2 + axis] + 2 * self.margin[axis] - self.phases.shape[2 + axis] + 1 for axis in (0, 1)]
         more = [max(wanted[axis] - have[axis], 0) for axis in (0, 1)]
         margin = (self.margin[0] + more[0], self.margin[1] + more[1])
-        made = _convolve(gradient, self.phases, None, margin, (1, 1), (1, 1), self.groups, None)
+        made = _convolved(gradient, self.phases, None, margin, (1, 1), (1, 1), self.groups, None)
         if step == 1:
             return made
         made = made[..., more[0] : more[0] + wanted[0], more[1] : more[1] + wanted[1]]
         return F.pixel_shuffle(made, step)[..., : size[0], : size[1]]
-
-
-def _phased(weight: Tensor, stride: Pair, dilation: Pair, groups: int) -> bool:
-    """Whether the adjoint is the faster as a convolution: without a stride, or into few channels."""
-    return dilation == (1, 1) and (stride == (1, 1) or (stride[0] == stride[1] and weight.shape[1] * groups <= _FEW))
 
 
 def _phases(weight: Tensor, padding: Pair, step: int, groups: int) -> tuple[Tensor, Pair]:
@@ -200,7 +221,13 @@ def _phases(weight: Tensor, padding: Pair, step: int, groups: int) -> tuple[Tens
     return phases.contiguous(memory_format=torch.channels_last), margin
 
 
-def _convolve(
+def has_routines(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has routines for it, on this CPU."""
+    has_bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16)
+
+
+def _convolved(
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -222,8 +249,8 @@ class _Convolution(torch.autograd.Function):
     """Images ↦ the convolution with bias and ReLU."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, kernel: _Kernel, bias: Tensor | None, ceiling: float | None) -> Tensor:
-        answer = kernel.forward(images, bias, ceiling)
+    def forward(ctx: Any, images: Tensor, kernel: _Kernel, ceiling: float | None) -> Tensor:
+        answer = kernel.forward(images, ceiling)
         ctx.kernel, ctx.ceiling, ctx.size = kernel, ceiling, images.shape[2:]
         if ceiling is not None:
             ctx.save_for_backward(answer)
@@ -234,7 +261,7 @@ class _Convolution(torch.autograd.Function):
         (gradient,) = gradients
         if ctx.ceiling is not None:
             gradient = torch.ops.aten.hardtanh_backward(gradient, *ctx.saved_tensors, 0.0, ctx.ceiling)
-        return _Linear.apply(gradient, ctx.kernel, ctx.size), None, None, None
+        return _Linear.apply(gradient, ctx.kernel, ctx.size), None, None
 
 
 class _Linear(torch.autograd.Function):
@@ -243,7 +270,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, kernel: _Kernel, size: Pair | None) -> Tensor:
         ctx.kernel, ctx.back_to = kernel, images.shape[2:] if size is None else None
-        return kernel.forward(images) if size is None else kernel.adjoint(images, size)
+        return kernel.linear(images) if size is None else kernel.adjoint(images, size)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -13,6 +13,7 @@ from pipeline import codec, config, models
 from pipeline.classifier import Classifier
 from pipeline.folding import folded
 from pipeline.models import ModelSpec
+from tests.bench.agreement import gradient
 from tests.conftest import ROOT
 
 
@@ -30,12 +31,6 @@ def lived(network: nn.Module) -> nn.Module:
 
 def norms(network: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-
-
-def gradient(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    inputs = images.detach().requires_grad_()
-    (found,) = torch.autograd.grad(nn.functional.cross_entropy(network(inputs), labels, reduction="sum"), inputs)
-    return found
 
 
 # How many batch norms there are, and how many are left: those that a convolution does not come before.

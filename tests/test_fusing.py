@@ -13,7 +13,8 @@ from torch.autograd import grad
 
 from pipeline.folding import folded
 from pipeline.fusing import Fused, fused
-from tests.test_folding import gradient, lived
+from tests.bench.agreement import gradient
+from tests.test_folding import lived
 
 # Kernel, stride, padding (`None`: as TensorFlow pads), dilation, groups, channels in and out, rows and columns.
 CONVOLUTIONS = {
@@ -22,6 +23,7 @@ CONVOLUTIONS = {
     "3x3-unpadded": (3, 1, 0, 1, 1, 8, 16, 9, 7),
     "3x3-dilated": (3, 1, 2, 2, 1, 8, 16, 9, 7),
     "5x5-wide": (5, 1, 4, 1, 1, 8, 16, 9, 7),
+    "1x1-padded": (1, 1, 1, 1, 1, 8, 16, 9, 7),
     "1x1-strided": (1, 2, 0, 1, 1, 8, 16, 9, 8),
     "3x3-strided": (3, 2, 1, 1, 1, 8, 16, 10, 7),
     "3x3-grouped": (3, 1, 1, 1, 4, 8, 16, 9, 7),
@@ -89,9 +91,29 @@ def test_it_may_become_another_type_after_use() -> None:
     plain, images = convolution("3x3")
     made = Fused(copy.deepcopy(plain).float(), float("inf"))
     made(images.float())
-    answer = made.to(torch.bfloat16)(images.to(torch.bfloat16))
+    torch.testing.assert_close(made.double()(images), plain(images).relu())
+
+
+@pytest.mark.parametrize("has_routines", [True, False])
+@pytest.mark.parametrize("name", ["3x3", "1x1-strided", "stem", "same"])
+def test_autocast_has_it_computed_in_bfloat16(name: str, has_routines: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_routines:  # as on a CPU without AVX-512; with it, both ways run
+        monkeypatch.setattr("pipeline.fusing.has_routines", lambda _: False)
+    plain, images = convolution(name)
+    made = Fused(copy.deepcopy(plain).float(), float("inf"))
+    inputs = images.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = made(inputs)
     assert answer.dtype == torch.bfloat16
-    torch.testing.assert_close(answer.double(), plain(images).relu(), rtol=0.02, atol=0.02)
+    (found,) = grad(answer.float().sum(), inputs)
+    exact = images.requires_grad_()
+    expected = plain(exact).relu()
+    (truth,) = grad(expected.sum(), exact)
+    assert float((answer.double() - expected).detach().norm() / expected.detach().norm()) < 0.01
+    # A kink that turns changes a gradient by much.
+    assert found.dtype == torch.float32
+    assert float((found.double() - truth).norm() / truth.norm()) < 0.1
+    assert made(images.float()).dtype == torch.float32, "and only for as long as it is on"
 
 
 # How many convolutions there are, all fused, and how many ReLUs are left: those that take no convolution's answer.

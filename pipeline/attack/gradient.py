@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.attack.batch import Batch
 from pipeline.attack.ensemble import answers, members
 from pipeline.attack.losses import Objective
+from pipeline.attack.precision import Precision, computing
 from pipeline.attack.views import View
 
 # Maps images (B, 3, H, W) float in [0, 1] to ∇ₓℓ of the same shape. Where its input requires a gradient, so does
@@ -17,7 +18,13 @@ from pipeline.attack.views import View
 Gradient = Callable[[Tensor], Tensor]
 
 
-def loss_gradient(model: nn.Module, objective: Objective, views: Sequence[View], batch: Batch) -> Gradient:
+def loss_gradient(
+    model: nn.Module,
+    objective: Objective,
+    views: Sequence[View],
+    batch: Batch,
+    precision: Precision = "float32",
+) -> Gradient:
     """The gradient of the objective, averaged over every copy that the views make of an image.
 
     The objective is summed over images, not averaged: an image's gradient then does not depend on how many others share
@@ -29,6 +36,7 @@ def loss_gradient(model: nn.Module, objective: Objective, views: Sequence[View],
         objective: What is raised.
         views: What the model sees of the images, applied in this order.
         batch: The images' labels and draws.
+        precision: In which the model computes; the loss, views and all sums are in that of the images.
     """
     copies = math.prod(view.copies for view in views)
 
@@ -42,9 +50,12 @@ def loss_gradient(model: nn.Module, objective: Objective, views: Sequence[View],
                 seen = inputs
                 for view, number in zip(views, numbers, strict=True):
                     seen = view(seen, number, batch)
-                said = torch.stack([objective(logits) for logits in answers(model, seen)])
+                with computing(precision, images.device):
+                    heard = [logits.to(images.dtype) for logits in answers(model, seen)]
+                said = torch.stack([objective(logits) for logits in heard])
                 batch.tally.gradients += members(model)
-                (found,) = torch.autograd.grad(said.mean(), inputs, create_graph=differentiable)
+                with computing(precision, images.device):
+                    (found,) = torch.autograd.grad(said.mean(), inputs, create_graph=differentiable)
             total = total + found
         return total / copies
 

@@ -15,6 +15,7 @@ from pipeline.attack.draws import Draws
 from pipeline.attack.ensemble import enlarged
 from pipeline.attack.gradient import loss_gradient
 from pipeline.attack.losses import Loss, objective
+from pipeline.attack.precision import Precision
 from pipeline.attack.transforms import Transform
 from pipeline.attack.views import DiverseInput, View
 
@@ -49,6 +50,7 @@ class Iterative:
         views: What the source sees of the images, in this order.
         transforms: Applied to the gradient function, innermost first.
         seed: Seed of every draw.
+        precision: In which the source is differentiated.
 
     References:
         Goodfellow et al., "Explaining and Harnessing Adversarial Examples", arXiv 1412.6572 (FGSM).
@@ -72,6 +74,7 @@ class Iterative:
     views: tuple[View, ...] = ()
     transforms: tuple[Transform, ...] = ()
     seed: int = 0
+    precision: Precision = "float32"
 
     @property
     def enlargement(self) -> float:
@@ -145,7 +148,8 @@ class Iterative:
         draws = Draws(self.seed, keys, images.device)
         batch = Batch(labels, draws, pool or Pool(images, labels), epsilon, step_size, self.steps, tally or Tally())
         shown = enlarged(model, self.enlargement)
-        gradient = loss_gradient(shown, objective(self.loss, labels, target_classes), self.views, batch)
+        raised = objective(self.loss, labels, target_classes)
+        gradient = loss_gradient(shown, raised, self.views, batch, self.precision)
         for transform in self.transforms:
             gradient = transform(gradient, batch)
         adversarial, velocity = self._start(images, draws), torch.zeros_like(images)

@@ -4,11 +4,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pipeline.attack.ball import BallNorm
 from pipeline.attack.iterate import Iterative, Noise, Wanted
 from pipeline.attack.losses import Loss
+from pipeline.attack.precision import Precision
 from pipeline.attack.transforms import (
     GradientNormPenalty,
     PenalisedNeighbours,
@@ -16,6 +17,7 @@ from pipeline.attack.transforms import (
     Smoothing,
     Transform,
     VarianceTuning,
+    survives_bfloat16,
 )
 from pipeline.attack.views import Admix, DiverseInput, Scale, View
 
@@ -58,6 +60,7 @@ def build(
     target_class: Wanted | None = None,
     parts: Mapping[str, View | Transform] | None = None,
     seed: int = 0,
+    precision: Precision | Literal["auto"] | None = None,
     name: str = "",
 ) -> Attack:
     """The attack that a combination names, with published defaults where nothing else is said.
@@ -75,6 +78,8 @@ def build(
         target_class: Which class is wanted; by default none.
         parts: Views and transforms that the combination names, with settings of their own.
         seed: Seed of every draw.
+        precision: In which the source is differentiated, float32 by default; `auto` is bfloat16 where every part allows
+            it, else float32.
         name: What results call the attack; by default the combination.
 
     Raises:
@@ -95,7 +100,14 @@ def build(
                 f'{part} is set, but attack = {combination!r} does not name it; write "{part}+{combination}"'
             )
     if not base:
-        given = {"steps": steps, "step_size": step_size, "decay": decay, "loss": loss, "target_class": target_class}
+        given = {
+            "steps": steps,
+            "step_size": step_size,
+            "decay": decay,
+            "loss": loss,
+            "target_class": target_class,
+            "precision": precision,
+        }
         for field, value in given.items():
             if value is not None:
                 raise ValueError(f"attack = 'noise': takes no {field}")
@@ -112,6 +124,9 @@ def build(
     made = {part: parts.get(part) or {**VIEWS, **TRANSFORMS}[part]() for part in names if part != base}
     _require_one_size(made)
     settings = {**BASES[base], **({} if decay is None else {"decay": decay})}
+    transforms = tuple(part for part in made.values() if isinstance(part, get_args(Transform)))
+    if precision == "auto":
+        precision = "bfloat16" if all(map(survives_bfloat16, transforms)) else "float32"
     return Iterative(
         name=name or combination,
         epsilon=epsilon,
@@ -121,8 +136,9 @@ def build(
         loss=loss or "cross-entropy",
         target_class=target_class,
         views=tuple(part for part in made.values() if isinstance(part, get_args(View))),
-        transforms=tuple(part for part in made.values() if isinstance(part, get_args(Transform))),
+        transforms=transforms,
         seed=seed,
+        precision=precision or "float32",
         **settings,
     )
 

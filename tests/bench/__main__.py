@@ -1,6 +1,7 @@
 """How fast, and where the time goes; no test, but a program: `make bench`, or `python -m tests.bench --only files`.
 
     gradients   ours beside other libraries' loops on the same network, images and threads (`python -m jobs benchmark`)
+    agreement   whether what is fast is the same attack: signs of gradients, and success end to end, in bfloat16 too
     pipeline    images a second of the whole generator stage, beside the bare attack on the same images in memory
     engine      what handing an item out costs: with workers that sleep, and with workers that do nothing
     files       encoding, decoding, tars, hashing, and a store's puts and gets
@@ -40,6 +41,7 @@ from pipeline.outline import Item
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage
 from tests import peers, samples, scale
+from tests.bench.agreement import agreement
 from tests.bench.engine import engine
 from tests.bench.figures import Figure, seconds, spread_of
 
@@ -211,9 +213,12 @@ def _in_a_process(name: str, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+PARTS = {"agreement": agreement, "pipeline": pipeline, "engine": engine, "files": files, "growth": growth}
+
+
 def told(part: str) -> list[dict[str, Any]]:
     """The figures of a part, as JSON values."""
-    figures: list[Figure] = {"pipeline": pipeline, "engine": engine, "files": files, "growth": growth}[part]()
+    figures: list[Figure] = PARTS[part]()
     return [{**asdict(each), "holds": each.holds} for each in figures]
 
 
@@ -244,7 +249,7 @@ def main(only: str = "") -> None:
         ok = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0 and ok
         measured = json.loads((OUT / "gradients-cpu.json").read_text())
         found["estimate"] = [{**asdict(each), "holds": True} for each in estimate(measured)]
-    for part in ("pipeline", "engine", "files", "growth"):
+    for part in PARTS:
         if only in ("", part):
             found[part] = _in_a_process("told", part)
             file.write_text(json.dumps(found, indent=1) + "\n")
