@@ -53,7 +53,7 @@ def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
                     device=device,
                     epsilon=attack.epsilon,
                     steps=attack.steps,
-                    batch_size=job.batch_size,
+                    batch_size=32 if job.batch_size == "auto" else job.batch_size,
                 )
             )
         rows = curvature.table(found, reached)

@@ -337,7 +337,8 @@ class Recipe(_Table):
         attacks: What is done to each image, from each source.
         budget: What every attack is given unless it says otherwise.
         engine: How many workers, and what each is given.
-        batch_size: Images per gradient.
+        batch_size: Images per gradient, and per prediction; "auto" tries what is fastest, on each worker's device for
+            each model. Rounding depends on it, so runs of "auto" need not give the same bytes.
     """
 
     data: Data
@@ -346,7 +347,7 @@ class Recipe(_Table):
     attacks: tuple[Annotated[tuple[AttackEntry, ...], BeforeValidator(_grid)], ...] = Field(min_length=1)
     budget: Budget = Field(default_factory=lambda: Budget.model_validate({}))
     engine: Pools = Pools()
-    batch_size: int = Field(32, ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

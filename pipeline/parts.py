@@ -42,6 +42,13 @@ def stack(samples: Sequence[Sample], pixels: Sequence[Tensor]) -> Images:
     )
 
 
+def taken(images: Images, indices: Sequence[int]) -> Images:
+    """Some of a part's images, in any order, any of them as often as it is named."""
+    chosen = torch.tensor(indices, dtype=torch.int64)
+    keys = tuple(images.keys[index] for index in indices)
+    return Images(keys, images.labels[chosen], images.pixels[chosen], images.target_classes[chosen])
+
+
 def files(
     images: Images, pixels: Tensor, extra: Sequence[Mapping[str, bytes]] | None = None, *, threads: int = 1
 ) -> bytes:

@@ -5,7 +5,7 @@ import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -74,14 +74,15 @@ class Job:
         sources: The models attacked, or a folder of another program's images.
         attacks: What is done to each image, from each source.
         targets: The models scored.
-        batch_size: Images per gradient; part of what makes a rerun byte-identical.
+        batch_size: Images per gradient, part of what makes a rerun byte-identical; `auto` is what a worker finds
+            fastest.
     """
 
     data: DataSpec
     sources: tuple[ModelSpec | EnsembleSpec | Foreign, ...]
     attacks: tuple[Attack | ForeignAttack, ...]
     targets: tuple[TargetSpec, ...]
-    batch_size: int = 32
+    batch_size: int | Literal["auto"] = 32
 
 
 @dataclass(frozen=True)

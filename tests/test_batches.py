@@ -176,3 +176,54 @@ def test_one_image_that_really_does_not_fit_is_one_line(tmp_path: Path, tiny_che
     with pytest.raises(AssertionError, match="CapacityError: one image does not fit into the device's memory"):
         # A large image, and room for all else: in less, other libraries than torch crash.
         run_both_stages(tmp_path, tiny_checkpoint, "starved", batch_size=64, room_mb=100, side=2048)
+
+
+class Timed:
+    """A device whose time for so many images, and what they leave of its memory, are known."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fixed: float, each: float, holds: int, free: float) -> None:
+        self.asked: list[int] = []
+
+        def seconds(function: object, size: int, device: torch.device) -> float:
+            del function, device
+            self.asked.append(size)
+            if size > holds:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return fixed + each * size
+
+        monkeypatch.setattr(batches, "_seconds", seconds)
+        monkeypatch.setattr(batches, "_free", lambda _: 1 - (1 - free) * max(self.asked))
+
+    def fastest(self, most: int) -> int:
+        return batches.fastest(lambda _: None, most=most, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "holds", "free", "most", "expected"),
+    [
+        (0.0, 1.0, 1000, 1.0, 512, 1),  # nothing is gained by more
+        (1.0, 1.0, 1000, 1.0, 512, 16),  # 17/16 a piece, and 33/32 is not 5% less
+        (1.0, 1.0, 12, 1.0, 512, 8),  # more does not fit
+        (1.0, 1.0, 1000, 1.0, 4, 4),  # more is not asked for
+        (1.0, 1.0, 1000, 0.93, 512, 8),  # eight leave 44%: sixteen are not tried
+        (1.0, 1.0, 1000, 0.85, 512, 4),
+    ],
+)
+def test_the_fastest_size_is_the_least_that_more_would_not_beat(
+    fixed: float, each: float, holds: int, free: float, most: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = Timed(monkeypatch, fixed=fixed, each=each, holds=holds, free=free)
+    assert timed.fastest(most) == expected
+    assert max(timed.asked) <= min(most, 4 * expected)
+
+
+def test_a_size_that_leaves_no_head_room_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Timed(monkeypatch, fixed=1.0, each=1.0, holds=1000, free=0.55).fastest(512) == 1
+    with pytest.raises(CapacityError, match="one image does not fit"):
+        Timed(monkeypatch, fixed=1.0, each=1.0, holds=1000, free=0.1).fastest(512)
+    with pytest.raises(CapacityError, match="one image does not fit"):
+        Timed(monkeypatch, fixed=1.0, each=1.0, holds=0, free=1.0).fastest(512)
+
+
+def test_what_a_machine_has_free_is_a_share() -> None:
+    assert 0 < batches._free(torch.device("cpu")) <= 1

@@ -138,6 +138,19 @@ def test_an_adversarial_sample_says_what_was_done(job: Job, tmp_path: Path) -> N
     assert {"batch_size", "device", "threads", "versions", "source"} <= marker.facts.keys()
 
 
+def test_a_batch_size_that_is_found_is_used_and_recorded(job: Job, tmp_path: Path) -> None:
+    ledger = ledger_in(tmp_path / "store")
+    wanting = replace(job, batch_size="auto", attacks=(*job.attacks, attack("i", target_class="least-likely")))
+    run_all(resolve(wanting), ledger)
+    plain = ledger_in(tmp_path / "plain")
+    run_all(resolve(replace(wanting, batch_size=4)), plain)
+    made = {kind: sorted(ledger.units(kind)) for kind in ("original", "adversarial", "clean", "transfer")}
+    assert made == {kind: sorted(plain.units(kind)) for kind in made}
+    for kind, units in made.items():
+        sizes = {ledger.marker(unit).facts["batch_size"] for unit in units}
+        assert sizes <= ({None} if kind == "original" else {1, 2, 4})
+
+
 def test_bad_samples_are_quarantined_and_the_counts_add_up(tmp_path: Path, tiny_checkpoint: Path) -> None:
     samples = [
         sample(0),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import batches, codec, parts, score, shards, weights
 from pipeline.attack.batch import Pool, Tally
+from pipeline.attack.iterate import Iterative
 from pipeline.attack.recipe import Attack
 from pipeline.errors import SampleError, ShardError
 from pipeline.foreign import Foreign, ForeignAttack
@@ -70,7 +71,7 @@ class Generator(Stage):
                                 commit = self._taken_over(unit, attack, images, attempt)
                             else:
                                 source = self._source(item.source)
-                                clean = self._predict(source, images.pixels, images.labels) if clean is None else clean
+                                clean = self._predict(source, images) if clean is None else clean
                                 commit = self._attacked(unit, attack, source, images, clean, attempt)
                             behind.call(partial(self.put_away, commit, len(images.keys), failures))
         failures.tell()
@@ -144,7 +145,7 @@ class Generator(Stage):
                 "version": item.take.shard.version,
                 "sha256": shard.sha256,
             },
-            **self.circumstances(batch_size=self.plan.job.batch_size, started=started, attempt=attempt),
+            **self.circumstances(batch_size=None, started=started, attempt=attempt),
         }
         marker = self.ledger.commit(unit, tar, "tar", facts)
         self.count(Made(quarantined=len(quarantined)))
@@ -167,7 +168,7 @@ class Generator(Stage):
         wanted = self._wanted(attack, source, images)
         tally = Tally()
         pixels, batch_size = self._adversarial(attack, source, images, wanted, tally)
-        fooled = self._predict(source, pixels, images.labels)
+        fooled = self._predict(source, replace(images, pixels=pixels))
         said = [
             {"source_prediction_clean": before, "source_prediction_adversarial": after}
             for before, after in zip(clean.tolist(), fooled.tolist(), strict=True)
@@ -184,12 +185,11 @@ class Generator(Stage):
         source = self._resolved(unit.source)
         assert isinstance(source, Foreign)
         pixels = source.pixels(images, attack)
-        size = self.plan.job.batch_size
         files = {key: source.files[key].sha256 for key in images.keys}
         facts = {
             "gradients": None,
             "files": files,
-            **self.circumstances(batch_size=size, started=started, attempt=attempt),
+            **self.circumstances(batch_size=None, started=started, attempt=attempt),
         }
         untargeted = replace(images, target_classes=torch.full_like(images.labels, -1))
         return partial(self._commit, unit, attack, untargeted, pixels, [{} for _ in images.keys], facts)
@@ -251,7 +251,7 @@ class Generator(Stage):
             assert found is not None
             return found.cpu()
 
-        made, _ = batches.run(of_batch, len(images.keys), self.plan.job.batch_size)
+        made, _ = batches.run(of_batch, len(images.keys), self._answers_size(source, images))
         return torch.cat([none[:0], *made])
 
     def _adversarial(
@@ -260,30 +260,46 @@ class Generator(Stage):
         """The attack on every image, as stored: (N, 3, H, W) uint8; the batch size that fitted; and counts the cost."""
         pool = Pool(images.pixels, images.labels)  # the part, so that what is mixed in does not depend on the batch
 
-        def attack_batch(batch: slice) -> Tensor:
-            pixels, labels = images.pixels[batch].to(self.device), images.labels[batch].to(self.device)
-            classes = None if attack.target_class is None else wanted[batch].to(self.device)
+        def attack_batch(some: Images, attack: Attack, wanted: Tensor) -> Tensor:
+            pixels, labels = some.pixels.to(self.device), some.labels.to(self.device)
+            classes = None if attack.target_class is None else wanted.to(self.device)
             tally.gradients = 0  # each batch costs an image the same
             adversarial = attack(
-                source,
-                codec.to_float(pixels),
-                labels,
-                images.keys[batch],
-                target_classes=classes,
-                pool=pool,
-                tally=tally,
+                source, codec.to_float(pixels), labels, some.keys, target_classes=classes, pool=pool, tally=tally
             )
             return codec.quantise(adversarial, pixels, attack.epsilon, attack.norm).cpu()
 
-        made, batch_size = batches.run(attack_batch, len(images.keys), self.plan.job.batch_size)
+        def one_step(some: Images) -> None:
+            attack_batch(some, replace(attack, steps=1) if isinstance(attack, Iterative) else attack, some.labels)
+
+        precision = attack.precision if isinstance(attack, Iterative) else ""
+        size = self.batch_size((self._loaded_id, "gradients", attack.enlargement, precision), images, one_step)
+        made, batch_size = batches.run(
+            lambda batch: attack_batch(parts.taken(images, range(batch.start, batch.stop)), attack, wanted[batch]),
+            len(images.keys),
+            size,
+        )
         return torch.cat([images.pixels[:0], *made]), batch_size
 
-    def _predict(self, source: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
-        size = self.plan.job.batch_size
-        return score.predict(source, pixels, labels, batch_size=size, device=self.device).prediction
+    def _answers_size(self, source: nn.Module, images: Images) -> int:
+        """How many images at a time a source is asked about, when it is not attacked."""
+        return self.batch_size(
+            (self._loaded_id, "answers"),
+            images,
+            lambda some: score.predict(source, some.pixels, some.labels, batch_size=len(some.keys), device=self.device),
+        )
+
+    def _predict(self, source: nn.Module, images: Images) -> Tensor:
+        size = self._answers_size(source, images)
+        return score.predict(source, images.pixels, images.labels, batch_size=size, device=self.device).prediction
 
     def _resolved(self, identity: str) -> Source | Foreign:
         return next(source for source in self.plan.sources if source.id == identity)
+
+    @property
+    def _loaded_id(self) -> str:
+        assert self._loaded is not None
+        return self._loaded[0]
 
     def _source(self, identity: str) -> nn.Module:
         if self._loaded is None or self._loaded[0] != identity:

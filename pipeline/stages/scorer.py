@@ -83,6 +83,9 @@ class Scorer(Stage):
         marker = self.ledger.marker(unit)
         return marker, parts.read(self.ledger.read(marker), name=marker.object)
 
+    def _predict(self, network: nn.Module, images: Images) -> None:
+        score.predict(network, images.pixels, images.labels, batch_size=len(images.keys), device=self.device)
+
     def _scored(
         self,
         marker: Marker,
@@ -101,7 +104,7 @@ class Scorer(Stage):
             network,
             images.pixels,
             images.labels,
-            batch_size=self.plan.job.batch_size,
+            batch_size=self.batch_size(unit.target, images, partial(self._predict, network)),
             device=self.device,
             behind=score.Behind(defenses, target.defense_seed, images.keys),
         )

@@ -7,16 +7,17 @@ import platform
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from pipeline import __version__
+from pipeline import __version__, batches, parts
 from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, ShardError
 from pipeline.ledger import Ledger
 from pipeline.outline import Item
+from pipeline.parts import Images
 from pipeline.plan import Plan
 from pipeline.progress import Made
 
@@ -48,6 +49,7 @@ class Stage(ABC):
         self.made = Made()
         self.threads = torch.get_num_threads()  # of this worker; a thread started later would not know
         self._counting = threading.Lock()
+        self._fastest: dict[Hashable, int] = {}
         self.open()
 
     @abstractmethod
@@ -78,7 +80,28 @@ class Stage(ABC):
         if self.stopping():
             raise Interrupted("told to stop; what is committed stands")
 
-    def circumstances(self, *, batch_size: int, started: float, attempt: int) -> dict[str, Any]:
+    def batch_size(self, work: Hashable, images: Images, function: Callable[[Images], object]) -> int:
+        """How many images at a time: what the recipe says, or what is fastest here, found once for each kind of work.
+
+        Args:
+            work: What tells it from other kinds.
+            images: Some to try it on.
+            function: Does it, with all its images at once.
+        """
+        size, count = self.plan.job.batch_size, len(images.keys)
+        if size != "auto":
+            return size
+        if not count:
+            return 1
+        if work not in self._fastest:
+            self._fastest[work] = batches.fastest(
+                lambda wanted: function(parts.taken(images, [index % count for index in range(wanted)])),
+                most=self.plan.job.data.part_size,
+                device=self.device,
+            )
+        return self._fastest[work]
+
+    def circumstances(self, *, batch_size: int | None, started: float, attempt: int) -> dict[str, Any]:
         """Under what a result was made: with the same, a rerun gives the same bytes."""
         return {
             "attempt": attempt,

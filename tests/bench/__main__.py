@@ -62,6 +62,8 @@ def pipeline() -> list[Figure]:
     job = replace(job, attacks=tuple(each for each in job.attacks if each.name.startswith("gnp"))[:1])
     (attack,) = job.attacks
     assert not isinstance(attack, ForeignAttack)
+    size = job.batch_size
+    assert size != "auto"
     bare, whole, ratios, images = [], [], [], first_images(job.data, 1000)
     with tempfile.TemporaryDirectory() as folder:
         planned = samples.resolve(job, f"{folder}/models")
@@ -72,7 +74,7 @@ def pipeline() -> list[Figure]:
 
         def attack_alone() -> None:
             pool = Pool(images.pixels, images.labels)
-            for batch in _slices(len(images.keys), job.batch_size):
+            for batch in _slices(len(images.keys), size):
                 pixels = images.pixels[batch]
                 made = attack(source, codec.to_float(pixels), images.labels[batch], images.keys[batch], pool=pool)
                 codec.quantise(made, pixels, attack.epsilon, attack.norm)
