@@ -1,6 +1,7 @@
 """How fast, and where the time goes; no test, but a program: `make bench`, or `python -m tests.bench --only files`.
 
     gradients   ours beside other libraries' loops on the same network, images and threads (`python -m jobs benchmark`)
+    exact       the exact penalty's product by each route: time and memory
     agreement   whether what is fast is the same attack: signs of gradients, and success end to end, in bfloat16 too
     pipeline    images a second of the whole generator stage, beside the bare attack on the same images in memory
     engine      what handing an item out costs: with workers that sleep, and with workers that do nothing
@@ -43,6 +44,7 @@ from pipeline.storage import Storage
 from tests import peers, samples, scale
 from tests.bench.agreement import agreement
 from tests.bench.engine import engine
+from tests.bench.exact import BATCH, ROUTES, route
 from tests.bench.figures import Figure, seconds, spread_of
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +102,22 @@ def pipeline() -> list[Figure]:
 
 def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+# --- exact -----------------------------------------------------------------------------------------------------------
+
+
+def exact() -> list[Figure]:
+    """The routes to the exact penalty's product, with convolutions as torch has them and as they are here."""
+    found: list[Figure] = []
+    for called, fast in (("torch's own", False), ("fused", True)):
+        for name in ROUTES:
+            if (fast, name) == (True, "forward over reverse"):
+                continue  # a function of one's own has no forward derivative, and needs none: see what it costs above
+            took = _in_a_process(route, name, json.dumps(fast))
+            found.append(Figure(f"{name}, convolutions {called}", 1000 * took["seconds"] / BATCH, "ms an image"))
+            found.append(Figure(f"{name}, convolutions {called}: memory", took["peak_mb"] / BATCH, "MB an image"))
+    return found
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -162,7 +180,7 @@ def growth() -> list[Figure]:
     found = []
     for over, settings in grown.items():
         sizes = [float(each[over]) for each in settings]
-        tried = [_in_a_process("one_size", json.dumps(each)) for each in settings]
+        tried = [_in_a_process(one_size, json.dumps(each)) for each in settings]
         for what, unit in (("seconds", "s"), ("peak_mb", "MB")):
             values = [each[what] for each in tried]
             slope, _ = np.polyfit(sizes, values, 1)
@@ -204,10 +222,9 @@ def one_size(told: str) -> dict[str, float]:
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-def _in_a_process(name: str, *arguments: str) -> Any:
-    code = (
-        f"import json, sys; from tests.bench import __main__ as bench; print(json.dumps(bench.{name}(*sys.argv[1:])))"
-    )
+def _in_a_process(function: Callable[..., Any], *arguments: str) -> Any:
+    module = "tests.bench.__main__" if function.__module__ == "__main__" else function.__module__
+    code = f"import json, sys; from {module} import {function.__name__} as called; print(json.dumps(called(*sys.argv[1:])))"
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True
@@ -215,7 +232,14 @@ def _in_a_process(name: str, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-PARTS = {"agreement": agreement, "pipeline": pipeline, "engine": engine, "files": files, "growth": growth}
+PARTS = {
+    "agreement": agreement,
+    "exact": exact,
+    "pipeline": pipeline,
+    "engine": engine,
+    "files": files,
+    "growth": growth,
+}
 
 
 def told(part: str) -> list[dict[str, Any]]:
@@ -253,7 +277,7 @@ def main(only: str = "") -> None:
         found["estimate"] = [{**asdict(each), "holds": True} for each in estimate(measured)]
     for part in PARTS:
         if only in ("", part):
-            found[part] = _in_a_process("told", part)
+            found[part] = _in_a_process(told, part)
             file.write_text(json.dumps(found, indent=1) + "\n")
     table = Table(title="make bench")
     for name in ("part", "what", "found", "least … most", "wanted", ""):

@@ -1,0 +1,59 @@
+"""The exact penalty's product of the Hessian with a vector, by each route: time and memory."""
+
+import json
+import statistics
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline import heap
+from pipeline.folding import folded
+from pipeline.fusing import fused
+from tests import scale
+from tests.bench.figures import seconds
+
+ROUTES = ("a gradient", "difference of two gradients", "double backward", "forward over reverse")
+BATCH, SIDE = 4, 224
+
+
+def route(name: str, fast: str) -> dict[str, float]:
+    """Seconds for a batch on EfficientNet-Lite0, and the memory that it takes; in a process of its own.
+
+    Args:
+        name: One of the routes.
+        fast: JSON: whether convolutions are fused, or torch's own.
+    """
+    torch.set_num_threads(1)
+    heap.keep()
+    torch.manual_seed(0)
+    network = folded(timm.create_model("tf_efficientnet_lite0").eval().requires_grad_(False), SIDE)
+    network = fused(network, SIDE) if json.loads(fast) else network
+    images = torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+    step = torch.randn_like(images) / 1000
+    before = scale.peak_mb()
+    spent = [seconds(lambda: _product(name, network, images, step)) for _ in range(4)][1:]
+    return {"seconds": statistics.median(spent), "peak_mb": scale.peak_mb() - before}
+
+
+def _product(name: str, network: nn.Module, images: Tensor, step: Tensor) -> Tensor:
+    labels = torch.zeros(len(images), dtype=torch.int64)
+
+    def gradient(at: Tensor, *, differentiable: bool = False) -> Tensor:
+        loss = F.cross_entropy(network(at), labels, reduction="sum")
+        (found,) = torch.autograd.grad(loss, at, create_graph=differentiable)
+        return found
+
+    at = images.clone().requires_grad_()
+    if name == "a gradient":
+        return gradient(at)
+    if name == "difference of two gradients":
+        return gradient(at) - gradient((images - step).requires_grad_())
+    if name == "double backward":
+        (found,) = torch.autograd.grad((gradient(at, differentiable=True) * step).sum(), at)
+        return found
+    loss = torch.func.grad(lambda some: F.cross_entropy(network(some), labels, reduction="sum"))
+    tangent = torch.func.jvp(loss, (images,), (step,))[1]
+    assert isinstance(tangent, Tensor)
+    return tangent
