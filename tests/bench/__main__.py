@@ -1,8 +1,9 @@
 """How fast, and where the time goes; no test, but a program: `make bench`, or `python -m tests.bench --only files`.
 
     gradients   ours beside other libraries' loops on the same network, images and threads (`python -m jobs benchmark`)
-    exact       the exact penalty's product by each route: time and memory
     agreement   whether what is fast is the same attack: signs of gradients, and success end to end, in bfloat16 too
+    profile     where a gradient's time goes, before and after
+    exact       the exact penalty's product by each route: time and memory
     pipeline    images a second of the whole generator stage, beside the bare attack on the same images in memory
     engine      what handing an item out costs: with workers that sleep, and with workers that do nothing
     files       encoding, decoding, tars, hashing, and a store's puts and gets
@@ -46,6 +47,7 @@ from tests.bench.agreement import agreement
 from tests.bench.engine import engine
 from tests.bench.exact import BATCH, ROUTES, route
 from tests.bench.figures import Figure, seconds, spread_of
+from tests.bench.profile import profiled
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "build" / "bench"
@@ -224,7 +226,8 @@ def one_size(told: str) -> dict[str, float]:
 
 def _in_a_process(function: Callable[..., Any], *arguments: str) -> Any:
     module = "tests.bench.__main__" if function.__module__ == "__main__" else function.__module__
-    code = f"import json, sys; from {module} import {function.__name__} as called; print(json.dumps(called(*sys.argv[1:])))"
+    called = function.__name__
+    code = f"import json, sys; from {module} import {called}; print(json.dumps({called}(*sys.argv[1:])))"
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True
@@ -234,6 +237,7 @@ def _in_a_process(function: Callable[..., Any], *arguments: str) -> Any:
 
 PARTS = {
     "agreement": agreement,
+    "profile": profiled,
     "exact": exact,
     "pipeline": pipeline,
     "engine": engine,
