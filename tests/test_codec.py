@@ -14,11 +14,28 @@ from pipeline.errors import SampleError
 from tests.samples import jpeg
 
 
-def test_png_is_lossless_and_the_same_bytes_each_time() -> None:
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (17, 23), (224, 224)])
+@pytest.mark.parametrize("kind", ["noise", "flat", "slope"])
+def test_png_is_lossless_and_the_same_bytes_each_time(height: int, width: int, kind: str) -> None:
     torch.manual_seed(0)
-    pixels = torch.randint(0, 256, (3, 17, 23), dtype=torch.uint8)
-    assert torch.equal(codec.decode(codec.encode(pixels)), pixels)
-    assert codec.encode(pixels) == codec.encode(pixels.clone())
+    pixels = {
+        "noise": torch.randint(0, 256, (3, height, width), dtype=torch.uint8),
+        "flat": torch.full((3, height, width), 255, dtype=torch.uint8),
+        "slope": (7 * torch.arange(3 * height * width)).view(3, height, width).to(torch.uint8),
+    }[kind]
+    encoded = codec.encode(pixels)
+    assert torch.equal(codec.decode(encoded), pixels)
+    Image.open(io.BytesIO(encoded)).verify()  # its checksums
+    assert encoded == codec.encode(pixels.clone())
+
+
+def test_png_of_noise_is_hardly_larger_than_pils() -> None:
+    torch.manual_seed(0)
+    slope = torch.arange(224).view(1, 1, -1).expand(3, 224, 224)
+    pixels = (slope + 16 * (2 * torch.randint(0, 2, (3, 224, 224)) - 1)).clamp(0, 255).to(torch.uint8)
+    theirs = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(theirs, "PNG")
+    assert len(codec.encode(pixels)) < 1.1 * len(theirs.getvalue())
 
 
 @settings(max_examples=200, deadline=None)
