@@ -154,7 +154,8 @@ class _Kernel:
     ) -> "_Kernel":
         above, below, left, right = sides
         # Padding one row more below than above is the same as both, with a kernel that begins with a row of zeros.
-        weight = F.pad(weight, (right - left, 0, below - above, 0))
+        if (above, left) != (below, right):
+            weight = F.pad(weight, (right - left, 0, below - above, 0))
         weight = weight.contiguous(memory_format=torch.channels_last)
         padding = (below, right)
         made = cls(weight, bias, padding, stride, dilation, groups, None, (0, 0))
