@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-import torch
-
-from pipeline import models, shards, weights
+from pipeline import shards, weights
 from pipeline.attack.recipe import Attack, provenance
 from pipeline.codec import Preparation
 from pipeline.errors import RecipeError
@@ -174,25 +172,6 @@ def unseal(sealed: bytes) -> Plan:
     plan = pickle.loads(sealed)  # noqa: S301  # this run's own, never off a disk or a store
     assert isinstance(plan, Plan)
     return plan
-
-
-def preflight(sealed: bytes, storage: Storage) -> None:
-    """Loads everything that the workers will load, on the CPU; what cannot be loaded fails here, by name.
-
-    Raises:
-        WeightsError: A model's or a purifier's stored weights are gone or damaged, or do not fit; or a source does not
-            take the larger images that an attack shows it.
-    """
-    plan, cpu = unseal(sealed), torch.device("cpu")
-    networks = [member for source in plan.sources for member in source.members] + list(plan.targets)
-    attacked = {member.id for source in plan.sources for member in source.members}
-    rates = sorted({attack.enlargement for attack in plan.attacks.values()} - {1.0})
-    for model in {model.id: model for model in networks}.values():
-        classifier = weights.load(model, storage, classes=plan.job.data.classes, device=cpu)
-        for rate in rates if model.id in attacked else ():
-            models.require_enlarged(model.spec.name, classifier, rate)
-    for target in plan.targets:
-        weights.load_defenses(target, storage, device=cpu)
 
 
 def described(attack: Attack | ForeignAttack) -> dict[str, Any]:

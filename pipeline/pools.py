@@ -14,7 +14,8 @@ class Pools:
 
     Attributes:
         generators: Workers that attack; `auto` fills the cluster.
-        scorers: Workers that score; `auto` is a quarter of the cluster.
+        scorers: Workers that score; `auto` is the share of the cluster that scoring is of the work, by what a gradient
+            of each source and an answer of each target took before the run.
         gpus_per_generator: Fractions share a device; by default 1 each, or ½ where there is one GPU only. Passed over
             where there is none.
         gpus_per_scorer: Likewise.
@@ -75,10 +76,15 @@ class Sizing:
     threads: int
 
 
-def size(pools: Pools, nodes: Sequence[Node]) -> Sizing:
+def size(pools: Pools, nodes: Sequence[Node], *, scoring: float) -> Sizing:
     """Settles the pools' sizes on a cluster, so that both fit beside each other and neither can starve the other.
 
     Where the cluster has no GPU at all, what the pools ask of GPUs is passed over: the same recipe runs on a laptop.
+
+    Args:
+        pools: What the recipe asks for.
+        nodes: What there is.
+        scoring: The share of the work that is scoring, in [0, 1].
 
     Raises:
         CapacityError: What was asked for does not fit.
@@ -93,7 +99,7 @@ def size(pools: Pools, nodes: Sequence[Node]) -> Sizing:
     cores = pools.cpus_per_worker or max(1, int(max(node.cpus for node in nodes)) // 8)
     most = max(generator_gpus, scorer_gpus)
     slots = _slots(nodes, "gpus", most) if generator_gpus else _slots(nodes, "cpus", cores)
-    scorers = max(1, slots // 4) if pools.scorers == "auto" else pools.scorers
+    scorers = max(1, min(slots - 1, round(slots * scoring))) if pools.scorers == "auto" else pools.scorers
     generators = pools.generators
     if generators == "auto":
         bound = _slots(nodes, "gpus", generator_gpus) if generator_gpus else slots - scorers

@@ -282,7 +282,7 @@ def hand_out(budget_s: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = Storage(folder)
         planned = Prepared(replace(great_plan(), takes=()), b"")
-        handed = office.Office(planned, "plan", store, size(pools, [Node(2, 0)]), pools, items=0)
+        handed = office.Office(planned, "plan", store, size(pools, [Node(2, 0)], scoring=0.25), pools, items=0)
         done, started = 0, time.monotonic()
         for count in ITEMS:
             spent = time.monotonic() - started

@@ -85,9 +85,22 @@ LAYERS: dict[str, set[str]] = {
     "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
     "quarantine": {"codec", "errors", "ledger", "outline", "plan", "runs", "sample", "shards"},
     "engine": {
-        *("errors", "heap", "isolated", "ledger", "outline", "plan", "pools", "progress", "quarantine", "runs"),
+        *(
+            "errors",
+            "heap",
+            "isolated",
+            "ledger",
+            "outline",
+            "plan",
+            "pools",
+            "preflight",
+            "progress",
+            "quarantine",
+            "runs",
+        ),
         *("stages", "storage"),
     },
+    "preflight": {"attack", "foreign", "models", "plan", "score", "storage", "weights"},
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
 }
 

@@ -212,7 +212,7 @@ def test_an_item_that_failed_on_a_node_goes_to_another_where_there_is_one(
     for name in ("one", "two"):
         write_shard(tmp_path / "in" / f"{name}.tar", [sample(0)])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)])
+    storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)], scoring=0.25)
     office = Office(plan.seal(planned), "plan", storage, sizing, Pools(), items=2)
     first, second = (Item(take, planned.sources[0].id) for take in planned.takes)
     pool = office._generators

@@ -20,27 +20,37 @@ from pipeline.pools import Node, Pools, Sizing, size
     ],
 )
 def test_auto_fills_the_cluster(nodes: list[Node], expected: Sizing) -> None:
-    assert size(Pools(), nodes) == expected
+    assert size(Pools(), nodes, scoring=0.25) == expected
+
+
+@pytest.mark.parametrize(
+    ("scoring", "generators", "scorers"), [(0.0, 15, 1), (0.1, 14, 2), (0.5, 8, 8), (0.9, 2, 14), (1.0, 1, 15)]
+)
+def test_auto_divides_the_cluster_as_the_work_divides(scoring: float, generators: int, scorers: int) -> None:
+    found = size(Pools(), [Node(32, 8), Node(32, 8)], scoring=scoring)
+    assert (found.generators, found.scorers) == (generators, scorers)
 
 
 def test_without_devices_what_is_asked_of_them_is_passed_over() -> None:
-    assert size(Pools(gpus_per_generator=0.5, gpus_per_scorer=2), [Node(2, 0)]) == size(Pools(), [Node(2, 0)])
+    assert size(Pools(gpus_per_generator=0.5, gpus_per_scorer=2), [Node(2, 0)], scoring=0.25) == size(
+        Pools(), [Node(2, 0)], scoring=0.25
+    )
 
 
 def test_auto_takes_what_fits_on_nodes_that_workers_cannot_straddle() -> None:
-    found = size(Pools(gpus_per_generator=0.6, gpus_per_scorer=0.4), [Node(4, 1), Node(4, 1)])
+    found = size(Pools(gpus_per_generator=0.6, gpus_per_scorer=0.4), [Node(4, 1), Node(4, 1)], scoring=0.25)
     assert (found.generators, found.scorers) == (2, 1)
-    found = size(Pools(gpus_per_generator=0.2, gpus_per_scorer=0.4), [Node(4, 1)])
+    found = size(Pools(gpus_per_generator=0.2, gpus_per_scorer=0.4), [Node(4, 1)], scoring=0.25)
     assert (found.generators, found.scorers) == (3, 1)
 
 
 def test_fractions_share_a_device() -> None:
-    found = size(Pools(gpus_per_generator=0.25, gpus_per_scorer=1), [Node(16, 4)])
+    found = size(Pools(gpus_per_generator=0.25, gpus_per_scorer=1), [Node(16, 4)], scoring=0.25)
     assert (found.generators, found.scorers) == (12, 1)
 
 
 def test_scorers_may_stay_off_the_devices() -> None:
-    found = size(Pools(gpus_per_scorer=0), [Node(16, 4)])
+    found = size(Pools(gpus_per_scorer=0), [Node(16, 4)], scoring=0.25)
     assert (found.generators, found.scorer_gpus) == (4, 0)
 
 
@@ -55,12 +65,12 @@ def test_scorers_may_stay_off_the_devices() -> None:
 )
 def test_what_does_not_fit_is_refused_before_it_would_wait_for_ever(pools: Pools) -> None:
     with pytest.raises(CapacityError, match="ask for fewer or smaller workers"):
-        size(pools, [Node(16, 4)])
+        size(pools, [Node(16, 4)], scoring=0.25)
 
 
 @given(st.lists(st.builds(Node, st.integers(1, 64), st.integers(0, 8)), min_size=1, max_size=6))
 def test_both_pools_always_fit_beside_each_other(nodes: list[Node]) -> None:
-    found = size(Pools(), nodes)
+    found = size(Pools(), nodes, scoring=0.25)
     assert found.generators >= 1
     assert found.scorers >= 1
     workers = found.generators + found.scorers

@@ -92,8 +92,8 @@ def run(
     office, failed, stopped = None, dict[str, str](), False
     if _left(outline, committed, listed):
         preflight = partial(_preflight, prepared.sealed, storage.url)
-        isolated(preflight, what="loading the models", minutes=pools.start_minutes)
-        sizing = size(pools, connect(address))
+        scoring = isolated(preflight, what="loading the models", minutes=pools.start_minutes)
+        sizing = size(pools, connect(address), scoring=scoring)
         log.info("%s", sizing)
         items = _left(outline, committed, listed, workers=sizing.generators)
         office = Office(prepared, plan_id, storage, sizing, pools, items=len(items))
@@ -175,10 +175,10 @@ def _passed_over(item: Item, listed: Sequence[Failure], committed: Committed) ->
     )
 
 
-def _preflight(sealed: bytes, store: str) -> None:
-    from pipeline import plan  # here, in a process of its own: it takes torch
+def _preflight(sealed: bytes, store: str) -> float:
+    from pipeline.preflight import preflight  # here, in a process of its own: it takes torch
 
-    plan.preflight(sealed, Storage(store))
+    return preflight(sealed, Storage(store))
 
 
 def _retry_quarantined(prepared: Prepared, store: str) -> list[str]:
