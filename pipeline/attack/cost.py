@@ -18,10 +18,7 @@ def gradients(attack: Attack) -> int:
     counted = replace(attack, steps=min(attack.steps, _STEPS)) if isinstance(attack, Iterative) else attack
     tally, images, labels = Tally(), torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, dtype=torch.int64)
     counted(_Nothing(), images, labels, ["x"], target_classes=labels, pool=Pool(images, labels), tally=tally)
-    steps = (
-        1 if not isinstance(attack, Iterative) or not isinstance(counted, Iterative) else attack.steps / counted.steps
-    )
-    return round(tally.gradients * steps)
+    return round(tally.gradients * (attack.steps / min(attack.steps, _STEPS) if isinstance(attack, Iterative) else 1))
 
 
 class _Nothing(nn.Module):
