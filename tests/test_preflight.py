@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline import plan as plans
 from pipeline.attack.batch import Pool, Tally
@@ -42,9 +43,7 @@ def test_the_count_is_what_the_attack_then_takes(combination: str, form: str) ->
     parts = {"gnp": GradientNormPenalty(form=form)} if "gnp" in combination else {}  # type: ignore[arg-type]
     made, tally = build(combination, epsilon=EPSILON, steps=4, parts=parts), Tally()
     torch.manual_seed(0)
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(784, 5)
-    )
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(784, 5))
     images, labels = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
     made(network.requires_grad_(False), images, labels, ["a", "b"], pool=Pool(images, labels), tally=tally)
     assert gradients(made) == tally.gradients
