@@ -7,6 +7,7 @@ and stops the server. FOLDER keeps what was stored.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import socket
@@ -149,10 +150,15 @@ def _reserve_ports(count: int) -> list[tuple[socket.socket, socket.socket]]:
     held: list[tuple[socket.socket, socket.socket]] = []
     while len(held) < count:
         port = 10000 + secrets.randbelow(12768)
-        with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
-            pair = undo.enter_context(_reserved(port)), undo.enter_context(_reserved(port + 10000))
-            held.append(pair)
-            undo.pop_all()
+        with contextlib.ExitStack() as undo:
+            try:
+                pair = undo.enter_context(_reserved(port)), undo.enter_context(_reserved(port + 10000))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                held.append(pair)
+                undo.pop_all()
     return held
 
 

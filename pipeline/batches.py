@@ -1,5 +1,6 @@
 """Batches that fit: where a device runs out of memory, half as many images at a time; and which size is fastest."""
 
+import contextlib
 import logging
 import math
 import time
@@ -9,14 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline import heap
 from pipeline.errors import CapacityError
 
 log = logging.getLogger(__name__)
 
 # Twice as many images at a time pay if each then takes less than so much of the time.
 _PAYS = 0.95
-# Of a device's memory: what is to stay free, for an attack that needs more than another; and what doubling may need.
-_HEAD_ROOM, _TO_DOUBLE = 0.2, 0.5
+# Of the memory that is free, for another attack may need more.
+_MOST = 0.8
 
 _CPU_MEMORY = ("can't allocate memory", "could not create a primitive")
 
@@ -68,22 +70,22 @@ def fastest(function: Callable[[int], object], *, most: int, device: torch.devic
     Raises:
         CapacityError: Not even one image fits.
     """
-    best, least, size = 0, math.inf, 1
-    while size <= most and size <= 4 * max(best, 1):
+    memory, best, least, size = _Memory(device), 1, math.inf, 1
+    while size <= min(most, 4 * best):
         try:
             spent = min(_seconds(function, size, device) for _ in range(2)) / size
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            spent = math.inf
-        free = _free(device)
-        if spent < _PAYS * least and free >= _HEAD_ROOM:
+            if size == 1:
+                raise CapacityError(f"one image does not fit into the device's memory: {error}") from error
+            break
+        taken = memory.taken()
+        if spent < _PAYS * least and (size == 1 or taken <= _MOST):
             best, least = size, spent
-        if spent == math.inf or free < _TO_DOUBLE:
+        if 2 * taken > _MOST:
             break
         size *= 2
-    if not best:
-        raise CapacityError("one image does not fit into the device's memory with a fifth of it to spare")
     log.info("%d images at a time are fastest: %.1f ms an image", best, 1000 * least)
     return best
 
@@ -96,18 +98,48 @@ def _seconds(function: Callable[[int], object], size: int, device: torch.device)
     return time.perf_counter() - started
 
 
-def _free(device: torch.device) -> float:
-    """The share of the device's memory that the work so far left free at its peak.
+class _Memory:
+    """How much of the memory that a device has free now is taken at the peak of what is done from now on."""
 
-    Of a CPU, what the machine has available now: a worker keeps its heap (`heap.keep`), and with it its peak.
-    """
-    if device.type == "cuda":
-        return 1 - torch.cuda.max_memory_allocated(device) / torch.cuda.get_device_properties(device).total_memory
-    known = Path("/proc/meminfo")
-    if not known.exists():
-        return 1.0
-    sizes = {line.split(":")[0]: int(line.split()[1]) for line in known.read_text().splitlines() if line.endswith("kB")}
-    return sizes["MemAvailable"] / sizes["MemTotal"]
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before: float = torch.cuda.memory_allocated(device)
+            # What this process has reserved and does not use is free for it.
+            self._free: float = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - self._before
+        else:
+            heap.hand_back()
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            self._before = _peak_bytes()
+            self._free = _free_bytes()
+
+    def taken(self) -> float:
+        """The share; 0 where the system does not tell."""
+        cuda = self._device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self._device) if cuda else _peak_bytes()
+        return (peak - self._before) / self._free
+
+
+def _peak_bytes() -> float:
+    return _kilobytes(Path("/proc/self/status")).get("VmHWM", 0) * 1024
+
+
+def _free_bytes() -> float:
+    """Of the machine, or of the container, whichever is less."""
+    free = [_kilobytes(Path("/proc/meminfo")).get("MemAvailable", math.inf) * 1024]
+    with contextlib.suppress(OSError, ValueError):  # no such limit, or "max"
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(1.0, min(free))
+
+
+def _kilobytes(file: Path) -> dict[str, float]:
+    """What a file of the kernel's lists; nothing where there is none."""
+    if not file.exists():
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) for line in file.read_text().splitlines() if line.endswith(" kB")}
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

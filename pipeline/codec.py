@@ -90,7 +90,8 @@ def encode(pixels: Tensor) -> bytes:
     """A PNG of (3, H, W) uint8 RGB pixels; the same pixels give the same bytes.
 
     Of each pixel the difference to its left neighbour is stored (filter 1), and no repeats are searched for, of which
-    adversarial noise has none. PIL tries five filters a row, for three times as long and images 1.5% smaller.
+    adversarial noise has none. PIL tries five filters a row: three times as long, for images that are smaller by 1.5%
+    under noise and by 8% without, on the demo's photographs.
 
     References:
         "Portable Network Graphics Specification", third edition, W3C (2025), sections 5 and 9.

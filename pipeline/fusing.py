@@ -62,7 +62,13 @@ def fused(network: nn.Module, side: int) -> nn.Module:
         activation = pairs.get(convolution)
         instead[convolution] = Fused(convolution, _CEILINGS[type(activation)] if activation else None)
     handover.replace(made, instead)
-    if not handover.agree(network, made, images):
+    try:
+        inputs = images.requires_grad_()
+        torch.autograd.grad(made(inputs).sum(), inputs)
+        fuses = handover.agree(network, made, images.detach())
+    except (AttributeError, RuntimeError):  # a network that asks its convolutions, or changes what they gave
+        fuses = False
+    if not fuses:
         log.warning("%s: its convolutions do not fuse", type(network).__name__)
         return network
     return made
@@ -70,7 +76,8 @@ def fused(network: nn.Module, side: int) -> nn.Module:
 
 def _fits(convolution: nn.Conv2d) -> bool:
     plain = type(convolution) is nn.Conv2d and not isinstance(convolution.padding, str)
-    return (plain or type(convolution) is Conv2dSame) and convolution.padding_mode == "zeros"
+    same = type(convolution) is Conv2dSame and convolution.dilation == (1, 1)
+    return (plain or same) and convolution.padding_mode == "zeros"
 
 
 class Fused(nn.Module):
@@ -100,14 +107,19 @@ class Fused(nn.Module):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
         sides, images = self._sides(images.shape[2:]), images.to(dtype)
         if (sides, dtype) not in self._kernels:
-            weight, bias = self.weight.detach().to(dtype), None if self.bias is None else self.bias.detach().to(dtype)
-            self._kernels[sides, dtype] = _Kernel.of(weight, bias, sides, self.stride, self.dilation, self.groups)
+            self._kernels[sides, dtype] = self._kernel(sides, dtype)
         kernel = self._kernels[sides, dtype]
         if has_routines(dtype):
             answer: Tensor = _Convolution.apply(images, kernel, self.ceiling)
             return answer
         answer = F.conv2d(images, kernel.weight, kernel.bias, self.stride, kernel.padding, self.dilation, self.groups)
         return answer if self.ceiling is None else answer.clamp(0, self.ceiling)
+
+    @torch.inference_mode(False)  # it is kept, and perhaps first wanted where no gradient is
+    def _kernel(self, sides: Sides, dtype: torch.dtype) -> "_Kernel":
+        weight, bias = (None if each is None else each.detach().to(dtype) for each in (self.weight, self.bias))
+        assert weight is not None
+        return _Kernel.of(weight, bias, sides, self.stride, self.dilation, self.groups)
 
     def _sides(self, size: torch.Size) -> Sides:
         if not self.same:

@@ -1,5 +1,6 @@
 """How many workers of each kind a cluster holds, and what each is given: arithmetic, without Ray."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ class Pools:
 
     Attributes:
         generators: Workers that attack; `auto` fills the cluster.
-        scorers: Workers that score; `auto` is the share of the cluster that scoring is of the work, by what a gradient
-            of each source and an answer of each target took before the run.
+        scorers: Workers that score; `auto` is the share of the cluster that scoring is of all that the recipe makes, by
+            what a gradient of each source and an answer of each target took before the run.
         gpus_per_generator: Fractions share a device; by default 1 each, or ½ where there is one GPU only. Passed over
             where there is none.
         gpus_per_scorer: Likewise.
@@ -106,10 +107,12 @@ def size(pools: Pools, nodes: Sequence[Node], *, scoring: float) -> Sizing:
         candidates = range(max(1, bound), 0, -1)
     else:
         candidates = range(generators, generators - 1, -1)
-    for count in candidates:
-        for share_of_cores in _shares(pools, cores, generator_gpus, cpus / (count + scorers)):
+    # Where only the number of generators is given, scorers take what these leave.
+    fewer = range(scorers, 0, -1) if pools.scorers == "auto" and pools.generators != "auto" else [scorers]
+    for count, beside in itertools.product(candidates, fewer):
+        for share_of_cores in _shares(pools, cores, generator_gpus, cpus / (count + beside)):
             threads = max(1, int(share_of_cores))
-            sizing = Sizing(count, scorers, generator_gpus, scorer_gpus, cpus=share_of_cores, threads=threads)
+            sizing = Sizing(count, beside, generator_gpus, scorer_gpus, cpus=share_of_cores, threads=threads)
             if _fits(sizing, nodes):
                 return sizing
     raise CapacityError(

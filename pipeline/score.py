@@ -51,6 +51,24 @@ class Behind:
         )
 
 
+def ask(
+    model: nn.Module, pixels: Tensor, batch: slice, *, device: torch.device, behind: Behind | None
+) -> tuple[Tensor, Tensor]:
+    """Probabilities (B, classes) of images (B, 3, H, W) uint8, all at once, and where a defense abstains, (B,).
+
+    Args:
+        model: On `device`.
+        pixels: On the CPU.
+        batch: Which of the images that the defenses have keys of.
+        device: Where the model lies.
+        behind: Its defenses.
+    """
+    images = codec.to_float(pixels.to(device))
+    if behind is None or not behind.defenses:
+        return model(images).softmax(dim=1), torch.zeros(len(images))
+    return behind.answer(cast("Network", model), images, batch)
+
+
 def predict(
     model: nn.Module,
     pixels: Tensor,
@@ -72,11 +90,7 @@ def predict(
     """
 
     def predict_batch(batch: slice) -> Tensor:
-        images = codec.to_float(pixels[batch].to(device))
-        if behind is None or not behind.defenses:
-            probability, abstained = model(images).softmax(dim=1), torch.zeros(len(images))
-        else:
-            probability, abstained = behind.answer(cast("Network", model), images, batch)
+        probability, abstained = ask(model, pixels[batch], batch, device=device, behind=behind)
         probability = probability.cpu()
         at_label = probability.gather(1, labels[batch].view(-1, 1)).squeeze(1)
         return torch.stack([probability.argmax(dim=1).double(), at_label.double(), abstained.double()])

@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "pack": {"errors", "shards", "storage"},
     "models": {"attack", "classifier", "defenses", "errors", "purifiers", "storage"},
     "results": {"errors"},
-    "batches": {"errors"},
+    "batches": {"errors", "heap"},
     "defenses": {"attack", "purifiers"},
     "purifiers": {"attack"},
     "score": {"attack", "batches", "codec", "defenses"},

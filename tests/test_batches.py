@@ -179,10 +179,11 @@ def test_one_image_that_really_does_not_fit_is_one_line(tmp_path: Path, tiny_che
 
 
 class Timed:
-    """A device whose time for so many images, and what they leave of its memory, are known."""
+    """A device whose time for so many images, and what each takes of its memory, are known."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fixed: float, each: float, holds: int, free: float) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fixed: float, each: float, holds: int, share: float) -> None:
         self.asked: list[int] = []
+        device = self
 
         def seconds(function: object, size: int, device: torch.device) -> float:
             del function, device
@@ -191,39 +192,53 @@ class Timed:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return fixed + each * size
 
+        class Memory:
+            def __init__(self, _: torch.device) -> None:
+                self.since = len(device.asked)
+
+            def taken(self) -> float:
+                return share * max(device.asked[self.since :])
+
         monkeypatch.setattr(batches, "_seconds", seconds)
-        monkeypatch.setattr(batches, "_free", lambda _: 1 - (1 - free) * max(self.asked))
+        monkeypatch.setattr(batches, "_Memory", Memory)
 
     def fastest(self, most: int) -> int:
         return batches.fastest(lambda _: None, most=most, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
-    ("fixed", "each", "holds", "free", "most", "expected"),
+    ("fixed", "each", "holds", "share", "most", "expected"),
     [
-        (0.0, 1.0, 1000, 1.0, 512, 1),  # nothing is gained by more
-        (1.0, 1.0, 1000, 1.0, 512, 16),  # 17/16 a piece, and 33/32 is not 5% less
-        (1.0, 1.0, 12, 1.0, 512, 8),  # more does not fit
-        (1.0, 1.0, 1000, 1.0, 4, 4),  # more is not asked for
-        (1.0, 1.0, 1000, 0.93, 512, 8),  # eight leave 44%: sixteen are not tried
-        (1.0, 1.0, 1000, 0.85, 512, 4),
+        (0.0, 1.0, 1000, 0.0, 512, 1),  # nothing is gained by more
+        (1.0, 1.0, 1000, 0.0, 512, 16),  # 17/16 a piece, and 33/32 is not 5% less
+        (1.0, 1.0, 12, 0.0, 512, 8),  # more does not fit
+        (1.0, 1.0, 1000, 0.0, 4, 4),  # more is not asked for
+        (1.0, 1.0, 1000, 0.06, 512, 8),  # eight take half: sixteen are not tried
+        (1.0, 1.0, 1000, 0.11, 512, 4),
+        (1.0, 1.0, 1000, 0.9, 512, 1),  # no head room, but it fits
     ],
 )
 def test_the_fastest_size_is_the_least_that_more_would_not_beat(
-    fixed: float, each: float, holds: int, free: float, most: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    fixed: float, each: float, holds: int, share: float, most: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed = Timed(monkeypatch, fixed=fixed, each=each, holds=holds, free=free)
+    timed = Timed(monkeypatch, fixed=fixed, each=each, holds=holds, share=share)
     assert timed.fastest(most) == expected
     assert max(timed.asked) <= min(most, 4 * expected)
+    assert timed.fastest(most) == expected, "whatever was tried before"
 
 
-def test_a_size_that_leaves_no_head_room_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Timed(monkeypatch, fixed=1.0, each=1.0, holds=1000, free=0.55).fastest(512) == 1
+def test_a_size_that_nothing_fits_into_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CapacityError, match="one image does not fit"):
-        Timed(monkeypatch, fixed=1.0, each=1.0, holds=1000, free=0.1).fastest(512)
-    with pytest.raises(CapacityError, match="one image does not fit"):
-        Timed(monkeypatch, fixed=1.0, each=1.0, holds=0, free=1.0).fastest(512)
+        Timed(monkeypatch, fixed=1.0, each=1.0, holds=0, share=0.0).fastest(512)
 
 
-def test_what_a_machine_has_free_is_a_share() -> None:
-    assert 0 < batches._free(torch.device("cpu")) <= 1
+def test_memory_is_what_is_taken_from_now_on_even_if_it_is_given_back_at_once() -> None:
+    device, megabytes = torch.device("cpu"), 400
+    free = batches._free_bytes()
+    shares = []
+    for size in (megabytes, megabytes // 4):
+        memory = batches._Memory(device)
+        torch.ones(size * 1_000_000, dtype=torch.uint8)
+        shares.append(memory.taken() * free / 1e6)
+    assert shares[0] == pytest.approx(megabytes, rel=0.3)
+    assert shares[1] == pytest.approx(megabytes // 4, rel=0.5)

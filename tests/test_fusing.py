@@ -188,6 +188,49 @@ def test_a_network_that_is_another_afterwards_stays_as_it_is(caplog: pytest.LogC
     assert caplog.messages == ["_Shared: its convolutions do not fuse"]
 
 
+class _Changing(nn.Module):
+    """One that changes what its ReLU gave, which saves it for the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU6()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 3)."""
+        made = self.act(self.first(images))
+        made += images
+        logits: Tensor = made.mean(dim=(2, 3))
+        return logits
+
+
+class _Asking(_Changing):
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 3)."""
+        assert self.first.kernel_size == (3, 3)
+        logits: Tensor = self.first(images).mean(dim=(2, 3))
+        return logits
+
+
+@pytest.mark.parametrize("kind", [_Changing, _Asking])
+def test_a_network_that_would_fail_stays_as_it_is(kind: type[nn.Module]) -> None:
+    network = kind().eval().requires_grad_(False)
+    assert fused(network, 8) is network
+
+
+def test_padding_that_a_dilated_kernel_takes_unevenly_is_left_to_torch() -> None:
+    network = nn.Sequential(Conv2dSame(3, 4, 3, 2, dilation=2), nn.Flatten()).eval().requires_grad_(False)
+    assert fused(network, 15) is network
+
+
+def test_what_was_first_used_without_gradients_can_be_differentiated() -> None:
+    plain, images = convolution("same")
+    made = Fused(plain, None)  # float64: by torch's own operations
+    with torch.inference_mode():
+        made(images)
+    inputs = images.requires_grad_()
+    grad(made(inputs).sum(), inputs)
+
+
 def test_what_gives_no_numbers_stays_as_it_is() -> None:
     convolution = nn.Conv2d(3, 3, 3)
     nn.init.constant_(convolution.weight, float("nan"))

@@ -45,7 +45,7 @@ def test_its_ports_lie_below_those_that_outgoing_connections_are_given(tmp_path:
 
 def test_its_ports_are_held_from_the_start(tmp_path: Path) -> None:
     server = local_s3.Server(tmp_path)
-    for port in server.ports:
+    for port in (*server.ports, *(port + 10000 for port in server.ports)):
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
 

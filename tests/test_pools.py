@@ -31,6 +31,12 @@ def test_auto_divides_the_cluster_as_the_work_divides(scoring: float, generators
     assert (found.generators, found.scorers) == (generators, scorers)
 
 
+@pytest.mark.parametrize(("scoring", "scorers"), [(0.0, 1), (0.25, 2), (0.9, 2)])
+def test_scorers_take_what_a_given_number_of_generators_leaves(scoring: float, scorers: int) -> None:
+    found = size(Pools(generators=6), [Node(64, 8)], scoring=scoring)
+    assert (found.generators, found.scorers) == (6, scorers)
+
+
 def test_without_devices_what_is_asked_of_them_is_passed_over() -> None:
     assert size(Pools(gpus_per_generator=0.5, gpus_per_scorer=2), [Node(2, 0)], scoring=0.25) == size(
         Pools(), [Node(2, 0)], scoring=0.25

@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ EPSILON, CPU = Fraction(16, 255), torch.device("cpu")
         ("mi", None, "bfloat16"),
         ("mi+di+ti", None, "bfloat16"),
         ("vt+pgn+rap+ni+si", None, "bfloat16"),
+        ("pgn+mi", "short", "float32"),  # it takes its difference over a step
         ("gnp+mi", GradientNormPenalty(), "float32"),  # the paper's: two points 2.6e-5 a pixel apart
         ("gnp+mi", GradientNormPenalty("backward", "l2", r=0.01), "float32"),
         ("gnp+mi+di", GradientNormPenalty("central", "mean-abs", r=0.0001), "float32"),
@@ -33,9 +34,11 @@ EPSILON, CPU = Fraction(16, 255), torch.device("cpu")
     ],
 )
 def test_auto_is_bfloat16_where_every_part_allows_it(
-    combination: str, penalty: GradientNormPenalty | None, precision: str
+    combination: str, penalty: GradientNormPenalty | Literal["short"] | None, precision: str
 ) -> None:
-    attack = build(combination, epsilon=EPSILON, parts={} if penalty is None else {"gnp": penalty}, precision="auto")
+    parts = {"gnp": penalty} if isinstance(penalty, GradientNormPenalty) else {}
+    step_size = Fraction(1, 10_000) if penalty == "short" else None
+    attack = build(combination, epsilon=EPSILON, step_size=step_size, parts=parts, precision="auto")
     assert isinstance(attack, Iterative)
     assert attack.precision == provenance(attack)["precision"] == precision
 
@@ -56,6 +59,24 @@ def test_a_recipe_says_it_for_each_attack_and_may_list_it(tmp_path: Path) -> Non
     assert attacks[2].name == "gnp+mi[precision=bfloat16]"
 
 
+# In which type something was computed, and how products were to be rounded.
+_Seen = set[tuple[str, torch.dtype, bool]]
+
+
+class _Identity(torch.autograd.Function):
+    """What comes through unchanged, and notes under which precision, forward, backward and twice backward."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, seen: _Seen, name: str) -> Tensor:
+        ctx.seen, ctx.name = seen, name
+        seen.add((name, images.dtype, torch.backends.cuda.matmul.allow_tf32))
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _Identity.apply(*gradients, ctx.seen, f"{ctx.name}'"), None, None
+
+
 class _Telling(nn.Module):
     """A network that notes in which type it computed, and how products were to be rounded."""
 
@@ -63,31 +84,30 @@ class _Telling(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.convolution, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
-        self.seen: set[Any] = set()
+        self.seen: _Seen = set()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 4)."""
-        made = self.convolution(images)
-        self.seen.add((images.dtype, made.dtype, torch.backends.cuda.matmul.allow_tf32))
-        logits: Tensor = self.last(made.mean(dim=(2, 3)))
+        made = _Identity.apply(self.convolution(images), self.seen, "f")
+        logits: Tensor = self.last((made**2).mean(dim=(2, 3)))
         return logits
 
 
 @pytest.mark.parametrize(
-    ("precision", "expected"),
-    [
-        ("float32", (torch.float32, torch.float32, False)),
-        ("tf32", (torch.float32, torch.float32, True)),
-        ("bfloat16", (torch.float32, torch.bfloat16, False)),
-    ],
+    ("precision", "dtype", "tf32"),
+    [("float32", torch.float32, False), ("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False)],
 )
-def test_the_network_alone_computes_in_it(precision: Precision, expected: tuple[Any, ...]) -> None:
+def test_the_network_alone_computes_in_it_and_its_derivatives_too(
+    precision: Precision, dtype: torch.dtype, tf32: bool
+) -> None:
     network = _Telling().requires_grad_(False)
     images, labels = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
-    # `exact` differentiates twice, inside the same precision.
-    attack = build("gnp+mi", epsilon=EPSILON, parts={"gnp": GradientNormPenalty(form="exact")}, precision=precision)
-    adversarial = attack(network, images, labels, ["a", "b"])
-    assert network.seen == {expected}
+    parts = {"gnp": GradientNormPenalty(form="exact")}
+    adversarial = build("gnp+mi", epsilon=EPSILON, parts=parts, precision=precision)(
+        network, images, labels, ["a", "b"]
+    )
+    assert {(kind, rounded) for _, kind, rounded in network.seen} == {(dtype, tf32)}
+    assert {"f", "f'", "f''"} <= {name for name, _, _ in network.seen}
     assert adversarial.dtype == torch.float32
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.is_autocast_enabled("cpu")

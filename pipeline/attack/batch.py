@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pipeline.attack.draws import Draws
+from pipeline.attack.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Batch:
         step_size: α.
         steps: T.
         tally: Counts gradients.
+        precision: In which the model computes.
     """
 
     labels: Tensor
@@ -48,6 +50,7 @@ class Batch:
     step_size: float
     steps: int
     tally: Tally = field(default_factory=Tally)
+    precision: Precision = "float32"
 
     @property
     def last(self) -> bool:

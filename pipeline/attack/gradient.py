@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.attack.batch import Batch
 from pipeline.attack.ensemble import answers, members
 from pipeline.attack.losses import Objective
-from pipeline.attack.precision import Precision, computing
+from pipeline.attack.precision import computing
 from pipeline.attack.views import View
 
 # Maps images (B, 3, H, W) float in [0, 1] to ∇ₓℓ of the same shape. Where its input requires a gradient, so does
@@ -18,13 +18,7 @@ from pipeline.attack.views import View
 Gradient = Callable[[Tensor], Tensor]
 
 
-def loss_gradient(
-    model: nn.Module,
-    objective: Objective,
-    views: Sequence[View],
-    batch: Batch,
-    precision: Precision = "float32",
-) -> Gradient:
+def loss_gradient(model: nn.Module, objective: Objective, views: Sequence[View], batch: Batch) -> Gradient:
     """The gradient of the objective, averaged over every copy that the views make of an image.
 
     The objective is summed over images, not averaged: an image's gradient then does not depend on how many others share
@@ -35,8 +29,8 @@ def loss_gradient(
         model: Maps images (B, 3, H, W) in [0, 1] to logits (B, classes); or an `Ensemble` of such.
         objective: What is raised.
         views: What the model sees of the images, applied in this order.
-        batch: The images' labels and draws.
-        precision: In which the model computes; the loss, views and all sums are in that of the images.
+        batch: The images' labels and draws, and in which precision the model computes; the loss, views and all sums are
+            in that of the images.
     """
     copies = math.prod(view.copies for view in views)
 
@@ -50,11 +44,11 @@ def loss_gradient(
                 seen = inputs
                 for view, number in zip(views, numbers, strict=True):
                     seen = view(seen, number, batch)
-                with computing(precision, images.device):
+                with computing(batch.precision, images.device):
                     heard = [logits.to(images.dtype) for logits in answers(model, seen)]
                 said = torch.stack([objective(logits) for logits in heard])
                 batch.tally.gradients += members(model)
-                with computing(precision, images.device):
+                with computing(batch.precision, images.device):
                     (found,) = torch.autograd.grad(said.mean(), inputs, create_graph=differentiable)
             total = total + found
         return total / copies

@@ -146,10 +146,11 @@ class Iterative:
         """
         epsilon, step_size = float(self.epsilon), float(self.step_size)
         draws = Draws(self.seed, keys, images.device)
-        batch = Batch(labels, draws, pool or Pool(images, labels), epsilon, step_size, self.steps, tally or Tally())
+        pool, tally = pool or Pool(images, labels), tally or Tally()
+        batch = Batch(labels, draws, pool, epsilon, step_size, self.steps, tally, self.precision)
         shown = enlarged(model, self.enlargement)
         raised = objective(self.loss, labels, target_classes)
-        gradient = loss_gradient(shown, raised, self.views, batch, self.precision)
+        gradient = loss_gradient(shown, raised, self.views, batch)
         for transform in self.transforms:
             gradient = transform(gradient, batch)
         adversarial, velocity = self._start(images, draws), torch.zeros_like(images)

@@ -125,13 +125,15 @@ def build(
     _require_one_size(made)
     settings = {**BASES[base], **({} if decay is None else {"decay": decay})}
     transforms = tuple(part for part in made.values() if isinstance(part, get_args(Transform)))
+    step_size = epsilon / steps if step_size is None else step_size
     if precision == "auto":
-        precision = "bfloat16" if all(map(survives_bfloat16, transforms)) else "float32"
+        survives = all(survives_bfloat16(transform, float(step_size)) for transform in transforms)
+        precision = "bfloat16" if survives else "float32"
     return Iterative(
         name=name or combination,
         epsilon=epsilon,
         steps=steps,
-        step_size=epsilon / steps if step_size is None else step_size,
+        step_size=step_size,
         norm=norm,
         loss=loss or "cross-entropy",
         target_class=target_class,

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.attack.batch import Batch
 from pipeline.attack.gradient import Gradient
+from pipeline.attack.precision import computing
 
 Form = Literal["literal", "backward", "central", "exact", "look-ahead"]
 Norm = Literal["l2", "mean-abs"]
@@ -97,7 +98,7 @@ class GradientNormPenalty:
     def _exact(self, gradient: Gradient, images: Tensor, batch: Batch) -> Tensor:
         before = batch.tally.gradients
         # Attention's fast kernels have no second derivative.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), computing(batch.precision, images.device):
             differentiable = images.requires_grad
             inputs = images if differentiable else images.detach().requires_grad_()
             here = gradient(inputs)
@@ -299,19 +300,25 @@ class ReversePerturbation:
 Transform = GradientNormPenalty | Smoothing | VarianceTuning | PenalisedNeighbours | ReversePerturbation
 
 
-def survives_bfloat16(transform: Transform) -> bool:
-    """Whether it stays what it is in 8 bits: where it takes a difference, the two points must lie visibly apart.
+# The mean move of a pixel: four times the shortest at which bfloat16 was seen to tell two points apart, 0.1 in L2.
+_APART = 0.001
 
-    Half a unit in bfloat16's last place is 1/512 of a bright pixel; the paper's step, 0.01 in L2, moves a pixel by
-    1/38,000. Measured in docs/evidence.md, under "Precision".
+
+def survives_bfloat16(transform: Transform, step_size: float) -> bool:
+    """Whether it stays what it is in 8 bits: where it takes a difference, the two points must lie apart.
+
+    The paper's step, 0.01 in L2, moves a pixel by 2.6e-5, which bfloat16 cannot tell from none. Measured in
+    docs/evidence.md, under "Precision".
+
+    Args:
+        transform: Which.
+        step_size: Of the attack, which PGN takes its difference over.
     """
+    if isinstance(transform, PenalisedNeighbours):
+        return step_size >= _APART
     if not isinstance(transform, GradientNormPenalty) or transform.form in ("look-ahead", "exact"):
         return True
-    return transform.norm == "mean-abs" and transform.r >= _VISIBLE
-
-
-# The mean move of a pixel, a quarter of a level of 255.
-_VISIBLE = 0.001
+    return transform.norm == "mean-abs" and transform.r >= _APART
 
 
 def _mean_over_neighbours(gradient: Gradient, images: Tensor, batch: Batch, samples: int, radius: float) -> Tensor:

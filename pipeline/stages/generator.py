@@ -273,21 +273,25 @@ class Generator(Stage):
             attack_batch(some, replace(attack, steps=1) if isinstance(attack, Iterative) else attack, some.labels)
 
         precision = attack.precision if isinstance(attack, Iterative) else ""
-        size = self.batch_size((self._loaded_id, "gradients", attack.enlargement, precision), images, one_step)
+        work = (self._loaded_id, "gradients", attack.enlargement, precision)
+        size = self.batch_size(work, images, one_step)
         made, batch_size = batches.run(
             lambda batch: attack_batch(parts.taken(images, range(batch.start, batch.stop)), attack, wanted[batch]),
             len(images.keys),
             size,
         )
+        if batch_size < size:
+            self._fastest[work] = batch_size  # an attack may need more than the one that it was tried with
         return torch.cat([images.pixels[:0], *made]), batch_size
 
     def _answers_size(self, source: nn.Module, images: Images) -> int:
         """How many images at a time a source is asked about, when it is not attacked."""
-        return self.batch_size(
-            (self._loaded_id, "answers"),
-            images,
-            lambda some: score.predict(source, some.pixels, some.labels, batch_size=len(some.keys), device=self.device),
-        )
+
+        def ask_all(some: Images) -> None:
+            with torch.inference_mode():
+                score.ask(source, some.pixels, slice(0, len(some.keys)), device=self.device, behind=None)
+
+        return self.batch_size((self._loaded_id, "answers"), images, ask_all)
 
     def _predict(self, source: nn.Module, images: Images) -> Tensor:
         size = self._answers_size(source, images)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline import codec, parts, results, score, weights
@@ -83,9 +84,6 @@ class Scorer(Stage):
         marker = self.ledger.marker(unit)
         return marker, parts.read(self.ledger.read(marker), name=marker.object)
 
-    def _predict(self, network: nn.Module, images: Images) -> None:
-        score.predict(network, images.pixels, images.labels, batch_size=len(images.keys), device=self.device)
-
     def _scored(
         self,
         marker: Marker,
@@ -100,11 +98,17 @@ class Scorer(Stage):
         unit = replace(marker.unit, target=model.id)
         target = model.spec
         assert isinstance(target, TargetSpec)
+
+        def ask_all(some: Images) -> None:
+            behind = score.Behind(defenses, target.defense_seed, some.keys)
+            with torch.inference_mode():
+                score.ask(network, some.pixels, slice(0, len(some.keys)), device=self.device, behind=behind)
+
         said = score.predict(
             network,
             images.pixels,
             images.labels,
-            batch_size=self.batch_size(unit.target, images, partial(self._predict, network)),
+            batch_size=self.batch_size(unit.target, images, ask_all),
             device=self.device,
             behind=score.Behind(defenses, target.defense_seed, images.keys),
         )
