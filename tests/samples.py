@@ -1,7 +1,8 @@
 """Small shards and jobs for tests."""
 
 import io
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,11 @@ def write_recipe(
         f"{network('sources', 'tiny', checkpoint)}{scored}[engine]\n{engine}\n"
     )
     return path
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for something that happens in another thread or process."""
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)

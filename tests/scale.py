@@ -267,6 +267,9 @@ class Idle(Worker):
     def __init__(self, *_: object) -> None:
         self._stopping = threading.Event()
 
+    def prepare(self, item: Item) -> None:
+        del item
+
     def run(self, item: Item, attempt: int) -> Receipt:
         del item, attempt
         return Receipt("done")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from pipeline import engine, plan, runs
 from pipeline.engine.office import Office, _Slot
@@ -118,7 +119,6 @@ def test_an_item_that_takes_too_long_is_stopped_tried_again_and_listed(tmp_path:
 @contextmanager
 def squatter(devices: int) -> Iterator[None]:
     """Somebody else's actor on the cluster."""
-    import ray
 
     class Squatter:
         def here(self) -> None:
@@ -224,6 +224,45 @@ def test_an_item_that_failed_on_a_node_goes_to_another_where_there_is_one(
     assert office._next(pool, "good") == first
     office._try_again(pool, first, "no room", node="good")
     assert office._next(pool, "bad") == first, "it has failed everywhere"
+
+
+class Told:
+    """An actor's handle that notes what it is told to prepare."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.prepare = self
+        self.remote = self.items.append
+
+
+def test_busy_workers_are_told_what_is_next_and_idle_ones_take_it_from_them(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "kill", lambda *_, **__: None)
+    for number in range(4):
+        write_shard(tmp_path / "in" / f"{number}.tar", [sample(0)])
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)], scoring=0.25)
+    office = Office(plan.seal(planned), "plan", storage, sizing, Pools(), items=4)
+    items = [Item(take, planned.sources[0].id) for take in planned.takes]
+    pool, queue = office._generators, office._queues["generator"]
+    busy, idle = _Slot(Told(), None, 0.0, items[0], node="n"), _Slot(Told(), None, 0.0, node="n")
+    pool.slots = [busy, idle]
+    queue.extend(items[1:3])
+    office._tell_what_is_next(pool)
+    assert (busy.upcoming, list(queue), office._waiting(pool)) == (items[1], [items[2]], 2)
+    assert (busy.actor.items, idle.actor.items) == ([items[1]], [])
+    assert office._next(pool, "n") == items[2]
+    assert office._next(pool, "n") == items[1], "better begun again by who is idle than waited for"
+    assert (busy.upcoming, office._next(pool, "n")) == (None, None)
+    queue.append(items[3])
+    office._tell_what_is_next(pool)
+    assert office._drop(pool, busy) == items[0]
+    assert list(queue) == [items[3]], "what a worker that died had only begun to read is no try of it"
+    office._try_again(pool, items[3], "killed its worker", node="n")
+    queue.popleft()
+    office._tell_what_is_next(pool)
+    assert idle.actor.items == [], "what failed is run alone"
 
 
 def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -7,14 +7,8 @@ from functools import partial
 
 import pytest
 
-from pipeline.stages.overlap import Behind, ahead, mapped
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.001)
+from pipeline.stages.overlap import Ahead, Behind, Next, mapped
+from tests.samples import until
 
 
 def test_the_next_call_runs_while_this_one_is_used() -> None:
@@ -25,7 +19,7 @@ def test_the_next_call_runs_while_this_one_is_used() -> None:
         return number * number
 
     taken: list[tuple[str, int]] = []
-    for name, result in ahead((str(number), partial(call, number)) for number in range(4)):
+    for name, result in Ahead((str(number), partial(call, number)) for number in range(4)):
         until(lambda: len(begun) == min(4, len(taken) + 2))
         taken.append((name, result()))
     assert taken == [("0", 0), ("1", 1), ("2", 4), ("3", 9)]
@@ -45,14 +39,14 @@ def test_pairs_end_after_the_last_call() -> None:
         time.sleep(0.05)
         events.append(f"read {number}")
 
-    for _, result in ahead(pairs()):
+    for _, result in Ahead(pairs()):
         result()
     assert events == ["read 0", "read 1", "read 2", "closed"]
 
 
 def test_what_a_call_raises_is_its_own() -> None:
     calls = [("a", partial(int, "1")), ("b", partial(int, "one")), ("c", partial(int, "3"))]
-    results = [result for _, result in ahead(calls)]
+    results = [result for _, result in Ahead(iter(calls))]
     assert (results[0](), results[2]()) == (1, 3)
     with pytest.raises(ValueError, match="one"):
         results[1]()
@@ -66,11 +60,46 @@ def test_closing_waits_for_the_call_that_is_under_way() -> None:
         time.sleep(0.2)
         ended.set()
 
-    pairs = ahead([("first", lambda: None), ("second", second)])
-    next(pairs)
+    pairs = Ahead(iter([("first", lambda: None), ("second", second)]))
+    next(iter(pairs))
     assert going.wait(20)
     pairs.close()
     assert ended.is_set()
+
+
+class Kept:
+    def __init__(self, name: str) -> None:
+        self.name, self.closed = name, threading.Event()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_what_is_next_is_had_by_its_name_and_else_closed() -> None:
+    made, following = {name: Kept(name) for name in "ab"}, Next[str, Kept]()
+    assert following.take("a") is None
+    following.begin("a", lambda: made["a"])
+    assert following.take("b") is None
+    following.begin("b", lambda: made["b"])
+    assert following.take("a") is None
+    assert made["a"].closed.wait(20)
+    assert following.take("b") is made["b"]
+    assert following.take("b") is None
+    assert not made["b"].closed.is_set()
+
+
+def test_what_could_not_be_made_ahead_is_nothing() -> None:
+    def fail() -> Kept:
+        raise OSError("disk full")
+
+    following = Next[str, Kept]()
+    following.begin("a", fail)
+    assert following.take("a") is None
+    following.begin("a", fail)
+    following.begin("b", lambda: Kept("b"))
+    kept = following.take("b")
+    assert kept is not None
+    assert kept.name == "b"
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pipeline import codec, outline, parts, results, shards, weights
 from pipeline.attack.ensemble import Fuse
+from pipeline.classifier import Classifier
 from pipeline.defenses import RandomisedSmoothing, RandomResizePad
 from pipeline.errors import ShardError, WeightsError
 from pipeline.ledger import Ledger, Unit
@@ -23,7 +25,7 @@ from pipeline.sample import Part, ShardFile
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage, sha256
 from pipeline.verify import audit
-from tests.samples import CLASSES, attack, jpeg, pending, resolve, sample, tiny_job, write_shard
+from tests.samples import CLASSES, attack, jpeg, pending, resolve, sample, tiny_job, until, write_shard
 
 CPU = torch.device("cpu")
 
@@ -118,6 +120,74 @@ def test_stored_originals_are_attacked_without_the_shard(
 
     monkeypatch.setattr(shards, "spool", refuse)
     assert run_all(resolve(replace(job, attacks=(attack("i"),))), ledger) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    # Two gradients, and what it says of the adversarial images; of the clean ones only where nobody has asked before.
+    [("i", 2 + 1), ("gnp+mi", 4 + 1), ("pgd", 2 + 2), ("di+mi", 2 + 2), ("noise", 2)],
+)
+def test_the_source_is_not_asked_twice_about_clean_images(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: int
+) -> None:
+    planned, ledger = resolve(replace(job, attacks=(attack(name),), targets=())), ledger_in(tmp_path / "store")
+    weights.resolve(planned.sources[0].spec, ledger.storage, classes=CLASSES)  # type: ignore[arg-type]
+    generator, calls, real = Generator(planned, ledger, CPU), 0, Classifier.forward
+
+    def counted(classifier: Classifier, images: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return real(classifier, images)
+
+    item = pending(planned, ledger)[1]  # of three images, which are one batch
+    source = generator._source(item.source)
+    monkeypatch.setattr(Classifier, "forward", counted)
+    generator.run(item)
+    assert calls == asked
+    unit = next(iter(ledger.units("adversarial")))
+    said = [json.loads(each["json"]) for each in shards.records(ledger.read(ledger.marker(unit)), name="x")]
+    original = next(iter(ledger.units("original")))
+    images = parts.read(ledger.read(ledger.marker(original)), name="x")
+    with torch.no_grad():
+        expected = source(codec.to_float(images.pixels)).argmax(dim=1)
+    assert [each["source_prediction_clean"] for each in said] == expected.tolist()
+
+
+def test_the_next_item_is_read_while_this_one_is_attacked(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = resolve(job)
+    plain, told = ledger_in(tmp_path / "plain"), ledger_in(tmp_path / "told")
+    run_all(planned, plain)
+    generator, spooled, real = Generator(planned, told, CPU), list[str](), shards.spool
+    weights.resolve(planned.sources[0].spec, told.storage, classes=CLASSES)  # type: ignore[arg-type]
+
+    def noted(shard: ShardFile) -> Any:
+        spooled.append(shard.name)
+        return real(shard)
+
+    monkeypatch.setattr(shards, "spool", noted)
+    first, second = pending(planned, told)
+    generator.prepare(second)
+    assert generator.run(first).parts == 6
+    until(lambda: len(list(told.units("original"))) == 4)
+    assert generator.run(second).parts == 2
+    assert sorted(spooled) == ["s-0", "s-1"]
+    assert Scorer(planned, told, CPU).run(first).parts + Scorer(planned, told, CPU).run(second).parts == 12
+    assert digests(told) == digests(plain)
+
+
+def test_what_is_wrong_with_the_next_item_is_said_when_it_is_run(job: Job, tmp_path: Path) -> None:
+    damaged = tmp_path / "in" / "s-1.tar"
+    damaged.write_bytes(damaged.read_bytes()[:-10240])
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
+    weights.resolve(planned.sources[0].spec, ledger.storage, classes=CLASSES)  # type: ignore[arg-type]
+    generator = Generator(planned, ledger, CPU)
+    first, second = pending(planned, ledger)
+    generator.prepare(second)
+    assert generator.run(first).parts == 6
+    with pytest.raises(ShardError, match="s-1"):
+        generator.run(second)
 
 
 def test_an_adversarial_sample_says_what_was_done(job: Job, tmp_path: Path) -> None:

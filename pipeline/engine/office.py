@@ -47,12 +47,13 @@ _LOOK_AHEAD = 100
 
 @dataclass
 class _Slot:
-    """One actor, and what it is at."""
+    """One actor, what it is at, and what it has begun to read for afterwards."""
 
     actor: Any
     future: Any
     since: float
     item: Item | None = None
+    upcoming: Item | None = None
     node: str = ""
     pulse: Any = None
 
@@ -108,7 +109,10 @@ class Office:
         """What the run says of itself while it goes on."""
         return {
             "items": self.items,
-            "items_left": sum(map(len, self._queues.values())) + len(self._held) + len(self._busy()),
+            "items_left": self._waiting(self._generators)
+            + self._waiting(self._scorers)
+            + len(self._held)
+            + len(self._busy()),
             "images": self.made.images,
             "failed": len(self.failed),
             "seconds": round(time.monotonic() - self.started, 1),
@@ -122,10 +126,11 @@ class Office:
             StorageError: The store keeps failing.
         """
         self._queues["generator"].extend(items)
-        while not stop.is_set() and (self._held or any(self._queues.values()) or self._busy()):
+        pools = self._generators, self._scorers
+        while not stop.is_set() and (self._held or any(map(self._waiting, pools)) or self._busy()):
             self._look_at_nodes()
             self._take_what_is_free()
-            for pool in (self._generators, self._scorers):
+            for pool in pools:
                 self._release(pool)
                 self._start(pool)
                 self._hand_out(pool)
@@ -142,13 +147,17 @@ class Office:
     def _busy(self) -> list[_Slot]:
         return [slot for pool in (self._generators, self._scorers) for slot in pool.slots if slot.item is not None]
 
+    def _waiting(self, pool: _Pool) -> int:
+        """How many items no worker of a pool is at."""
+        return len(self._queues[pool.stage]) + sum(slot.upcoming is not None for slot in pool.slots)
+
     def _wanted(self, pool: _Pool) -> int:
         """How many workers of a pool there is work for."""
-        wanted = len(self._queues[pool.stage]) + sum(slot.item is not None for slot in pool.slots)
+        wanted = self._waiting(pool) + sum(slot.item is not None for slot in pool.slots)
         if pool.stage == "scorer" and any(not slot.starting for slot in self._generators.slots):
             # While generators are at work, so that loading the targets does not wait for them; but never before one
             # is up, whose place an idle scorer might have taken.
-            wanted = max(wanted, len(self._queues["generator"]) + len(self._busy()))
+            wanted = max(wanted, self._waiting(self._generators) + len(self._busy()))
         return min(pool.size, wanted)
 
     def _release(self, pool: _Pool) -> None:
@@ -178,7 +187,7 @@ class Office:
             actor = (
                 ray.remote(type(pool.stage.capitalize(), (Worker,), {}))
                 .options(
-                    num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=3
+                    num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=4
                 )
                 .remote(pool.stage, self._plan, self.plan_id, self._storage.url, self._sizing.threads, self.run)
             )
@@ -188,10 +197,22 @@ class Office:
         for slot in pool.slots:
             if not slot.idle or slot.node in self._draining:
                 continue
-            item = self._next(pool, slot.node)
+            item, slot.upcoming = slot.upcoming or self._next(pool, slot.node), None
             if item is not None:
                 slot.item, slot.since = item, time.monotonic()
                 slot.future = slot.actor.run.remote(item, self._tries[pool.stage, item.name] + 1)
+        if pool is self._generators:
+            self._tell_what_is_next(pool)
+
+    def _tell_what_is_next(self, pool: _Pool) -> None:
+        """Lets busy workers begin to read another item; never one that failed, for it may be what kills workers."""
+        queue = self._queues[pool.stage]
+        for slot in pool.slots:
+            if not queue or self._tries[pool.stage, queue[0].name]:
+                return
+            if slot.item is not None and slot.upcoming is None and slot.node not in self._draining:
+                slot.upcoming = queue.popleft()
+                slot.actor.prepare.remote(slot.upcoming)
 
     def _next(self, pool: _Pool, node: str) -> Item | None:
         """The next item for a worker; one that failed on its node waits for another node, where the pool has one.
@@ -204,6 +225,11 @@ class Office:
             if node not in failed_on or failed_on >= nodes:
                 return queue.popleft()
             queue.rotate(-1)
+        if not queue:  # what others have begun to read is better begun again than waited for
+            for slot in pool.slots:
+                if slot.upcoming is not None:
+                    item, slot.upcoming = slot.upcoming, None
+                    return item
         return None
 
     def _take_what_is_free(self) -> None:
@@ -358,5 +384,7 @@ class Office:
             pool.slots.remove(slot)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(slot.actor, no_restart=True)
-        item, slot.item = slot.item, None
+        if slot.upcoming is not None:
+            self._queues[pool.stage].appendleft(slot.upcoming)
+        item, slot.item, slot.upcoming = slot.item, None, None
         return item

@@ -48,6 +48,7 @@ class Worker:
         self._device.settle(threads)
         self._plan_id, self._run = plan_id, run
         self._stopping = threading.Event()
+        self._in_hand: Item | None = None
         self._ledger = Ledger(Storage(store))
         plan = unseal(sealed)
         self._outline = plan.outline
@@ -65,10 +66,21 @@ class Worker:
         """Never returns: that it fails tells of this worker's death, whatever it is or is not at."""
         threading.Event().wait()
 
+    def prepare(self, item: Item) -> None:
+        """Begins to read an item that will probably be next, beside the one in hand; what fails, fails when it is run.
+
+        What is read of an item is kept as well, so it is claimed from then on.
+        """
+        try:
+            if not self._is_complete(item) and self._claim(item) is None and item != self._in_hand:
+                self._stage.prepare(item)
+        except GnpError as error:
+            log.info("%s, ahead of its time: %s", item.name, error)
+
     def run(self, item: Item, attempt: int) -> Receipt:
         """Does what is left of an item, unless another run is at it."""
         self._device.settle(self._threads)  # a thread of its own runs this, and threads are counted by thread
-        self._stage.made = Made()
+        self._in_hand = item
         try:
             # What is attacked is scored by whoever attacked it, or gave it up; only attacking is claimed.
             holder = self._claim(item) if self._attacks and not self._is_complete(item) else None
@@ -76,14 +88,15 @@ class Worker:
                 return Receipt("held", holder)
             return Receipt("done", made=self._stage.run(item, attempt=attempt))
         except Interrupted as told:
-            return Receipt("stopped", str(told), self._stage.made)
+            return Receipt("stopped", str(told), self._stage.collected())
         except GnpError as error:
             at_fault = isinstance(error, StorageError) and not isinstance(error, (MissingError, IntegrityError))
-            return Receipt("failed", str(error), self._stage.made, store_failed=at_fault)
+            return Receipt("failed", str(error), self._stage.collected(), store_failed=at_fault)
         except Exception as error:  # a defect: listed with the item, and whole in the worker's log
             log.exception("item %s", item)
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            return Receipt("broken" if self._device.is_broken_by(error) else "failed", reason, self._stage.made)
+            end = "broken" if self._device.is_broken_by(error) else "failed"
+            return Receipt(end, reason, self._stage.collected())
         finally:
             heap.hand_back()
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +26,8 @@ from pipeline.plan import described
 from pipeline.progress import Made
 from pipeline.sample import Part, Rejected, Sample
 from pipeline.shards import Shard
-from pipeline.stages.overlap import Behind, ahead, mapped
+from pipeline.stages.overheard import first_answer
+from pipeline.stages.overlap import Ahead, Behind, Next, mapped
 from pipeline.stages.stage import Failures, Stage
 from pipeline.weights import Source
 
@@ -38,9 +40,26 @@ class Generator(Stage):
     def open(self) -> None:
         """Starts without a model: the first item says which source is wanted."""
         self._loaded: tuple[str, nn.Module] | None = None
+        self._next = Next[Item, Ahead[Part, Images]]()
+        self._under_way = threading.Event()
+        self._under_way.set()  # there is no item at hand
+
+    def prepare(self, item: Item) -> None:
+        """Begins to read an item that is likely to be next, as soon as the one at hand has been read itself."""
+        self._next.begin(item, partial(self._read_after, self._under_way, item))
+
+    def _read_after(self, event: threading.Event, item: Item) -> Ahead[Part, Images]:
+        event.wait()  # two shards at once might not fit into the disk, where either does
+        return self._read(item, attempt=1)
+
+    def _read(self, item: Item, attempt: int) -> Ahead[Part, Images]:
+        return Ahead(self._originals(item, self._committed(item), attempt))
+
+    def _committed(self, item: Item) -> Committed:
+        return self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
 
     def run(self, item: Item, *, attempt: int = 1) -> Made:
-        """Makes what is missing of an item's originals and attacks; `made` says how far it has come.
+        """Makes what is missing of an item's originals and attacks.
 
         A part or an attack that fails does not keep the others from being made; its error is raised at the end.
 
@@ -51,16 +70,19 @@ class Generator(Stage):
             FloatingPointError: A gradient is not finite.
             Interrupted: It was told to stop, and did so between two units.
         """
-        self.made, started = Made(), time.monotonic()
-        failures = Failures()
-        committed = self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
-        originals = ahead(self._originals(item, committed, attempt))
-        with contextlib.closing(originals), Behind() as behind:
+        self._under_way = under_way = threading.Event()
+        started, failures, committed = time.monotonic(), Failures(), self._committed(item)
+        with contextlib.ExitStack() as leaving:
+            leaving.callback(under_way.set)
+            originals = self._next.take(item) or self._read(item, attempt)
+            leaving.callback(originals.close)
+            behind = leaving.enter_context(Behind())
             for part, read in originals:
                 self.require_going_on()
                 with failures.noted():
                     images = read()
-                    clean: Tensor | None = None
+                    under_way.set()
+                    clean = torch.full_like(images.labels, -1)
                     for attack_id, attack in self.plan.attacks.items():
                         unit = Unit(self.plan.dataset, part, item.source, attack_id)
                         if unit in committed:
@@ -71,12 +93,12 @@ class Generator(Stage):
                                 commit = self._taken_over(unit, attack, images, attempt)
                             else:
                                 source = self._source(item.source)
-                                clean = self._predict(source, images) if clean is None else clean
                                 commit = self._attacked(unit, attack, source, images, clean, attempt)
                             behind.call(partial(self.put_away, commit, len(images.keys), failures))
         failures.tell()
-        log.info("%s: %d adversarial parts in %.1f s", item.name, self.made.parts, time.monotonic() - started)
-        return self.made
+        made = self.collected()
+        log.info("%s: %d adversarial parts in %.1f s", item.name, made.parts, time.monotonic() - started)
+        return made
 
     def _originals(self, item: Item, committed: Committed, attempt: int) -> Iterator[tuple[Part, Callable[[], Images]]]:
         """The item's parts that need work, and how to come by their images.
@@ -163,11 +185,16 @@ class Generator(Stage):
     def _attacked(
         self, unit: Unit, attack: Attack, source: nn.Module, images: Images, clean: Tensor, attempt: int
     ) -> Callable[[], None]:
-        """Attacks a part's images; returns what commits the result, which the device has no part in."""
+        """Attacks a part's images; returns what commits the result, which the device has no part in.
+
+        `clean` holds the source's predictions on the images, −1 as long as nobody has asked it; now it is asked.
+        """
         started = time.monotonic()
         wanted = self._wanted(attack, source, images)
         tally = Tally()
-        pixels, batch_size = self._adversarial(attack, source, images, wanted, tally)
+        pixels, batch_size = self._adversarial(attack, source, images, wanted, clean, tally)
+        if (clean < 0).any():
+            clean.copy_(self._predict(source, images))
         fooled = self._predict(source, replace(images, pixels=pixels))
         said = [
             {"source_prediction_clean": before, "source_prediction_adversarial": after}
@@ -255,31 +282,39 @@ class Generator(Stage):
         return torch.cat([none[:0], *made])
 
     def _adversarial(
-        self, attack: Attack, source: nn.Module, images: Images, wanted: Tensor, tally: Tally
+        self, attack: Attack, source: nn.Module, images: Images, wanted: Tensor, clean: Tensor, tally: Tally
     ) -> tuple[Tensor, int]:
-        """The attack on every image, as stored: (N, 3, H, W) uint8; the batch size that fitted; and counts the cost."""
+        """The attack on every image, as stored: (N, 3, H, W) uint8; the batch size that fitted; and counts the cost.
+
+        Where the attack asks the source about the clean images in full precision, the answers go to `clean`.
+        """
         pool = Pool(images.pixels, images.labels)  # the part, so that what is mixed in does not depend on the batch
 
-        def attack_batch(some: Images, attack: Attack, wanted: Tensor) -> Tensor:
+        def attack_batch(some: Images, attack: Attack, wanted: Tensor, heard: Tensor) -> Tensor:
             pixels, labels = some.pixels.to(self.device), some.labels.to(self.device)
             classes = None if attack.target_class is None else wanted.to(self.device)
             tally.gradients = 0  # each batch costs an image the same
-            adversarial = attack(
-                source, codec.to_float(pixels), labels, some.keys, target_classes=classes, pool=pool, tally=tally
-            )
+            originals = codec.to_float(pixels)
+            with first_answer(source, originals, heard):
+                adversarial = attack(
+                    source, originals, labels, some.keys, target_classes=classes, pool=pool, tally=tally
+                )
             return codec.quantise(adversarial, pixels, attack.epsilon, attack.norm).cpu()
 
         def one_step(some: Images) -> None:
-            attack_batch(some, replace(attack, steps=1) if isinstance(attack, Iterative) else attack, some.labels)
+            shorter = replace(attack, steps=1) if isinstance(attack, Iterative) else attack
+            attack_batch(some, shorter, some.labels, torch.empty_like(some.labels))
+
+        def attack_slice(batch: slice) -> Tensor:
+            some = parts.taken(images, range(batch.start, batch.stop))
+            return attack_batch(some, attack, wanted[batch], heard[batch])
 
         precision = attack.precision if isinstance(attack, Iterative) else ""
+        # What is said in another precision may be something else.
+        heard = clean if precision == "float32" else torch.empty_like(clean)
         work = (self._loaded_id, "gradients", attack.enlargement, precision)
         size = self.batch_size(work, images, one_step)
-        made, batch_size = batches.run(
-            lambda batch: attack_batch(parts.taken(images, range(batch.start, batch.stop)), attack, wanted[batch]),
-            len(images.keys),
-            size,
-        )
+        made, batch_size = batches.run(attack_slice, len(images.keys), size)
         if batch_size < size:
             self._fastest[work] = batch_size  # an attack may need more than the one that it was tried with
         return torch.cat([images.pixels[:0], *made]), batch_size

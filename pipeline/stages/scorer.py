@@ -18,7 +18,7 @@ from pipeline.models import TargetSpec
 from pipeline.outline import Item, item_parts, scopes
 from pipeline.parts import Images
 from pipeline.progress import Made
-from pipeline.stages.overlap import Behind, ahead
+from pipeline.stages.overlap import Ahead, Behind
 from pipeline.stages.stage import Failures, Stage
 from pipeline.weights import Model
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # A target, its network, and the defenses that it is behind.
 Target = tuple[Model, nn.Module, tuple[Ready, ...]]
+# On which targets something is to be scored, and how to come by it.
+Unscored = Iterator[tuple[list[Target], Callable[[], tuple[Marker, Images]]]]
 
 
 class Scorer(Stage):
@@ -44,7 +46,7 @@ class Scorer(Stage):
         ]
 
     def run(self, item: Item, *, attempt: int = 1) -> Made:
-        """Scores what is committed of an item and not scored yet; `made` says how far it has come.
+        """Scores what is committed of an item and not scored yet.
 
         A part that fails does not keep the others from being scored; its error is raised at the end.
 
@@ -52,11 +54,9 @@ class Scorer(Stage):
             StorageError: The store failed, or stored bytes are damaged.
             Interrupted: It was told to stop, and did so between two units.
         """
-        self.made, started = Made(), time.monotonic()
-        failures = Failures()
+        started, failures = time.monotonic(), Failures()
         committed = self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
-        unscored = ahead(self._unscored(item, committed))
-        with contextlib.closing(unscored), Behind() as behind:
+        with contextlib.closing(Ahead(self._unscored(item, committed))) as unscored, Behind() as behind:
             for targets, read in unscored:
                 with failures.noted():
                     marker, images = read()
@@ -65,12 +65,11 @@ class Scorer(Stage):
                         commit = self._scored(marker, *target, images, attempt)
                         behind.call(partial(self.put_away, commit, len(images.keys), failures))
         failures.tell()
-        log.info("%s: %d result files in %.1f s", item.name, self.made.parts, time.monotonic() - started)
-        return self.made
+        made = self.collected()
+        log.info("%s: %d result files in %.1f s", item.name, made.parts, time.monotonic() - started)
+        return made
 
-    def _unscored(
-        self, item: Item, committed: Committed
-    ) -> Iterator[tuple[list[Target], Callable[[], tuple[Marker, Images]]]]:
+    def _unscored(self, item: Item, committed: Committed) -> Unscored:
         """What is committed and not scored on every target: on which it is not, and how to come by its images."""
         for part in item_parts(item, committed) or []:
             original = Unit(self.plan.dataset, part)

@@ -58,7 +58,17 @@ class Stage(ABC):
 
     @abstractmethod
     def run(self, item: Item, *, attempt: int = 1) -> Made:
-        """Makes what is missing of an item; `made` says how far it has come."""
+        """Makes what is missing of an item; of one that fails, `collected` says how far it has come."""
+
+    def prepare(self, item: Item) -> None:
+        """Begins, beside the item at hand, what can be done for one that is likely to be next; by default nothing."""
+        del item
+
+    def collected(self) -> Made:
+        """What has been made since this was last asked."""
+        with self._counting:
+            made, self.made = self.made, Made()
+        return made
 
     def count(self, made: Made) -> None:
         """Adds to what this run has made; from any thread."""

@@ -27,6 +27,9 @@ class Sleeper(Worker):
         self._sleeps, self._folder, self._workers = stage == "generator", Path(store), workers
         self._there = False
 
+    def prepare(self, item: Item) -> None:
+        del item
+
     def run(self, item: Item, attempt: int) -> Receipt:
         del attempt
         if not self._sleeps:
