@@ -9,15 +9,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 
 from jobs.leave import leave
 from pipeline.errors import GnpError, MissingError, RecipeError
-from pipeline.ledger import KINDS, Ledger, slug
-from pipeline.storage import Storage
+from pipeline.ledger import KINDS, opened, slug
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 app = typer.Typer(
     name="gnp",
@@ -131,7 +133,13 @@ def score(
 @app.command()
 def report(
     store: Store,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page, whole in itself, to index.html in this folder.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every rate under every denominator, for programs.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="The same, a line a rate.")] = False,
+    as_latex: Annotated[bool, typer.Option("--latex", help="The table, for a paper (booktabs).")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The table, for a README.")] = False,
     denominator: Annotated[
         Literal["all", "target", "joint"],
         typer.Option(
@@ -139,14 +147,34 @@ def report(
             "those that every target does (the paper's lineage)."
         ),
     ] = "target",
+    base: Annotated[str, typer.Option(help="On the page: the attack that gains are over.")] = "mi",
 ) -> None:
-    """Prints success rates, source × target × attack, with denominators and 95% intervals."""
-    from jobs import tables
+    """Shows success rates, source × target × attack, with denominators and 95% intervals.
+
+    The page (`--html FOLDER`) has them as a heat map to filter and sort, and beside them gains with intervals and p,
+    curves over ε and steps, grids of settings, success by class, how far images are moved, what right answers turn
+    into, samples, what was quarantined or failed, and what made it all. It needs no network.
+    """
+    from jobs import formats, tables
     from pipeline.report import summarise, to_json
 
-    summary = summarise(_open(store))
+    if sum((html is not None, as_json, as_csv, as_latex, as_markdown)) > 1:
+        raise RecipeError("gnp report: --html, --json, --csv, --latex and --markdown exclude each other; give one")
+    ledger = opened(store)
+    if html is not None:
+        from pipeline import page
+
+        path = _folder(html, "--html") / "index.html"
+        path.write_text(page.render(ledger, base=base, denominator=denominator), encoding="utf-8")
+        sys.stdout.write(f"{path}\n")
+        return
+    summary = summarise(ledger)
     if as_json:
         sys.stdout.write(json.dumps(to_json(summary), indent=1) + "\n")
+    elif as_csv:
+        sys.stdout.write(formats.csv_of(summary))
+    elif as_latex or as_markdown:
+        sys.stdout.write(formats.table(summary, denominator=denominator, latex=as_latex))
     else:
         tables.show(summary, denominator=denominator, console=console)
 
@@ -172,7 +200,7 @@ def compare(
     from pipeline import compare as comparing
     from pipeline import forest
 
-    ledger = _open(store)
+    ledger = opened(store)
     compared = comparing.compare(ledger, base=base, denominator=denominator)
     if as_json:
         sys.stdout.write(json.dumps(comparing.to_json(compared), indent=1) + "\n")
@@ -203,7 +231,7 @@ def ablation(
     from pipeline import ablation as grid
     from pipeline.report import summarise
 
-    ledger, folder = _open(store), _folder(out)
+    ledger, folder = opened(store), _folder(out)
     found = grid.points(ledger, summarise(ledger), attack=attack, denominator=denominator)
     tables.show_grid(found, grid.axes(found), denominator=denominator, console=console)
     for dataset, source in dict.fromkeys((point.dataset, point.source_id) for point in found):
@@ -250,7 +278,33 @@ def landscape(
     """
     from jobs.landscape import run
 
-    run(recipe, _open(store), _folder(out), names=attack or [], limit=limit, console=console)
+    run(recipe, opened(store), _folder(out), names=attack or [], limit=limit, console=console)
+
+
+@app.command()
+def show(
+    store: Store,
+    key: Annotated[str, typer.Argument(help="Of the sample; or SHARD/KEY.", show_default=False)],
+    attack: Annotated[str, typer.Option(help="Name of the attack in the picture.", show_default=False)] = "",
+    source: Annotated[str, typer.Option(help="Name of the model attacked.", show_default=False)] = "",
+    out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("."),
+) -> None:
+    """Shows one sample: its picture, and what every target says of it, clean and under each attack.
+
+    In the picture is the attack that fools the most targets, of those that --attack and --source leave.
+    """
+    from jobs import tables
+    from pipeline import dataset
+
+    folder, sample = _folder(out), dataset.open(store).sample(key)
+    said = [each for each in sample.said if attack in ("", each.attack) and source in ("", each.source)]
+    if not said:
+        names = ", ".join(sorted({f"{each.attack} from {each.source}" for each in sample.said})) or "none yet"
+        raise MissingError(f"{key}: no such attack on it has been scored; there are: {names}")
+    tables.show_sample(sample, said, console=console)
+    path = folder / f"{slug(f'{sample.shard} {sample.key}')}.png"
+    path.write_bytes(sample.png(max(said, key=lambda each: each.fooled)))
+    sys.stdout.write(f"{path}\n")
 
 
 @app.command()
@@ -264,7 +318,7 @@ def status(
 
     It reads the store alone, so it answers while a run goes on elsewhere as well as after.
     """
-    ledger = _open(store)
+    ledger = opened(store)
     if quarantined:
         from pipeline import quarantine
 
@@ -289,7 +343,7 @@ def gc(
     """
     from pipeline.garbage import find, remove
 
-    ledger, age_s = _open(store), 3600 * older_than
+    ledger, age_s = opened(store), 3600 * older_than
     found = find(ledger, age_s=age_s)
     for item in found:
         sys.stdout.write(f"{item.key}: {item.why} ({item.size_bytes:,} bytes)\n")
@@ -312,7 +366,7 @@ def finalize(
     """
     from pipeline.finalize import finalize as make
 
-    ledger = _open(store)
+    ledger = opened(store)
     version = make(ledger, partial=partial)
     missing = f", {version.missing} MISSING" if version.missing else ""
     sys.stdout.write(
@@ -335,7 +389,7 @@ def verify(
     """
     from pipeline.verify import audit
 
-    found = audit(_open(store), fraction=sample, seed=seed)
+    found = audit(opened(store), fraction=sample, seed=seed)
     for problem in found.problems:
         sys.stdout.write(f"{problem.where}: {problem.what}\n")
     count = len(found.problems)
@@ -357,7 +411,7 @@ def ls(
 
     `gnp ls STORE --kind transfer` is what to hand to DuckDB or Polars.
     """
-    ledger = _open(store)
+    ledger = opened(store)
     # Printed when all are known: half a list would pass for the whole.
     kinds = KINDS if kind is None else (kind,)
     listed = [marker.object for each in kinds for marker in ledger.markers(sorted(ledger.units(each)))]
@@ -388,7 +442,7 @@ def shards(
     sys.stdout.write(f"{len(names)} shards in {out}: {names[0]} … {names[-1]}\n")
 
 
-def _folder(out: Path) -> Path:
+def _folder(out: Path, option: str = "--out") -> Path:
     """The folder of an option, made before hours of work end at it.
 
     Raises:
@@ -397,27 +451,17 @@ def _folder(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecipeError(f"--out {out}: cannot be made a folder ({error.strerror})") from error
+        raise RecipeError(f"{option} {out}: cannot be made a folder ({error.strerror})") from error
     return out
 
 
-def _write(folder: Path, name: str, picture: bytes) -> None:
+def _write(folder: Path, name: str, figure: "Figure") -> None:
     """A figure, and where it lies."""
+    from pipeline import drawing
+
     path = folder / f"{slug(name)}.png"
-    path.write_bytes(picture)
+    path.write_bytes(drawing.png(figure))
     sys.stdout.write(f"{path}\n")
-
-
-def _open(store: str) -> Ledger:
-    """The ledger of a store that a run has begun to fill.
-
-    Raises:
-        MissingError: No run has written there: a mistyped address is no sound, empty store.
-    """
-    ledger = Ledger(Storage(store))
-    if not ledger.plans():
-        raise MissingError(f"{ledger.storage.url}: no run has written here; check the address, or run generate first")
-    return ledger
 
 
 def main() -> NoReturn:

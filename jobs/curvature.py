@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs import strict
-from pipeline import codec, config, curvature, models, parts, shards
+from pipeline import codec, config, curvature, drawing, models, parts, shards
 from pipeline.attack.iterate import Iterative
 from pipeline.errors import RecipeError, SampleError
 from pipeline.models import ModelSpec
@@ -60,7 +60,7 @@ def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
         said = f"{spec.name}, {len(images.keys)} images, ε = {attack.epsilon}, T = {attack.steps}"
         show(rows, title=said, console=console)
         path = out / f"curvature-{spec.name.replace('/', '-')}.png"
-        path.write_bytes(curvature.draw(found, reached, title=said))
+        path.write_bytes(drawing.png(curvature.draw(found, reached, title=said)))
         console.print(path, highlight=False)
         told.append({"source": spec.name, "rows": rows, "reaches": [asdict(reach) for reach in reached]})
     about = {

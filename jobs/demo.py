@@ -1,4 +1,4 @@
-"""`make demo`: real photographs, real weights, the main job, the table, and a picture."""
+"""`make demo`: real photographs, real weights, the main job, the table, a picture, and the report as a page."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from jobs import assets, generate, tables
 from jobs.leave import leave
-from pipeline import models, picture
+from pipeline import drawing, models, page, picture
 from pipeline.errors import GnpError
 from pipeline.ledger import Ledger
 from pipeline.report import summarise
@@ -34,12 +34,18 @@ def main() -> int:
     ledger = Ledger(Storage(store))
     report = summarise(ledger)
     tables.show(report, denominator="target", console=console)
+    said = picture.best(ledger, picture.strongest(report))
     path = FOLDER / "picture.png"
-    path.write_bytes(picture.draw(ledger, picture.strongest(report), class_name=models.class_name))
+    path.write_bytes(drawing.png(picture.draw(said, *picture.images(ledger, said), class_name=models.class_name)))
+    console.print(f"[bold]4[/bold]  gnp report {store} --html {FOLDER / 'report'}")
+    whole = FOLDER / "report" / "index.html"
+    whole.parent.mkdir(exist_ok=True)
+    whole.write_text(page.render(ledger), encoding="utf-8")
     url = ledger.storage.url
     console.print(f"dataset  {url}/shards    (WebDataset; the committed ones: gnp ls {store})", soft_wrap=True)
     console.print(f"results  {url}/results   (Parquet; gnp ls {store} --kind transfer)", soft_wrap=True)
     console.print(f"picture  {path.resolve()}", soft_wrap=True)
+    console.print(f"report   {whole.resolve()}   (open it in a browser)", soft_wrap=True)
     return 0
 
 

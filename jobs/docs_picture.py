@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs import assets
 from jobs.demo import FOLDER, RECIPE
-from pipeline import config, engine, models, pack, picture, plan
+from pipeline import config, drawing, engine, models, pack, picture, plan
 from pipeline.ledger import Ledger
 from pipeline.report import summarise
 from pipeline.storage import Storage
@@ -38,7 +38,9 @@ def main() -> None:
         sys.exit(f"error: {outcome.failed}")
     ledger = Ledger(store)
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_bytes(picture.draw(ledger, picture.strongest(summarise(ledger)), class_name=models.class_name))
+    said = picture.best(ledger, picture.strongest(summarise(ledger)))
+    figure = picture.draw(said, *picture.images(ledger, said), class_name=models.class_name)
+    OUT.write_bytes(drawing.png(figure))
     sys.stdout.write(f"{OUT}\n")
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs import strict
-from pipeline import config, landscape, parts, plan, weights
+from pipeline import config, drawing, landscape, parts, plan, weights
 from pipeline.errors import MissingError, RecipeError
 from pipeline.landscape import Ground
 from pipeline.ledger import Ledger, Unit
@@ -72,7 +72,7 @@ def run(recipe: Path, ledger: Ledger, out: Path, *, names: list[str], limit: int
         title = f"{source.spec.name}, {len(ground[0].fooled)} images"
         show(rows, ranks, title=title, console=console)
         path = out / f"landscape-{source.spec.name.replace('/', '-')}.png"
-        path.write_bytes(landscape.draw(ground, title=f"median loss around the images made on {title}"))
+        path.write_bytes(drawing.png(landscape.draw(ground, title=f"median loss around the images made on {title}")))
         console.print(path, highlight=False)
         told.append({"source": source.spec.name, "rows": rows, "correlations": ranks})
     (out / "landscape.json").write_text(strict.dumps({"store": storage.url, "sources": told}))

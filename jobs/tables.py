@@ -10,11 +10,13 @@ from rich.table import Table
 from pipeline.compare import Compared, Comparison, Together
 from pipeline.predictions import COUNTED, Denominator
 from pipeline.rates import PooledRate, Rate
-from pipeline.report import Report, Success, budget
+from pipeline.report import Report, budget, matrix
 from pipeline.status import PlanStatus
 
 if TYPE_CHECKING:  # it draws: a look at a store does not wait for that
     from pipeline.ablation import Point
+    from pipeline.dataset import Sample
+    from pipeline.picture import Said
 
 
 def tables(report: Report, *, denominator: Denominator) -> Group:
@@ -68,6 +70,34 @@ def show_status(plans: list[PlanStatus], *, console: Console) -> None:
             say(f"  {plan.images_per_s:.2f} images/s{left}")
         for failure in plan.failures:
             say(f"  failed after {failure.tries} tries: {failure.item}: {failure.reason}")
+
+
+def show_sample(sample: "Sample", said: "list[Said]", *, console: Console) -> None:
+    """Prints what targets say of one sample, clean and under each attack: the class, and the label's probability."""
+
+    def cell(index: int, probability: float) -> str:
+        mark, name = "✓" if index == sample.label else "✗", escape(sample.class_name(index).split(",")[0])
+        return f"{mark} {name}\n[dim]{probability:.2f}[/dim]"
+
+    table = Table(
+        title=escape(f"{sample.shard}/{sample.key}: {sample.class_name(sample.label)}"),
+        caption="what each target names, and below it the probability that it gives the label",
+        title_justify="left",
+        caption_justify="left",
+    )
+    answers = {answer.target: answer for each in said for answer in each.answers}
+    table.add_column("source → attack", overflow="fold")
+    for target in answers:
+        table.add_column(escape(target), overflow="fold")
+    clean = [cell(each.before, each.probability_before) for each in answers.values()]
+    table.add_row("clean", *clean, end_section=True)
+    for each in said:
+        own = {answer.target: cell(answer.after, answer.probability_after) for answer in each.answers}
+        table.add_row(
+            f"{escape(each.source)} →\n[bold]{escape(each.attack)}[/bold]",
+            *(own.get(target, "–") for target in answers),
+        )
+    console.print(table)
 
 
 def show_comparisons(compared: Compared, *, denominator: Denominator, console: Console) -> None:
@@ -146,11 +176,8 @@ def _gained(row: Comparison | Together | None) -> str:
 
 
 def _table(report: Report, dataset: str, denominator: Denominator) -> Table:
-    images = report.images[dataset]
-    targets = {row.target_id: row for row in report.accuracy if row.dataset == dataset}
-    others = {
-        (row.source_id, row.attack_id): row.rates[denominator] for row in report.transfer if row.dataset == dataset
-    }
+    images, (targets, lines) = report.images[dataset], matrix(report, dataset, denominator)
+    others = any(line.others is not None for line in lines)
     counted = f"{images['n_ok']} images" + (
         f", {images['n_quarantined']} quarantined" if images["n_quarantined"] else ""
     )
@@ -164,28 +191,15 @@ def _table(report: Report, dataset: str, denominator: Denominator) -> Table:
     table.add_column("source → attack, ε", overflow="fold")
     if others:
         table.add_column("all others", justify="right", overflow="fold")
-    for target in targets.values():
+    for target in targets:
         table.add_column(f"{escape(target.target)}\n[dim]{target.policy}[/dim]", justify="right", overflow="fold")
     blank = ["–"] if others else []
-    table.add_row("clean accuracy", *blank, *(_cell(target.correct) for target in targets.values()), end_section=True)
-    attacks: dict[tuple[str, str], dict[str, Success]] = {}
-    for row in report.success:
-        if row.dataset == dataset:
-            attacks.setdefault((row.source_id, row.attack_id), {})[row.target_id] = row
-    for rows in sorted(attacks.values(), key=lambda rows: _strength(rows, denominator)):
-        first = next(iter(rows.values()))
-        together = [_cell(others.get((first.source_id, first.attack_id), PooledRate()))] if others else []
-        cells = [_cell(rows[target].rates[denominator]) if target in rows else "–" for target in targets]
-        table.add_row(
-            f"{escape(first.source)} →\n[bold]{escape(first.attack)}[/bold], {first.budget}", *together, *cells
-        )
+    table.add_row("clean accuracy", *blank, *(_cell(target.correct) for target in targets), end_section=True)
+    for line in lines:
+        name = f"{escape(line.first.source)} →\n[bold]{escape(line.first.attack)}[/bold], {line.first.budget}"
+        cells = ["–" if cell is None else _cell(cell) for cell in line.cells]
+        table.add_row(name, *([_cell(line.others or PooledRate())] if others else []), *cells)
     return table
-
-
-def _strength(rows: dict[str, Success], denominator: Denominator) -> tuple[str, float]:
-    """Sorts a source's attacks from the weakest to the strongest, by mean success over targets."""
-    rates = [row.rates[denominator].rate or 0.0 for row in rows.values()]
-    return next(iter(rows.values())).source_id, sum(rates) / len(rates)
 
 
 def _cell(rate: Rate | PooledRate) -> str:

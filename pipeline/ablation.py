@@ -1,6 +1,5 @@
 """One attack over a grid of its settings: transfer and source success at every point, as a table and as one figure."""
 
-import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import matplotlib.figure
+from matplotlib.figure import Figure
 
 from pipeline.attack.recipe import TRANSFORMS, VIEWS
 from pipeline.errors import RecipeError
@@ -60,7 +59,7 @@ def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denomina
         RecipeError: The store holds no such grid.
     """
     rows = [row for row in report.success if row.attack.startswith(f"{attack}[")]
-    settings = _settings(ledger)
+    settings = settings_of(ledger)
     named = {row.attack_id: settings[row.attack_id] for row in rows}
     varying = {
         name for one in named.values() for name in one if len({str(each.get(name)) for each in named.values()}) > 1
@@ -93,8 +92,8 @@ def axes(grid: Sequence[Point]) -> list[str]:
     return sorted(counts, key=lambda name: ("." not in name, -counts[name], name))
 
 
-def draw(grid: Sequence[Point], *, denominator: Denominator) -> bytes:
-    """The grid as a PNG: success along the first setting, a colour for each value of the second, panels for the others.
+def draw(grid: Sequence[Point], *, denominator: Denominator) -> Figure:
+    """The grid: success along the first setting, a colour for each value of the second, panels for the others.
 
     Args:
         grid: Points of one dataset and source.
@@ -108,7 +107,7 @@ def draw(grid: Sequence[Point], *, denominator: Denominator) -> bytes:
         raise RecipeError(f"{len(names)} settings vary ({', '.join(names)}): a figure shows {_MOST_AXES}")
     along, colour, row, column = [*names, "", "", ""][:_MOST_AXES]
     rows, columns, colours, ticks = (_values(grid, name) for name in (row, column, colour, along))
-    figure = matplotlib.figure.Figure(figsize=(1.2 + 3.4 * len(columns), 1.2 + 2.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.2 + 3.4 * len(columns), 1.2 + 2.5 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
     for (i, down), (j, across) in itertools.product(enumerate(rows), enumerate(columns)):
         axis = panels[i][j]
@@ -151,9 +150,7 @@ def draw(grid: Sequence[Point], *, denominator: Denominator) -> bytes:
         f"images\n({COUNTED[denominator]}); bands: 95%, over images",
         fontsize=10,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure
 
 
 def _draw_line(
@@ -183,7 +180,7 @@ def _order(value: Value) -> tuple[float, str]:
         return math.inf, str(value)
 
 
-def _settings(ledger: Ledger) -> dict[str, dict[str, Value]]:
+def settings_of(ledger: Ledger) -> dict[str, dict[str, Value]]:
     """Identity of each attack → its settings, flat, as a recipe has them: `steps`, `gnp.beta`."""
     first: dict[str, Unit] = {unit.attack: unit for unit in ledger.units("adversarial")}
     return {marker.unit.attack: dict(_flat(marker.fact("attack"))) for marker in ledger.markers(first.values())}

@@ -8,7 +8,6 @@ achieves. Together they say which form may run in which precision.
 """
 
 import copy
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-import matplotlib.figure
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pipeline import codec
@@ -187,10 +186,10 @@ def table(found: Sequence[Likeness], reached: Sequence[Reach]) -> list[dict[str,
     return rows
 
 
-def draw(found: Sequence[Likeness], reached: Sequence[Reach], *, title: str) -> bytes:
-    """A PNG: for each form, likeness to the true product above and success below, along r, a line a precision."""
+def draw(found: Sequence[Likeness], reached: Sequence[Reach], *, title: str) -> Figure:
+    """For each form, likeness to the true product above and success below, along r, a line a precision."""
     forms, rows = get_args(Product), table(found, reached)
-    figure = matplotlib.figure.Figure(figsize=(3.2 * len(forms), 5.6), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(forms), 5.6), layout="constrained")
     panels = figure.subplots(2, len(forms), sharex=True, sharey="row", squeeze=False)
     for above, below, form in zip(*panels, forms, strict=True):
         for precision, colour in _COLOURS.items():
@@ -219,9 +218,7 @@ def draw(found: Sequence[Likeness], reached: Sequence[Reach], *, title: str) -> 
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)))
     figure.suptitle(title, fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure
 
 
 def _draw_line(axis: Any, radii: Sequence[float], bounds: Sequence[Any], colour: str, label: str) -> None:

@@ -1,11 +1,10 @@
 """Gains as a picture: each attack beside the base that costs about as much, with intervals, a panel a budget."""
 
-import io
 import math
 import re
 from collections.abc import Sequence
 
-import matplotlib.figure
+from matplotlib.figure import Figure
 
 from pipeline.compare import Together
 from pipeline.predictions import COUNTED, Denominator
@@ -27,8 +26,8 @@ def beside(rows: Sequence[Together]) -> list[Together]:
     return sorted(found.values(), key=lambda row: row.gain.rate or 0.0)
 
 
-def draw(rows: Sequence[Together], *, base: str, denominator: Denominator) -> bytes:
-    """A PNG: a panel a budget, a line an attack, its gain and 95% interval; in another colour where costs differ.
+def draw(rows: Sequence[Together], *, base: str, denominator: Denominator) -> Figure:
+    """A panel a budget, a line an attack, its gain and 95% interval; in another colour where costs differ.
 
     Args:
         rows: Of one dataset, from one source or from all together.
@@ -39,7 +38,7 @@ def draw(rows: Sequence[Together], *, base: str, denominator: Denominator) -> by
     panels = {at: beside([row for row in rows if (row.epsilon, row.norm) == at]) for at in budgets}
     longest = max(len(_label(row.attack, 0)) + len(_label(row.base, 0)) for row in rows)
     height = sum(1 + 0.21 * len(each) for each in panels.values())
-    figure = matplotlib.figure.Figure(figsize=(4 + 0.065 * longest, 0.8 + height), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 4 + 0.065 * longest), 1 + height), layout="constrained")
     ratios = [1 + 0.21 * len(each) for each in panels.values()]
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": ratios})[:, 0]
     for axis, ((epsilon, norm), some) in zip(axes, panels.items(), strict=True):
@@ -61,13 +60,11 @@ def draw(rows: Sequence[Together], *, base: str, denominator: Denominator) -> by
     sizes = sorted({row.gain.n for row in rows})
     size = f"n = {' to '.join(str(n) for n in sorted({sizes[0], sizes[-1]}))}"
     figure.suptitle(
-        f"what attacks (left) gain over {base} (right), from {source}; {size}\n"
-        f"{COUNTED[denominator]}, of each target; gradients an image in brackets, blue: as many on both sides",
-        fontsize=9,
+        f"what attacks (left) gain over {base} (right), from {source}\n{size}, {COUNTED[denominator]}, of each target\n"
+        "gradients an image in brackets, blue: as many on both sides",
+        fontsize=8,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure
 
 
 def _apart(row: Together) -> float:

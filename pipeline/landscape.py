@@ -6,15 +6,14 @@ way back to the original a model finds the true class again. Ranks tell whether 
 success there: over all images and attacks, and among the attacks on one image.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor, nn
 
@@ -190,11 +189,11 @@ def _within(mine: np.ndarray, theirs: np.ndarray, random: np.random.Generator) -
     return rho, (1 + as_far) / (1 + _PERMUTATIONS)
 
 
-def draw(ground: Sequence[Ground], *, title: str) -> bytes:
-    """A PNG: the median loss along a random direction and the source's gradient, a panel a model, a line an attack."""
+def draw(ground: Sequence[Ground], *, title: str) -> Figure:
+    """The median loss along a random direction and the source's gradient, a panel a model, a line an attack."""
     models = list(dict.fromkeys(each.model for each in ground))
     attacks = list(dict.fromkeys(each.attack for each in ground))
-    figure = matplotlib.figure.Figure(figsize=(1.5 + 3.1 * len(models), 6), layout="constrained")
+    figure = Figure(figsize=(1.5 + 3.1 * len(models), 6), layout="constrained")
     panels = figure.subplots(2, len(models), squeeze=False, sharex=True)
     for column, model in enumerate(models):
         for each in (each for each in ground if each.model == model):
@@ -212,9 +211,7 @@ def draw(ground: Sequence[Ground], *, title: str) -> bytes:
     columns = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 8))  # a dozen letters an inch
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, columns), fontsize=8)
     figure.suptitle(title, fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure
 
 
 def _gradient(model: nn.Module, at: Tensor, label: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, MissingError
 from pipeline.sample import Part
 from pipeline.storage import Storage, sha256
 
@@ -358,6 +358,18 @@ class Committed:
     def bits(self, scope: str, shard: str) -> int:
         """The parts of a shard that stand in a scope: bit i for part i."""
         return self.scopes[scope].get(shard, (0, 0))[1]
+
+
+def opened(store: str) -> Ledger:
+    """The ledger of a store that a run has begun to fill.
+
+    Raises:
+        MissingError: No run has written there: a mistyped address is no sound, empty store.
+    """
+    ledger = Ledger(Storage(store))
+    if not ledger.plans():
+        raise MissingError(f"{ledger.storage.url}: no run has written here; check the address, or run generate first")
+    return ledger
 
 
 def planned(plan: Mapping[str, Any], committed: Collection[Unit]) -> tuple[list[str], list[Unit]]:

@@ -5,6 +5,7 @@ target resizes and normalises as its own weights expect, under a policy that sta
 """
 
 import difflib
+import functools
 import logging
 import math
 import tempfile
@@ -361,8 +362,13 @@ def restore_purifier(purifier: Purifier, state: bytes) -> nn.Module:
 
 def class_name(index: int) -> str:
     """ImageNet-1k's name of a class index; the number itself where there is none."""
-    names = timm.data.ImageNetInfo()
+    names = _imagenet()
     return str(names.index_to_description(index)) if 0 <= index < names.num_classes() else str(index)
+
+
+@functools.cache
+def _imagenet() -> Any:
+    return timm.data.ImageNetInfo()
 
 
 def _pretrained(spec: ModelSpec) -> nn.Module:

@@ -1,36 +1,81 @@
-"""One sample as a picture: original, perturbation, adversarial image, and what every target says of it."""
+"""One sample: original, perturbation, adversarial image, and what every target says of it."""
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
-import matplotlib.figure
 import numpy as np
+from matplotlib.figure import Figure
 
-from pipeline import parts, results
+from pipeline import models, parts
 from pipeline.errors import MissingError
 from pipeline.ledger import Ledger, Unit
-from pipeline.report import Report, Success
+from pipeline.predictions import Predictions, predictions
+from pipeline.report import Report, Success, budget
 
-# A picture is chosen among so many parts of the first shards, so that a large store is not read whole for it.
+# A picture is chosen among so many parts, so that a large store is not read whole for it.
 _PARTS = 8
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What every target says of one image, clean and adversarial: target name → class."""
+class Answer:
+    """What one target says of one sample.
+
+    Attributes:
+        target: Its name.
+        before: The class that it names when the image is clean.
+        after: Of the adversarial image.
+        probability_before: Of the true class, when clean.
+        probability_after: Of the adversarial image.
+        right: Whether it is right when clean.
+        fooled: Whether the attack does what it is to do.
+        abstained: Whether it does not answer for the adversarial image; `after` is then the class ahead.
+    """
+
+    target: str
+    before: int
+    after: int
+    probability_before: float
+    probability_after: float
+    right: bool
+    fooled: bool
+    abstained: bool
+
+
+@dataclass(frozen=True)
+class Said:
+    """What every target says of one sample under one attack.
+
+    Attributes:
+        unit: The adversarial part that it is in.
+        key: Its key.
+        label: Its true class.
+        source: Name of the model attacked.
+        attack: Name of the attack.
+        epsilon: The budget.
+        norm: Of the budget.
+        target_class: What the attack wanted; None if only to mislead.
+        answers: One a target.
+    """
 
     unit: Unit
     key: str
     label: int
-    before: dict[str, int]
-    after: dict[str, int]
+    source: str
+    attack: str
+    epsilon: float
+    norm: str
+    target_class: int | None
+    answers: tuple[Answer, ...]
 
     @property
     def fooled(self) -> int:
-        """How many targets were right before and are wrong after."""
-        return sum(self.before[target] == self.label != said for target, said in self.after.items())
+        """How many targets were right before and are fooled."""
+        return sum(answer.right and answer.fooled for answer in self.answers)
+
+    @property
+    def probability(self) -> float:
+        """Of the true class after the attack, the mean over targets."""
+        return float(np.mean([answer.probability_after for answer in self.answers]))
 
 
 def strongest(report: Report) -> Success:
@@ -48,80 +93,118 @@ def strongest(report: Report) -> Success:
     return next(row for row in report.success if (row.dataset, row.source_id, row.attack_id) == best)
 
 
-def draw(ledger: Ledger, row: Success, *, class_name: Callable[[int], str]) -> bytes:
-    """A PNG of the image on which an attack fools the most targets; of several, the first in shard order.
-
-    Args:
-        ledger: The store.
-        row: Which dataset, source and attack.
-        class_name: The name of a class index.
+def best(ledger: Ledger, row: Success) -> Said:
+    """The sample on which an attack fools the most targets; of several, the first in shard order.
 
     Raises:
         MissingError: No image of that attack has been scored.
     """
-    units = sorted(ledger.units(f"adversarial/{row.dataset}/{row.source_id}/{row.attack_id}"))
-    said = [said for unit in islice(units, _PARTS) for said in _said(ledger, unit)]
-    if not said:
+    told = some(ledger, row.dataset, row.source_id, row.attack_id)
+    if not told:
         raise MissingError(f"{row.attack_id}: no image of this attack has been scored yet")
-    best = max(said, key=lambda said: said.fooled)
-    original = _pixels(ledger, Unit(best.unit.dataset, best.unit.part), best.key)
-    adversarial = _pixels(ledger, best.unit, best.key)
-    return _figure(row, best, original, adversarial, class_name)
+    return max(told, key=lambda said: said.fooled)
 
 
-def _said(ledger: Ledger, unit: Unit) -> Iterator[_Said]:
-    """What the targets say of each image of an adversarial part."""
+def some(ledger: Ledger, dataset: str, source: str, attack: str) -> list[Said]:
+    """What is said of the scored samples of an attack: of evenly spaced parts, where there are many."""
+    units = sorted(ledger.units(f"adversarial/{dataset}/{source}/{attack}"))
+    if len(units) > _PARTS:
+        units = [units[index * len(units) // _PARTS] for index in range(_PARTS)]
+    return [said for unit in units for said in of_part(ledger, unit)]
+
+
+def of_part(ledger: Ledger, unit: Unit) -> Iterator[Said]:
+    """What the targets that have scored an adversarial part, and its original, say of each of its samples."""
     scope = f"transfer/{unit.dataset}/{unit.source}/{unit.attack}"
     scored = sorted(scored for scored in ledger.units(scope) if scored.part == unit.part)
-    after = [results.read(ledger.read(marker), name=marker.object) for marker in ledger.markers(scored)]
-    clean = [replace(u, source="", attack="") for u in scored]
-    before = [results.read(ledger.read(marker), name=marker.object) for marker in ledger.markers(clean)]
-    names = [table.column("target")[0].as_py() for table in after if table.num_rows]
-    for index in range(after[0].num_rows if after else 0):
-        yield _Said(
+    own = {each: replace(each, source="", attack="") for each in scored}
+    clean = ledger.committed({each.scope for each in own.values()}, shard=unit.part.shard)
+    scored = [each for each in scored if own[each] in clean]
+    after = list(predictions(ledger, scored))
+    before = list(predictions(ledger, [own[each.unit] for each in after]))
+    for index in range(after[0].table.num_rows if after else 0):
+        first = after[0]
+        yield Said(
             unit=unit,
-            key=after[0].column("key")[index].as_py(),
-            label=after[0].column("label")[index].as_py(),
-            before={name: t.column("prediction")[index].as_py() for name, t in zip(names, before, strict=True)},
-            after={name: t.column("prediction")[index].as_py() for name, t in zip(names, after, strict=True)},
+            key=first.table.column("key")[index].as_py(),
+            label=first.table.column("label")[index].as_py(),
+            source=first.constant("source"),
+            attack=first.constant("attack"),
+            epsilon=first.constant("epsilon"),
+            norm=first.constant("norm"),
+            target_class=first.table.column("target_class")[index].as_py(),
+            answers=tuple(_answer(one, other, index) for one, other in zip(before, after, strict=True)),
         )
 
 
-def _pixels(ledger: Ledger, unit: Unit, key: str) -> np.ndarray:
-    """One stored image, (H, W, 3) uint8."""
+def _answer(before: Predictions, after: Predictions, index: int) -> Answer:
+    return Answer(
+        target=after.constant("target"),
+        before=int(before.column("prediction")[index]),
+        after=int(after.column("prediction")[index]),
+        probability_before=float(before.column("label_probability")[index]),
+        probability_after=float(after.column("label_probability")[index]),
+        right=bool(before.correct[index]),
+        fooled=bool(after.fooled[index]),
+        abstained=bool(after.column("abstained")[index]),
+    )
+
+
+def pixels(ledger: Ledger, unit: Unit, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Stored images of a part by key, (H, W, 3) uint8 each."""
     marker = ledger.marker(unit)
     images = parts.read(ledger.read(marker), name=marker.object)
-    return images.pixels[images.keys.index(key)].permute(1, 2, 0).numpy()
+    return {key: images.pixels[images.keys.index(key)].permute(1, 2, 0).numpy() for key in keys}
 
 
-def _figure(
-    row: Success, said: _Said, original: np.ndarray, adversarial: np.ndarray, class_name: Callable[[int], str]
-) -> bytes:
-    perturbation = adversarial.astype(np.float64) / 255 - original.astype(np.float64) / 255
-    most = row.epsilon if row.norm == "linf" else float(np.abs(perturbation).max()) or 1.0
-    magnified = np.clip(0.5 + perturbation / (2 * most), 0, 1)
-    figure = matplotlib.figure.Figure(figsize=(11, 4.6), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, 3)
-    panels: tuple[tuple[np.ndarray, str, dict[str, int]], ...] = (
-        (original, f"original: {_short(class_name(said.label))}", said.before),
-        (magnified, f"perturbation × {1 / (2 * most):.0f}, around grey", {}),
-        (adversarial, "adversarial, as stored", said.after),
+def magnified(original: np.ndarray, adversarial: np.ndarray, *, epsilon: float, norm: str) -> tuple[np.ndarray, float]:
+    """A perturbation around grey, (H, W, 3) float in [0, 1], and how many times larger it is made."""
+    perturbation = (adversarial.astype(np.float64) - original.astype(np.float64)) / 255
+    most = epsilon if norm == "linf" else float(np.abs(perturbation).max()) or 1.0
+    return np.clip(0.5 + perturbation / (2 * most), 0, 1), 1 / (2 * most)
+
+
+def images(ledger: Ledger, said: Said) -> tuple[np.ndarray, np.ndarray]:
+    """A sample's original and its adversarial image, as stored, (H, W, 3) uint8."""
+    original = Unit(said.unit.dataset, said.unit.part)
+    return pixels(ledger, original, [said.key])[said.key], pixels(ledger, said.unit, [said.key])[said.key]
+
+
+def class_names(ledger: Ledger, dataset: str) -> Callable[[int], str]:
+    """How a dataset's classes are called: by number, but for ImageNet's thousand."""
+    plans = [ledger.plan(key) for key in ledger.plans()]
+    classes = {plan.get("data", {}).get("classes", 1000) for plan in plans if plan["dataset"] == dataset}
+    return models.class_name if classes <= {1000} else str
+
+
+def draw(said: Said, original: np.ndarray, adversarial: np.ndarray, *, class_name: Callable[[int], str]) -> Figure:
+    """A sample as three panels, and what every target says of the first and the last.
+
+    Args:
+        said: The sample.
+        original: (H, W, 3) uint8.
+        adversarial: (H, W, 3) uint8.
+        class_name: The name of a class index.
+    """
+    perturbation, times = magnified(original, adversarial, epsilon=said.epsilon, norm=said.norm)
+    lines = max(1, len(said.answers))
+    figure = Figure(figsize=(11, 4.0 + 0.15 * lines), layout="constrained", facecolor="white")
+    panels: tuple[tuple[np.ndarray, str, list[tuple[str, int]]], ...] = (
+        (original, f"original: {short(class_name(said.label))}", [(each.target, each.before) for each in said.answers]),
+        (perturbation, f"perturbation × {times:.0f}, around grey", []),
+        (adversarial, "adversarial, as stored", [(each.target, each.after) for each in said.answers]),
     )
-    for axis, (image, title, predictions) in zip(axes, panels, strict=True):
+    for axis, (image, title, told) in zip(figure.subplots(1, 3), panels, strict=True):
         axis.imshow(image, interpolation="nearest")
         axis.set_title(title, fontsize=11)
         axis.set_xticks([])
         axis.set_yticks([])
-        lines = [
-            f"{'✓' if c == said.label else '✗'} {name}: {_short(class_name(c))}" for name, c in predictions.items()
-        ]
-        axis.set_xlabel("\n".join(lines), fontsize=9, family="DejaVu Sans", loc="left")
-    figure.suptitle(f"{row.attack} from {row.source}, ε = {row.budget}", fontsize=12)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    return buffer.getvalue()
+        under = [f"{'✓' if c == said.label else '✗'} {target}: {short(class_name(c))}" for target, c in told]
+        axis.set_xlabel("\n".join(under), fontsize=9, family="DejaVu Sans", loc="left")
+    figure.suptitle(f"{said.attack} from {said.source}, ε = {budget(said.epsilon, said.norm)}", fontsize=12)
+    return figure
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """The first of a WordNet synset's names."""
     return name.split(",")[0]

@@ -57,6 +57,17 @@ class DataSpec:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit = {self.limit}: must be at least 1")
 
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """What determines the prepared images, beside which shards they come from, as JSON values."""
+        return {
+            **asdict(self.preparation),
+            "part_size": self.part_size,
+            "classes": self.classes,
+            "fraction": self.fraction,
+            "seed": self.seed,
+        }
+
     def chooses(self, shard: str, key: str) -> bool:
         """Whether a sample belongs to the seeded subset."""
         digest = hashlib.sha256(f"{self.seed}/{shard}/{key}".encode()).digest()
@@ -112,6 +123,7 @@ class Plan:
         """The plan as JSON values: what `verify` holds the store against."""
         return {
             "dataset": self.dataset,
+            "data": {"name": self.job.data.name, **self.job.data.prepared},
             "shards": [take.shard.name for take in self.takes],
             "sources": {model.id: model.identity for model in self.sources},
             "attacks": {identity: described(attack) for identity, attack in self.attacks.items()},
@@ -130,21 +142,13 @@ def resolve(job: Job, storage: Storage) -> Plan:
         MissingError: A shard does not exist.
         WeightsError: A model's weights cannot be had, or do not fit.
     """
-    found = shards.find(job.data.shards)
+    found, classes = shards.find(job.data.shards), job.data.classes
     takes = _takes(job.data, found)
-    prepared = {
-        **asdict(job.data.preparation),
-        "part_size": job.data.part_size,
-        "classes": job.data.classes,
-        "fraction": job.data.fraction,
-        "seed": job.data.seed,
-        # The first N images depend on which shards come first, all of them do not.
-        **({"limit": job.data.limit, "shards": [shard.name for shard in found]} if job.data.limit else {}),
-    }
-    classes = job.data.classes
+    # The first N images depend on which shards come first, all of them do not.
+    limited = {"limit": job.data.limit, "shards": [shard.name for shard in found]} if job.data.limit else {}
     return Plan(
         job=job,
-        dataset=named(job.data.name, prepared),
+        dataset=named(job.data.name, {**job.data.prepared, **limited}),
         takes=takes,
         sources=tuple(
             spec if isinstance(spec, Foreign) else weights.resolve_source(spec, storage, classes=classes)

@@ -179,6 +179,51 @@ def summarise(ledger: Ledger) -> Report:
     )
 
 
+@dataclass(frozen=True)
+class Line:
+    """One attack from one source, as a line of a table of attacks by targets.
+
+    Attributes:
+        first: What it does on some target; its names and its budget.
+        others: On all targets that are not the source itself; None where there are none.
+        cells: On each target; None where it has not been scored.
+    """
+
+    first: Success
+    others: PooledRate | None
+    cells: tuple[Rate | None, ...]
+
+
+def matrix(report: Report, dataset: str, denominator: Denominator) -> tuple[list[Accuracy], list[Line]]:
+    """A dataset's targets, and its attacks on them: source by source, the weakest first by mean success."""
+    targets = [row for row in report.accuracy if row.dataset == dataset]
+    others = {
+        (row.source_id, row.attack_id): row.rates[denominator] for row in report.transfer if row.dataset == dataset
+    }
+    attacks: dict[tuple[str, str], dict[str, Success]] = defaultdict(dict)
+    for row in report.success:
+        if row.dataset == dataset:
+            attacks[row.source_id, row.attack_id][row.target_id] = row
+    lines = [
+        Line(
+            first=next(iter(found.values())),
+            others=others.get(key),
+            cells=tuple(
+                found[each.target_id].rates[denominator] if each.target_id in found else None for each in targets
+            ),
+        )
+        for key, found in attacks.items()
+    ]
+
+    def strength(line: Line) -> tuple[str, float]:
+        rates = [
+            row.rates[denominator].rate or 0.0 for row in attacks[line.first.source_id, line.first.attack_id].values()
+        ]
+        return line.first.source_id, sum(rates) / len(rates)
+
+    return targets, sorted(lines, key=strength)
+
+
 def to_json(report: Report) -> dict[str, Any]:
     """The report as JSON values: every rate with its count, denominator and 95% interval."""
 

@@ -6,7 +6,7 @@ images). Names repeat in every row, so that any file can be queried by itself; d
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +51,9 @@ _ATTACK = [
 CLEAN = pa.schema(_IMAGE + _TARGET)
 TRANSFER = pa.schema(_IMAGE + _ATTACK + _TARGET)
 
+Kind = Literal["clean", "transfer"]
+SCHEMAS: dict[Kind, pa.Schema] = {"clean": CLEAN, "transfer": TRANSFER}
+
 
 def write(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> bytes:
     """A Parquet file in memory; the same columns give the same bytes.
@@ -68,6 +71,16 @@ def write(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> byte
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def together(kind: Kind, tables: Iterable[Table]) -> Table:
+    """The rows of many tables as one.
+
+    Args:
+        kind: `clean`, or `transfer`.
+        tables: All of that kind's schema; of none, an empty table.
+    """
+    return pa.concat_tables([SCHEMAS[kind].empty_table(), *tables]).unify_dictionaries()
 
 
 def compact(tables: Iterable[Table], *, rows_per_file: int) -> Iterator[bytes]:

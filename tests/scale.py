@@ -267,11 +267,8 @@ class Idle(Worker):
     def __init__(self, *_: object) -> None:
         self._stopping = threading.Event()
 
-    def prepare(self, item: Item) -> None:
-        del item
-
-    def run(self, item: Item, attempt: int) -> Receipt:
-        del item, attempt
+    def run(self, item: Item, attempt: int, following: Item | None = None) -> Receipt:
+        del item, attempt, following
         return Receipt("done")
 
 

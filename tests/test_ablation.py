@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from jobs import tables
-from pipeline import ablation
+from pipeline import ablation, drawing
 from pipeline.ablation import Point
 from pipeline.attack.transforms import GradientNormPenalty
 from pipeline.errors import RecipeError
@@ -86,7 +86,7 @@ def test_settings_of_the_attack_come_before_those_of_the_budget() -> None:
     "grid", [GRID, GRID[:1] + GRID[18:19], [each for each in GRID if each.settings["steps"] == 10]]
 )
 def test_a_grid_is_one_figure(grid: list[Point]) -> None:
-    image = np.asarray(Image.open(io.BytesIO(ablation.draw(grid, denominator="target"))).convert("RGB"))
+    image = np.asarray(Image.open(io.BytesIO(drawing.png(ablation.draw(grid, denominator="target")))).convert("RGB"))
     assert min(image.shape[:2]) > 300
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jobs import cli
-from pipeline import curvature
+from pipeline import curvature, drawing
 from pipeline.attack.transforms import Form
 from pipeline.curvature import Likeness, Reach
 from pipeline.parts import Images
@@ -106,7 +106,7 @@ def test_a_row_has_likeness_and_success() -> None:
     assert (literal["cosine"], literal["relative_error"], literal["images"]) == (0.7, 0.2, 3)
     assert (literal["successes"], literal["n"]) == (5, 9)
     assert (without["form"], without["cosine"], without["success"]) == ("without", None, 0.25)
-    assert curvature.draw(found, reached, title="x").startswith(b"\x89PNG")
+    assert drawing.png(curvature.draw(found, reached, title="x")).startswith(b"\x89PNG")
 
 
 def test_the_job_writes_a_figure_a_source_and_json(tmp_path: Path, tiny_checkpoint: Path) -> None:

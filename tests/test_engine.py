@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -227,42 +228,47 @@ def test_an_item_that_failed_on_a_node_goes_to_another_where_there_is_one(
 
 
 class Told:
-    """An actor's handle that notes what it is told to prepare."""
+    """An actor's handle that notes what it is handed."""
 
     def __init__(self) -> None:
-        self.items: list[Item] = []
-        self.prepare = self
-        self.remote = self.items.append
+        self.handed: list[tuple[Item, int, Item | None]] = []
+        self.run = self
+
+    def remote(self, *handed: Any) -> object:
+        self.handed.append(handed)
+        return object()
 
 
-def test_busy_workers_are_told_what_is_next_and_idle_ones_take_it_from_them(
+def test_a_worker_is_told_what_follows_and_an_idle_one_takes_it_instead(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "kill", lambda *_, **__: None)
-    for number in range(4):
+    for number in range(5):
         write_shard(tmp_path / "in" / f"{number}.tar", [sample(0)])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
     storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)], scoring=0.25)
-    office = Office(plan.seal(planned), "plan", storage, sizing, Pools(), items=4)
+    office = Office(plan.seal(planned), "plan", storage, sizing, Pools(), items=5)
     items = [Item(take, planned.sources[0].id) for take in planned.takes]
     pool, queue = office._generators, office._queues["generator"]
-    busy, idle = _Slot(Told(), None, 0.0, items[0], node="n"), _Slot(Told(), None, 0.0, node="n")
-    pool.slots = [busy, idle]
-    queue.extend(items[1:3])
-    office._tell_what_is_next(pool)
-    assert (busy.upcoming, list(queue), office._waiting(pool)) == (items[1], [items[2]], 2)
-    assert (busy.actor.items, idle.actor.items) == ([items[1]], [])
-    assert office._next(pool, "n") == items[2]
-    assert office._next(pool, "n") == items[1], "better begun again by who is idle than waited for"
-    assert (busy.upcoming, office._next(pool, "n")) == (None, None)
-    queue.append(items[3])
-    office._tell_what_is_next(pool)
-    assert office._drop(pool, busy) == items[0]
-    assert list(queue) == [items[3]], "what a worker that died had only begun to read is no try of it"
-    office._try_again(pool, items[3], "killed its worker", node="n")
-    queue.popleft()
-    office._tell_what_is_next(pool)
-    assert idle.actor.items == [], "what failed is run alone"
+    one, other = (_Slot(Told(), None, 0.0, node="n") for _ in range(2))
+    pool.slots = [one, other]
+    queue.extend(items[:3])
+    office._hand_out(pool)
+    assert one.actor.handed == [(items[0], 1, items[1])]
+    assert other.actor.handed == [(items[2], 1, None)]
+    assert (office._waiting(pool), list(queue)) == (1, [])
+    other.item = other.future = None
+    office._hand_out(pool)
+    assert other.actor.handed[1] == (items[1], 1, None), "better begun again by who is idle than waited for"
+    assert (one.upcoming, office._waiting(pool)) == (None, 0)
+    one.item = one.future = None
+    queue.extend(items[3:])
+    office._hand_out(pool)
+    assert one.actor.handed[1] == (items[3], 1, items[4])
+    assert office._drop(pool, one) == items[3]
+    assert list(queue) == [items[4]], "what a worker that died had only begun to read is no try of it"
+    office._tries["generator", items[4].name] = 1
+    assert office._following(pool) is None, "what failed is run alone"
 
 
 def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:

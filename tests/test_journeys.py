@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from infra import local_s3
-from pipeline import models, picture, report
+from pipeline import drawing, models, picture, report
 from pipeline.ledger import Ledger
 from pipeline.storage import Storage
 from tests.conftest import ROOT
@@ -296,8 +296,9 @@ def plant_orphans(journey: Journey) -> None:
 
 def test_a_picture_names_the_classes(journey: Journey, tmp_path: Path) -> None:
     ledger = Ledger(Storage(journey.store))
-    row = picture.strongest(report.summarise(ledger))
-    image = Image.open(io.BytesIO(picture.draw(ledger, row, class_name=models.class_name)))
+    said = picture.best(ledger, picture.strongest(report.summarise(ledger)))
+    figure = picture.draw(said, *picture.images(ledger, said), class_name=models.class_name)
+    image = Image.open(io.BytesIO(drawing.png(figure)))
     assert image.format == "PNG"
     assert image.width > 900
 

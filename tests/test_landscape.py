@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jobs import cli, strict
-from pipeline import config, landscape, plan
+from pipeline import config, drawing, landscape, plan
 from pipeline.landscape import OFFSETS, REACH, Ground
 from pipeline.ledger import Ledger
 from pipeline.parts import Images
@@ -95,7 +95,7 @@ def test_ranks_are_taken_over_images_and_attacks_together() -> None:
     assert (found["t", "slope", "slope"]["images"], found["t", "slope", "slope"]["attacks"]) == (2, 2)
     assert found["t", "slope", "slope"]["rho_within"] == pytest.approx(1)
     assert found["u", "slope", "slope"]["rho_within"] == pytest.approx(-1)
-    assert landscape.draw(some, title="x").startswith(b"\x89PNG")
+    assert drawing.png(landscape.draw(some, title="x")).startswith(b"\x89PNG")
 
 
 def test_images_that_a_model_gets_wrong_when_clean_say_nothing_of_an_attack() -> None:

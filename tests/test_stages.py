@@ -16,7 +16,7 @@ from pipeline import codec, outline, parts, results, shards, weights
 from pipeline.attack.ensemble import Fuse
 from pipeline.classifier import Classifier
 from pipeline.defenses import RandomisedSmoothing, RandomResizePad
-from pipeline.errors import ShardError, WeightsError
+from pipeline.errors import Interrupted, ShardError, WeightsError
 from pipeline.ledger import Ledger, Unit
 from pipeline.models import EnsembleSpec
 from pipeline.parts import Images
@@ -168,7 +168,7 @@ def test_the_next_item_is_read_while_this_one_is_attacked(
 
     monkeypatch.setattr(shards, "spool", noted)
     first, second = pending(planned, told)
-    generator.prepare(second)
+    generator.prepare(second, lambda: None)
     assert generator.run(first).parts == 6
     until(lambda: len(list(told.units("original"))) == 4)
     assert generator.run(second).parts == 2
@@ -184,10 +184,27 @@ def test_what_is_wrong_with_the_next_item_is_said_when_it_is_run(job: Job, tmp_p
     weights.resolve(planned.sources[0].spec, ledger.storage, classes=CLASSES)  # type: ignore[arg-type]
     generator = Generator(planned, ledger, CPU)
     first, second = pending(planned, ledger)
-    generator.prepare(second)
+    generator.prepare(second, lambda: None)
     assert generator.run(first).parts == 6
     with pytest.raises(ShardError, match="s-1"):
         generator.run(second)
+
+
+def test_the_next_item_is_not_read_where_it_is_somebody_elses(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
+    weights.resolve(planned.sources[0].spec, ledger.storage, classes=CLASSES)  # type: ignore[arg-type]
+    generator = Generator(planned, ledger, CPU)
+    first, second = pending(planned, ledger)
+
+    def refuse() -> None:
+        raise Interrupted("another run is at it")
+
+    generator.prepare(second, refuse)
+    assert generator.run(first).parts == 6
+    assert {unit.part.shard for unit in ledger.units("original")} == {"s-0"}
+    assert generator.run(second).parts == 2
 
 
 def test_an_adversarial_sample_says_what_was_done(job: Job, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class Office:
             actor = (
                 ray.remote(type(pool.stage.capitalize(), (Worker,), {}))
                 .options(
-                    num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=4
+                    num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=3
                 )
                 .remote(pool.stage, self._plan, self.plan_id, self._storage.url, self._sizing.threads, self.run)
             )
@@ -199,20 +199,18 @@ class Office:
                 continue
             item, slot.upcoming = slot.upcoming or self._next(pool, slot.node), None
             if item is not None:
-                slot.item, slot.since = item, time.monotonic()
-                slot.future = slot.actor.run.remote(item, self._tries[pool.stage, item.name] + 1)
-        if pool is self._generators:
-            self._tell_what_is_next(pool)
+                slot.item, slot.since, slot.upcoming = item, time.monotonic(), self._following(pool)
+                slot.future = slot.actor.run.remote(item, self._tries[pool.stage, item.name] + 1, slot.upcoming)
 
-    def _tell_what_is_next(self, pool: _Pool) -> None:
-        """Lets busy workers begin to read another item; never one that failed, for it may be what kills workers."""
-        queue = self._queues[pool.stage]
-        for slot in pool.slots:
-            if not queue or self._tries[pool.stage, queue[0].name]:
-                return
-            if slot.item is not None and slot.upcoming is None and slot.node not in self._draining:
-                slot.upcoming = queue.popleft()
-                slot.actor.prepare.remote(slot.upcoming)
+    def _following(self, pool: _Pool) -> Item | None:
+        """What a generator begins to read beside another item; nothing that failed, for it may be what kills workers.
+
+        And only while there is more waiting than workers: those without an item come first.
+        """
+        queue, idle = self._queues[pool.stage], sum(slot.idle for slot in pool.slots)  # with the one that asks
+        if pool is not self._generators or len(queue) < idle or self._tries[pool.stage, queue[0].name]:
+            return None
+        return queue.popleft()
 
     def _next(self, pool: _Pool, node: str) -> Item | None:
         """The next item for a worker; one that failed on its node waits for another node, where the pool has one.

@@ -6,6 +6,7 @@ The driver knows this module, and is to do without torch: what a worker needs it
 import logging
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 
 import ray
 
@@ -48,7 +49,6 @@ class Worker:
         self._device.settle(threads)
         self._plan_id, self._run = plan_id, run
         self._stopping = threading.Event()
-        self._in_hand: Item | None = None
         self._ledger = Ledger(Storage(store))
         plan = unseal(sealed)
         self._outline = plan.outline
@@ -66,26 +66,19 @@ class Worker:
         """Never returns: that it fails tells of this worker's death, whatever it is or is not at."""
         threading.Event().wait()
 
-    def prepare(self, item: Item) -> None:
-        """Begins to read an item that will probably be next, beside the one in hand; what fails, fails when it is run.
+    def run(self, item: Item, attempt: int, following: Item | None = None) -> Receipt:
+        """Does what is left of an item, unless another run is at it.
 
-        What is read of an item is kept as well, so it is claimed from then on.
+        What is read ahead of the item that will probably follow is kept as well, so that is claimed from then on.
         """
-        try:
-            if not self._is_complete(item) and self._claim(item) is None and item != self._in_hand:
-                self._stage.prepare(item)
-        except GnpError as error:
-            log.info("%s, ahead of its time: %s", item.name, error)
-
-    def run(self, item: Item, attempt: int) -> Receipt:
-        """Does what is left of an item, unless another run is at it."""
         self._device.settle(self._threads)  # a thread of its own runs this, and threads are counted by thread
-        self._in_hand = item
         try:
             # What is attacked is scored by whoever attacked it, or gave it up; only attacking is claimed.
             holder = self._claim(item) if self._attacks and not self._is_complete(item) else None
             if holder is not None:
                 return Receipt("held", holder)
+            if following is not None:
+                self._stage.prepare(following, partial(self._require_ours, following))
             return Receipt("done", made=self._stage.run(item, attempt=attempt))
         except Interrupted as told:
             return Receipt("stopped", str(told), self._stage.collected())
@@ -104,6 +97,10 @@ class Worker:
         """Whether nothing is left of an item: another run, which still holds its shard, may have done it."""
         found = self._ledger.committed(scopes(self._outline, item.source), shard=item.take.shard.name)
         return complete(self._outline, item, found)
+
+    def _require_ours(self, item: Item) -> None:
+        if self._is_complete(item) or self._claim(item) is not None:
+            raise Interrupted(f"{item.name}: done, or another run is at it")
 
     def _claim(self, item: Item) -> str | None:
         return runs.claim(self._ledger.storage, place(self._plan_id, item), self._run)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -41,16 +40,22 @@ class Generator(Stage):
         """Starts without a model: the first item says which source is wanted."""
         self._loaded: tuple[str, nn.Module] | None = None
         self._next = Next[Item, Ahead[Part, Images]]()
-        self._under_way = threading.Event()
-        self._under_way.set()  # there is no item at hand
+        self._following: Callable[[], None] | None = None
 
-    def prepare(self, item: Item) -> None:
-        """Begins to read an item that is likely to be next, as soon as the one at hand has been read itself."""
-        self._next.begin(item, partial(self._read_after, self._under_way, item))
+    def prepare(self, item: Item, require: Callable[[], None]) -> None:
+        """Has an item that is likely to be next read beside the attack, once the one at hand has been read itself."""
 
-    def _read_after(self, event: threading.Event, item: Item) -> Ahead[Part, Images]:
-        event.wait()  # two shards at once might not fit into the disk, where either does
-        return self._read(item, attempt=1)
+        def read() -> Ahead[Part, Images]:
+            require()
+            return self._read(item, attempt=1)
+
+        # Not before: two shards at once might not fit into the disk, where either does.
+        self._following = partial(self._next.begin, item, read)
+
+    def _begin_following(self) -> None:
+        following, self._following = self._following, None
+        if following is not None:
+            following()
 
     def _read(self, item: Item, attempt: int) -> Ahead[Part, Images]:
         return Ahead(self._originals(item, self._committed(item), attempt))
@@ -70,18 +75,14 @@ class Generator(Stage):
             FloatingPointError: A gradient is not finite.
             Interrupted: It was told to stop, and did so between two units.
         """
-        self._under_way = under_way = threading.Event()
         started, failures, committed = time.monotonic(), Failures(), self._committed(item)
-        with contextlib.ExitStack() as leaving:
-            leaving.callback(under_way.set)
-            originals = self._next.take(item) or self._read(item, attempt)
-            leaving.callback(originals.close)
-            behind = leaving.enter_context(Behind())
+        originals = self._next.take(item) or self._read(item, attempt)
+        with contextlib.closing(originals), Behind() as behind:
             for part, read in originals:
                 self.require_going_on()
                 with failures.noted():
                     images = read()
-                    under_way.set()
+                    self._begin_following()
                     clean = torch.full_like(images.labels, -1)
                     for attack_id, attack in self.plan.attacks.items():
                         unit = Unit(self.plan.dataset, part, item.source, attack_id)

@@ -60,9 +60,14 @@ class Stage(ABC):
     def run(self, item: Item, *, attempt: int = 1) -> Made:
         """Makes what is missing of an item; of one that fails, `collected` says how far it has come."""
 
-    def prepare(self, item: Item) -> None:
-        """Begins, beside the item at hand, what can be done for one that is likely to be next; by default nothing."""
-        del item
+    def prepare(self, item: Item, require: Callable[[], None]) -> None:
+        """Has the next run begin, beside its own item, what can be done for one that will probably follow; or nothing.
+
+        Args:
+            item: Which.
+            require: Called before anything is done for it; raises where it is somebody else's.
+        """
+        del item, require
 
     def collected(self) -> Made:
         """What has been made since this was last asked."""

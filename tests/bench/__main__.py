@@ -91,7 +91,7 @@ def pipeline() -> list[Figure]:
         def shard_to_store(stage: Generator, items: Sequence[Item]) -> None:
             for item, following in itertools.zip_longest(items, items[1:]):
                 if following is not None:
-                    stage.prepare(following)  # as the engine tells a worker
+                    stage.prepare(following, lambda: None)  # as a worker does
                 stage.run(item)
 
         attack_alone()  # the first run pays for what is made once: kernels, and the heap

@@ -27,11 +27,8 @@ class Sleeper(Worker):
         self._sleeps, self._folder, self._workers = stage == "generator", Path(store), workers
         self._there = False
 
-    def prepare(self, item: Item) -> None:
-        del item
-
-    def run(self, item: Item, attempt: int) -> Receipt:
-        del attempt
+    def run(self, item: Item, attempt: int, following: Item | None = None) -> Receipt:
+        del attempt, following
         if not self._sleeps:
             return Receipt("done")
         if not self._there:

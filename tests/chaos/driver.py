@@ -58,7 +58,7 @@ class FaultyWorker(Worker):
         if (self.folder / "memory").exists():
             self._shrink_memory()
 
-    def run(self, item: Item, attempt: int) -> Receipt:
+    def run(self, item: Item, attempt: int, following: Item | None = None) -> Receipt:
         poison = self.folder / "poison"
         if poison.exists() and poison.read_text() == item.take.shard.name:
             with (self.folder / "poison.injected").open("a") as count:
@@ -67,7 +67,7 @@ class FaultyWorker(Worker):
         self._broken = self._broken or take(self.folder, "sticky")
         if self._broken:
             self._stage.run = _illegal_access  # type: ignore[method-assign,assignment]
-        return super().run(item, attempt)
+        return super().run(item, attempt, following)
 
     def _shrink_memory(self) -> None:
         whole = Classifier.forward
