@@ -1,3 +1,31 @@
-"""Transferable adversarial examples as a distributed data pipeline."""
+"""Transferable adversarial examples as a distributed data pipeline.
 
-__version__ = "0.1.0"
+from pipeline import Recipe, attack, dataset, generate, report
+
+outcome = generate("recipe.toml", "results")              # what `gnp generate` does; or a `Recipe` made in Python
+rates = report.of("results").success                      # what `gnp report` shows
+frame = dataset.open("results").results().to_pandas()     # every prediction
+
+mi = attack.build("gnp+mi", source=model, epsilon=16 / 255)    # on plain tensors, without any of the above
+adversarial = mi(images, labels)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.version import VERSION
+
+__version__ = VERSION
+
+if TYPE_CHECKING:
+    from pipeline.api import Recipe, generate
+
+__all__ = ["Recipe", "__version__", "generate"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what takes torch and Ray when it is asked for: a look at a store needs neither."""
+    if name in ("Recipe", "generate"):
+        from pipeline import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, opened
 from pipeline.predictions import (
     Denominator,
     Predictions,
@@ -222,6 +222,19 @@ def matrix(report: Report, dataset: str, denominator: Denominator) -> tuple[list
         return line.first.source_id, sum(rates) / len(rates)
 
     return targets, sorted(lines, key=strength)
+
+
+def of(store: str) -> Report:
+    """What a store's committed results say.
+
+    Args:
+        store: A folder, or s3://bucket/prefix.
+
+    Raises:
+        MissingError: No run has written there.
+        IntegrityError: A result file is damaged, or two do not speak of the same images.
+    """
+    return summarise(opened(store))
 
 
 def to_json(report: Report) -> dict[str, Any]:

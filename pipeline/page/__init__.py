@@ -7,12 +7,13 @@ from importlib.resources import files
 
 import jinja2
 
-from pipeline import __version__, picture
+from pipeline import picture
 from pipeline.ledger import Ledger
 from pipeline.page.content import gather, points
 from pipeline.page.gallery import RULES
 from pipeline.predictions import COUNTED, Denominator
 from pipeline.report import budget
+from pipeline.version import VERSION
 
 
 def render(ledger: Ledger, *, base: str = "mi", denominator: Denominator = "target") -> str:
@@ -45,6 +46,6 @@ def render(ledger: Ledger, *, base: str = "mi", denominator: Denominator = "targ
         style=style,
         script=script,
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        version=__version__,
+        version=VERSION,
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from pipeline import __version__, batches, parts
+from pipeline import batches, parts
 from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, ShardError
 from pipeline.ledger import Ledger
 from pipeline.outline import Item
 from pipeline.parts import Images
 from pipeline.plan import Plan
 from pipeline.progress import Made
+from pipeline.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class Stage(ABC):
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
             "threads": torch.get_num_threads(),
             "seconds": round(time.monotonic() - started, 3),
-            "versions": {"gnp": __version__} | {name: version(name) for name in _RECORDED},
+            "versions": {"gnp": VERSION} | {name: version(name) for name in _RECORDED},
         }
 
 
