@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -34,6 +35,20 @@ for _name in ("stdout", "stderr"):  # closed by whoever started this
         setattr(sys, _name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 # Off a terminal there is no width to fit into; tables of ten targets need the room.
 console = Console(width=None if sys.stdout.isatty() else 160)
+
+_debug = False
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Before the command: of what goes wrong, also show the traceback.")
+    ] = False,
+) -> None:
+    """Transferable adversarial examples at scale: generate them, score how they transfer, read the results."""
+    global _debug
+    _debug = debug
+
 
 Store = Annotated[str, typer.Argument(help="Where results lie: a folder, or s3://bucket/prefix.", show_default=False)]
 
@@ -479,6 +494,8 @@ def run() -> int:
             sys.stderr.write("stopped; what is committed stands: run the same command again to go on\n")
         return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
     except GnpError as error:
+        if _debug:
+            traceback.print_exc()
         sys.stderr.write(f"error: {error}\n")
         return 2
     except Exception:  # shown whole; let through, it would end past `leave`, waiting for threads without end

@@ -52,6 +52,14 @@ def test_a_store_that_is_not_there_is_one_line(gnp: Run, tmp_path: Path, command
     assert not (tmp_path / "typo").exists()
 
 
+def test_debug_shows_where_it_went_wrong(gnp: Run, tmp_path: Path) -> None:
+    code, _, err = gnp("--debug", "report", tmp_path / "typo")
+    assert code == 2
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.endswith(f"error: {tmp_path}/typo: no such folder\n")
+    assert "Traceback" not in gnp("report", tmp_path / "typo")[2]
+
+
 def test_a_faulty_recipe_is_refused_before_the_store_is_touched(gnp: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text('sources = ["resnet50"]\n')
