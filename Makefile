@@ -8,7 +8,7 @@ STORE  ?= folder
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench chaos scale peers format lock picture clean
+.PHONY: demo test check bench chaos scale peers format lock picture report-picture clean
 
 demo: $(VENV)/installed  ## the main job on real photographs, end to end; STORE=s3 runs it on a real S3 server
 ifeq ($(STORE),s3)
@@ -41,6 +41,9 @@ peers: $(VENV)/installed  ## our attacks against torchattacks' and torchattack's
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+report-picture:  ## docs/report.png, the top of the demo's page; wants chromium
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1400,1160 --screenshot=docs/report.png build/demo/report/index.html
 
 picture: $(VENV)/installed  ## docs/picture.png, from photographs free of rights
 	$(BIN)/python -m jobs.docs_picture

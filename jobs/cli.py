@@ -180,7 +180,7 @@ def report(
         from pipeline import page
 
         path = _folder(html, "--html") / "index.html"
-        path.write_text(page.render(ledger, base=base, denominator=denominator), encoding="utf-8")
+        path.write_text(page.render(ledger, store=store, base=base, denominator=denominator), encoding="utf-8")
         sys.stdout.write(f"{path}\n")
         return
     summary = summarise(ledger)

@@ -40,7 +40,7 @@ def main() -> int:
     console.print(f"[bold]4[/bold]  gnp report {store} --html {FOLDER / 'report'}")
     whole = FOLDER / "report" / "index.html"
     whole.parent.mkdir(exist_ok=True)
-    whole.write_text(page.render(ledger), encoding="utf-8")
+    whole.write_text(page.render(ledger, store=store), encoding="utf-8")
     url = ledger.storage.url
     console.print(f"dataset  {url}/shards    (WebDataset; the committed ones: gnp ls {store})", soft_wrap=True)
     console.print(f"results  {url}/results   (Parquet; gnp ls {store} --kind transfer)", soft_wrap=True)

@@ -16,13 +16,14 @@ from pipeline.report import budget
 from pipeline.version import VERSION
 
 
-def render(ledger: Ledger, *, base: str = "mi", denominator: Denominator = "target") -> str:
+def render(ledger: Ledger, *, store: str = "", base: str = "mi", denominator: Denominator = "target") -> str:
     """The page's HTML, which holds all that it shows.
 
     What names in the store say is text, whatever it looks like: it is escaped, and no script but the page's own runs.
 
     Args:
         ledger: The store.
+        store: What the page calls it; by default its address.
         base: Name of the attack that gains are over.
         denominator: Which images count in gains and figures.
 
@@ -38,6 +39,7 @@ def render(ledger: Ledger, *, base: str = "mi", denominator: Denominator = "targ
     )
     return environment.from_string(template).render(
         content=gather(ledger, base=base, denominator=denominator),
+        store=store or ledger.storage.url,
         counted_as=COUNTED,
         rules=RULES,
         short=picture.short,

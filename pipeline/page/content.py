@@ -76,7 +76,6 @@ class Content:
     """The page.
 
     Attributes:
-        store: Its address.
         denominator: Under which figures and gains are.
         base: What gains are over.
         report: The rates.
@@ -89,7 +88,6 @@ class Content:
         made: What made the images: facts → how many parts.
     """
 
-    store: str
     denominator: Denominator
     base: str
     report: Report
@@ -124,7 +122,6 @@ def gather(ledger: Ledger, *, base: str, denominator: Denominator) -> Content:
         for name in sorted(summary.images)
     ]
     return Content(
-        store=ledger.storage.url,
         denominator=denominator,
         base=base,
         report=summary,
