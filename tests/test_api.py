@@ -86,6 +86,7 @@ def test_a_source_in_training_mode_is_refused(source: nn.Module, images: Tensor)
         attack.build("mi", source.train())(images, LABELS)
 
 
+@pytest.mark.usefixtures("ray_on_four_devices")  # a Ray of its own would be in the way of other tests' in this process
 def test_what_the_program_does_is_a_few_calls(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(3)])
     path, store = write_recipe(tmp_path, tiny_checkpoint), str(tmp_path / "store")
