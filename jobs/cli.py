@@ -152,7 +152,7 @@ def report(
         Path | None, typer.Option(help="Write a page, whole in itself, to index.html in this folder.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every rate under every denominator, for programs.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="The same, a line a rate.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Each target's rates, and all others', a line a rate.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="The table, for a paper (booktabs).")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="The table, for a README.")] = False,
     denominator: Annotated[
@@ -299,7 +299,7 @@ def landscape(
 @app.command()
 def show(
     store: Store,
-    key: Annotated[str, typer.Argument(help="Of the sample; or SHARD/KEY.", show_default=False)],
+    key: Annotated[str, typer.Argument(help="Of the sample; or SHARD/KEY, or DATASET/SHARD/KEY.", show_default=False)],
     attack: Annotated[str, typer.Option(help="Name of the attack in the picture.", show_default=False)] = "",
     source: Annotated[str, typer.Option(help="Name of the model attacked.", show_default=False)] = "",
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("."),

@@ -59,7 +59,13 @@ def _table(report: Report, dataset: str, denominator: Denominator, latex: bool) 
     for line in lines:
         first = line.first
         rows.append([first.source, first.attack, first.budget, _cell(line.others), *map(_cell, line.cells)])
-    headers = ["source", "attack", "ε", "all others", *(f"{each.target} ({each.policy})" for each in targets)]
+    headers = [
+        "source",
+        "attack",
+        "epsilon" if latex else "ε",
+        "all others",
+        *(f"{each.target} ({each.policy})" for each in targets),
+    ]
     caption = f"{dataset}: success over {COUNTED[denominator]}, % of how many, 95% interval"
     if latex:
         return f"% {caption}\n{tabulate(rows, headers, tablefmt='latex_booktabs', disable_numparse=True)}\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from pipeline import drawing
 from pipeline.attack.recipe import TRANSFORMS, VIEWS
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger, Unit
@@ -58,8 +59,8 @@ def points(ledger: Ledger, report: Report, *, attack: str, denominator: Denomina
     Raises:
         RecipeError: The store holds no such grid.
     """
-    rows = [row for row in report.success if row.attack.startswith(f"{attack}[")]
     settings = settings_of(ledger)
+    rows = [row for row in report.success if row.attack.startswith(f"{attack}[") and row.attack_id in settings]
     named = {row.attack_id: settings[row.attack_id] for row in rows}
     varying = {
         name for one in named.values() for name in one if len({str(each.get(name)) for each in named.values()}) > 1
@@ -141,13 +142,19 @@ def draw(grid: Sequence[Point], *, denominator: Denominator) -> Figure:
         else "solid: transfer, dotted: the source itself"
     )
     figure.legend(
-        handles, labels if colour else [""] * len(labels), title=title, loc="outside lower center", ncols=len(labels)
+        handles,
+        labels if colour else [""] * len(labels),
+        title=title,
+        loc="outside lower center",
+        ncols=len(labels),
+        framealpha=0,
     )
     sizes = sorted({(point.transfer.n, point.transfer.images) for point in grid})
     pairs, images = (" to ".join(str(n) for n in sorted({some[0], some[-1]})) for some in zip(*sizes, strict=True))
+    name = drawing.plain(f"{grid[0].attack.partition('[')[0]} from {grid[0].source}")
     figure.suptitle(
-        f"{grid[0].attack.partition('[')[0]} from {grid[0].source}; n = {pairs} pairs of image and target, of {images} "
-        f"images\n({COUNTED[denominator]}); bands: 95%, over images",
+        f"{name}; n = {pairs} pairs of image and target, of {images} images\n({COUNTED[denominator]}); bands: 95%, "
+        "over images",
         fontsize=10,
     )
     return figure

@@ -260,7 +260,7 @@ def _pairs(
             for other, _ in attacks:
                 if one is other or not _is_of(other.constant("attack"), base) or _is_of(one.constant("attack"), base):
                     continue
-                ours = None not in (costs[one.unit.attack], costs[other.unit.attack])
+                ours = None not in (costs.get(one.unit.attack), costs.get(other.unit.attack))
                 if ours and one.unit.source != other.unit.source:
                     continue  # two models of one name; another program's source is what its user says
                 if not one.table.column("target_class").equals(other.table.column("target_class")):
@@ -273,8 +273,8 @@ def _pairs(
                     norm=ball,
                     attack=one.constant("attack"),
                     base=other.constant("attack"),
-                    gradients=costs[one.unit.attack],
-                    base_gradients=costs[other.unit.attack],
+                    gradients=costs.get(one.unit.attack),
+                    base_gradients=costs.get(other.unit.attack),
                     target=one.constant("target"),
                     both=int((mine & theirs).sum()),
                     only_attack=int((mine & ~theirs).sum()),

@@ -76,18 +76,20 @@ class Dataset:
         return results.together(kind, (each.table for each in found))
 
     def sample(self, key: str) -> Sample:
-        """One image by its key; where several shards have one of that key, by `SHARD/KEY`.
+        """One image by its key; where several have that key, by `SHARD/KEY` or `DATASET/SHARD/KEY`.
 
         Raises:
             MissingError: There is none.
             RecipeError: There are several.
         """
-        found = [(unit, own) for unit, own in self._keys if key in (own, f"{unit.part.shard}/{own}")]
+        found = [(unit, own) for unit, own in self._keys if key in _names(unit, own)]
         if not found:
             raise MissingError(f"sample {key!r}: {self.ledger.storage.url} holds no original of that key")
         if len(found) > 1:
-            places = ", ".join(f"{unit.dataset}: {unit.part.shard}/{own}" for unit, own in found[:5])
-            raise RecipeError(f"sample {key!r} stands in several shards ({places}); write SHARD/KEY")
+            places = ", ".join(_names(unit, own)[-1] for unit, own in found[:5])
+            raise RecipeError(
+                f"sample {key!r} stands in several places ({places}); write SHARD/KEY or DATASET/SHARD/KEY"
+            )
         ((unit, own),) = found
         original = self._images(unit)
         index = original.keys.index(own)
@@ -122,6 +124,11 @@ class Dataset:
     def _images(self, unit: Unit) -> Images:
         marker = self.ledger.marker(unit)
         return parts.read(self.ledger.read(marker), name=marker.object)
+
+
+def _names(original: Unit, key: str) -> tuple[str, str, str]:
+    inside = f"{original.part.shard}/{key}"
+    return key, inside, f"{original.dataset}/{inside}"
 
 
 def open(store: str) -> Dataset:  # noqa: A001  # `dataset.open` is what it does

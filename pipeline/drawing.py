@@ -11,6 +11,11 @@ from matplotlib.figure import Figure
 _INK = re.compile(r"#000000\b", re.IGNORECASE)
 
 
+def plain(text: str) -> str:
+    """Text for a figure in which a `$` is one, and begins no formula: a name can hold anything."""
+    return text.replace("$", r"\$")
+
+
 def png(figure: Figure) -> bytes:
     """A figure as a PNG."""
     buffer = io.BytesIO()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from pipeline import drawing
 from pipeline.compare import Together
 from pipeline.predictions import COUNTED, Denominator
 from pipeline.report import budget
@@ -60,7 +61,8 @@ def draw(rows: Sequence[Together], *, base: str, denominator: Denominator) -> Fi
     sizes = sorted({row.gain.n for row in rows})
     size = f"n = {' to '.join(str(n) for n in sorted({sizes[0], sizes[-1]}))}"
     figure.suptitle(
-        f"what attacks (left) gain over {base} (right), from {source}\n{size}, {COUNTED[denominator]}, of each target\n"
+        drawing.plain(f"what attacks (left) gain over {base} (right), from {source}\n")
+        + f"{size}, {COUNTED[denominator]}, of each target\n"
         "gradients an image in brackets, blue: as many on both sides",
         fontsize=8,
     )
@@ -76,5 +78,5 @@ def _apart(row: Together) -> float:
 
 def _label(attack: str, gradients: int | None) -> str:
     """A name without the budget, which stands above, and the cost."""
-    plain = re.sub(r"epsilon=[^,\]]*,?", "", attack).replace(",]", "]").removesuffix("[]")
-    return f"{plain} ({'?' if gradients is None else gradients})"
+    short = re.sub(r"epsilon=[^,\]]*,?", "", attack).replace(",]", "]").removesuffix("[]")
+    return drawing.plain(f"{short} ({'?' if gradients is None else gradients})")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline import models, parts
+from pipeline import drawing, models, parts
 from pipeline.errors import MissingError
 from pipeline.ledger import Ledger, Unit
 from pipeline.predictions import Predictions, predictions
@@ -200,8 +200,9 @@ def draw(said: Said, original: np.ndarray, adversarial: np.ndarray, *, class_nam
         axis.set_xticks([])
         axis.set_yticks([])
         under = [f"{'✓' if c == said.label else '✗'} {target}: {short(class_name(c))}" for target, c in told]
-        axis.set_xlabel("\n".join(under), fontsize=9, family="DejaVu Sans", loc="left")
-    figure.suptitle(f"{said.attack} from {said.source}, ε = {budget(said.epsilon, said.norm)}", fontsize=12)
+        axis.set_xlabel(drawing.plain("\n".join(under)), fontsize=9, family="DejaVu Sans", loc="left")
+    heading = f"{said.attack} from {said.source}, ε = {budget(said.epsilon, said.norm)}"
+    figure.suptitle(drawing.plain(heading), fontsize=12)
     return figure
 
 

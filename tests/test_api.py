@@ -81,6 +81,19 @@ def test_what_cannot_be_is_refused(source: nn.Module, images: Tensor, change: di
         attack.build("mi", source)(change.get("images", images), change.get("labels", LABELS))
 
 
+@pytest.mark.parametrize("epsilon", [float("inf"), float("nan"), "1/0", "much", 0, 2.0])
+def test_an_impossible_budget_is_refused(source: nn.Module, epsilon: float | str) -> None:
+    with pytest.raises(ValueError, match=r"number|epsilon|Invalid|NaN"):
+        attack.build("mi", source, epsilon=epsilon)
+
+
+def test_classes_that_nobody_wants_are_refused(source: nn.Module, images: Tensor) -> None:
+    with pytest.raises(ValueError, match="target_class = 'shard'"):
+        attack.build("mi", source)(images, LABELS, target_classes=LABELS)
+    with pytest.raises(ValueError, match="target_class = 'shard'"):
+        attack.build("mi", source, target_class="shard")(images, LABELS)
+
+
 def test_a_source_in_training_mode_is_refused(source: nn.Module, images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"source\.eval\(\)"):
         attack.build("mi", source.train())(images, LABELS)
@@ -91,12 +104,12 @@ def test_what_the_program_does_is_a_few_calls(tmp_path: Path, tiny_checkpoint: P
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(3)])
     path, store = write_recipe(tmp_path, tiny_checkpoint), str(tmp_path / "store")
     outcome = generate(path, store)
-    assert (outcome.items, outcome.made.images, outcome.failed) == (1, 3, {})
+    assert (outcome.made.images, outcome.failed) == (3, {})
     (row,) = report.of(store).success
     assert (row.attack, row.rates["all"].n) == ("i", 3)
     assert dataset.open(store).results().num_rows == 3
     again = generate(Recipe.model_validate(tomllib.loads(path.read_text())), store, limit=2)
-    assert again.items == 1, "another set of images"
+    assert again.made.images == 2, "another set of images"
     with pytest.raises(RecipeError, match="nobody"):
         generate(tmp_path / "nobody.toml", store)
 

@@ -76,11 +76,11 @@ LAYERS: dict[str, set[str]] = {
     "curvature": {"attack", "codec", "parts", "rates"},
     "landscape": {"attack", "codec", "parts"},
     "compare": {"ledger", "predictions", "rates"},
-    "forest": {"compare", "predictions", "report"},
-    "ablation": {"attack", "errors", "ledger", "predictions", "rates", "report"},
+    "forest": {"compare", "drawing", "predictions", "report"},
+    "ablation": {"attack", "drawing", "errors", "ledger", "predictions", "rates", "report"},
     "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards", "storage"},
     "drawing": set(),
-    "picture": {"errors", "ledger", "models", "parts", "predictions", "report"},
+    "picture": {"drawing", "errors", "ledger", "models", "parts", "predictions", "report"},
     "dataset": {"drawing", "errors", "ledger", "parts", "picture", "predictions", "results"},
     "page": {
         *(

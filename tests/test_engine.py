@@ -4,6 +4,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +268,17 @@ def test_a_worker_is_told_what_follows_and_an_idle_one_takes_it_instead(
     assert one.actor.handed[1] == (items[3], 1, items[4])
     assert office._drop(pool, one) == items[3]
     assert list(queue) == [items[4]], "what a worker that died had only begun to read is no try of it"
-    office._tries["generator", items[4].name] = 1
-    assert office._following(pool) is None, "what failed is run alone"
+    one.item = one.future = other.item = other.future = None
+    pool.slots = [one, other]
+    assert office._following(pool, items[0]) is None, "there is somebody idle for it"
+    pool.slots = []
+    office._tries["generator", items[0].name] = 1
+    assert office._following(pool, items[0]) is None, "what failed is run alone"
+    assert office._following(pool, replace(items[4], source="another")) is None, "its originals are being made"
+    assert office._following(pool, items[1]) == items[4]
+    queue.append(items[4])
+    office._read_when_one_died.add(items[4].name)
+    assert office._following(pool, items[1]) is None, "it may have been what killed a worker"
 
 
 def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -37,6 +37,7 @@ from tests.test_stages import run_all
 
 # A name is text, whatever it looks like.
 HOSTILE = "<script>alert(1)</script> & $x$"
+FORMULA = r"i $\frac$ <i>"
 ATTACKS, TARGETS = ("i", "mi", "gnp+mi"), 5
 
 
@@ -45,7 +46,11 @@ def ledger(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> L
     """Three attacks, one of them at two budgets, on five targets, one of which is the source."""
     folder = tmp_path_factory.mktemp("page")
     write_shard(folder / "in" / "s.tar", [*(sample(index) for index in range(14)), {**sample(14), "jpg": b"no image"}])
-    job = tiny_job(folder / "in", tiny_checkpoint, attacks=[attack(name) for name in ATTACKS])
+    job = tiny_job(
+        folder / "in",
+        tiny_checkpoint,
+        attacks=[attack(name, name=FORMULA if name == "i" else name) for name in ATTACKS],
+    )
     wider = attack("mi", name="mi[epsilon=16/255]", epsilon=Fraction(16, 255))
     targets = [job.targets[0]]
     for seed in range(1, TARGETS):
@@ -320,6 +325,8 @@ def test_a_sample_is_had_by_its_key(ledger: Ledger) -> None:
     assert all(len(each.answers) == TARGETS for each in found.said)
     assert found._repr_png_().startswith(b"\x89PNG")  # type: ignore[union-attr]
     assert store.sample("s/image00003").key == "image00003"
+    (name,) = report.of(ledger.storage.url).images
+    assert store.sample(f"{name}/s/image00003").key == "image00003"
 
 
 def test_results_are_one_table(ledger: Ledger) -> None:

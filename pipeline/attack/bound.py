@@ -59,6 +59,8 @@ class Bound:
             )
         if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
             raise ValueError(f"labels are {tuple(labels.shape)} {labels.dtype}: expected ({len(images)},) int64")
+        if (target_classes is not None) != (self.attack.target_class == "shard"):
+            raise ValueError("target_classes go with an attack built with target_class = 'shard', and with no other")
         keys = [str(index) for index in range(len(images))] if keys is None else keys
         wanted = self.attack.target_classes(self.source, images, labels, keys, target_classes)
         return self.attack(self.source, images, labels, keys, target_classes=wanted)
@@ -82,4 +84,7 @@ def build(combination: str, source: nn.Module, *, epsilon: float | str | Fractio
 
 
 def _fraction(value: float | str | Fraction) -> Fraction:
-    return Fraction(value).limit_denominator(_MOST_DENOMINATOR)
+    try:
+        return Fraction(value).limit_denominator(_MOST_DENOMINATOR)
+    except (OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"{value!r} is no number between pixels") from error

@@ -101,6 +101,7 @@ class Office:
         self._stopping = False
         self._tries: Counter[tuple[str, str]] = Counter()
         self._store_failures = 0
+        self._read_when_one_died: set[str] = set()
         self._draining: set[str] = set()
         self._alive: set[str] = set()
         self._nodes_seen = 0.0
@@ -162,7 +163,8 @@ class Office:
 
     def _release(self, pool: _Pool) -> None:
         """Lets workers go that nothing is left for: the other pool, or another run, may be waiting for their place."""
-        free = sorted((slot for slot in pool.slots if slot.item is None), key=lambda slot: not slot.starting)
+        free = [slot for slot in pool.slots if slot.item is None]
+        free.sort(key=lambda slot: (not slot.starting, slot.upcoming is not None))
         for slot in free[: max(0, len(pool.slots) - self._wanted(pool))]:
             self._drop(pool, slot)
 
@@ -199,18 +201,24 @@ class Office:
                 continue
             item, slot.upcoming = slot.upcoming or self._next(pool, slot.node), None
             if item is not None:
-                slot.item, slot.since, slot.upcoming = item, time.monotonic(), self._following(pool)
+                slot.item, slot.since, slot.upcoming = item, time.monotonic(), self._following(pool, item)
                 slot.future = slot.actor.run.remote(item, self._tries[pool.stage, item.name] + 1, slot.upcoming)
 
-    def _following(self, pool: _Pool) -> Item | None:
-        """What a generator begins to read beside another item; nothing that failed, for it may be what kills workers.
+    def _following(self, pool: _Pool, item: Item) -> Item | None:
+        """What a generator begins to read beside an item, if anything.
 
-        And only while there is more waiting than workers: those without an item come first.
+        What has failed is read and run alone, for it may be what kills workers; what is of the same shard from another
+        source waits until that shard's originals stand; and workers without an item come first.
         """
         queue, idle = self._queues[pool.stage], sum(slot.idle for slot in pool.slots)  # with the one that asks
-        if pool is not self._generators or len(queue) < idle or self._tries[pool.stage, queue[0].name]:
+        if pool is not self._generators or len(queue) < max(idle, 1) or self._is_suspect(pool, item):
             return None
-        return queue.popleft()
+        following = queue[0]
+        same_images = following.take.shard.name == item.take.shard.name and following.source != item.source
+        return None if same_images or self._is_suspect(pool, following) else queue.popleft()
+
+    def _is_suspect(self, pool: _Pool, item: Item) -> bool:
+        return bool(self._tries[pool.stage, item.name]) or item.name in self._read_when_one_died
 
     def _next(self, pool: _Pool, node: str) -> Item | None:
         """The next item for a worker; one that failed on its node waits for another node, where the pool has one.
@@ -294,6 +302,8 @@ class Office:
             self._try_again(pool, item, receipt.reason, node=slot.node, store_failed=receipt.store_failed)
 
     def _worker_died(self, pool: _Pool, slot: _Slot, error: ray.exceptions.RayError) -> None:
+        if slot.upcoming is not None:
+            self._read_when_one_died.add(slot.upcoming.name)
         item, reason = self._drop(pool, slot), gist(error)
         if item is None:
             if time.monotonic() >= pool.not_before:  # those that were started together count as one try

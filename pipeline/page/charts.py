@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipeline import drawing
 from pipeline.ablation import Value
 from pipeline.attack.ball import BallNorm
 from pipeline.page.details import Norms
@@ -42,7 +43,9 @@ def curves(
         rest = {name: str(value) for name, value in own.items() if name not in (along, "norm")}
         kind = (("attack", row.attack.partition("[")[0]), *sorted(rest.items()))
         found.setdefault(kind, []).append((float(Fraction(str(own[along]))), row))
-    several = {kind: sorted(points, key=lambda point: point[0]) for kind, points in found.items() if len(points) > 1}
+    several = {
+        kind: sorted(points, key=lambda point: point[0]) for kind, points in found.items() if len(dict(points)) > 1
+    }
     told = [dict(kind) for kind in several]
     varying = {name for kind in told for name in kind if len({kind.get(name) for kind in told}) > 1} - {"attack"}
     named = {
@@ -59,7 +62,9 @@ def draw_curves(lines: Curves, *, label: str, scale: float, denominator: Denomin
     axis = figure.subplots()
     for colour, (name, points) in zip(COLOURS, lines.items(), strict=False):
         where, rates = [scale * x for x, _ in points], [row.rates[denominator] for _, row in points]
-        axis.plot(where, [100 * _rate(rate) for rate in rates], "o-", color=colour, label=name, markersize=4)
+        axis.plot(
+            where, [100 * _rate(rate) for rate in rates], "o-", color=colour, label=drawing.plain(name), markersize=4
+        )
         low, high = zip(*(rate.interval or (math.nan, math.nan) for rate in rates), strict=True)
         axis.fill_between(where, 100 * np.array(low), 100 * np.array(high), color=colour, alpha=0.15)
     axis.set_xlabel(label)
@@ -93,7 +98,7 @@ def draw_norms(norms: Mapping[str, Norms], *, epsilon: float, norm: str) -> Figu
         most = max((float(each.max()) for each in values.values() if each.size), default=1.0)
         edges = np.linspace(0, 1.02 * most or 1.0, 41)
         for colour, (name, each) in zip(COLOURS, values.items(), strict=False):
-            axis.hist(each, edges, histtype="step", color=colour, label=name, linewidth=1.4)
+            axis.hist(each, edges, histtype="step", color=colour, label=drawing.plain(name), linewidth=1.4)
         if which == norm:
             axis.axvline(
                 scale * epsilon, color="#888888", linestyle="--", linewidth=1, label=f"ε = {budget(epsilon, norm)}"

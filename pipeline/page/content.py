@@ -255,7 +255,11 @@ def _norms(
         grouped.setdefault((row.source_id, told.epsilon, told.norm), []).append(row)
     found = []
     for (_, epsilon, norm), some in grouped.items():
-        shown = {row.attack: norms(ledger, row) for row in some[: len(charts.COLOURS)]}
+        names = Counter(row.attack for row in some)  # two can be called alike
+        shown = {
+            row.attack if names[row.attack] == 1 else row.attack_id: norms(ledger, row)
+            for row in some[: len(charts.COLOURS)]
+        }
         images = sum(len(each.linf) for each in shown.values())
         if images:
             read = f"{sum(each.parts for each in shown.values())} of {sum(each.of_parts for each in shown.values())}"

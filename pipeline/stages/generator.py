@@ -43,14 +43,21 @@ class Generator(Stage):
         self._following: Callable[[], None] | None = None
 
     def prepare(self, item: Item, require: Callable[[], None]) -> None:
-        """Has an item that is likely to be next read beside the attack, once the one at hand has been read itself."""
+        """Has an item that is likely to be next read beside the attack on the last part of the one at hand."""
 
         def read() -> Ahead[Part, Images]:
             require()
             return self._read(item, attempt=1)
 
-        # Not before: two shards at once might not fit into the disk, where either does.
+        # Not before the shard at hand is let go: two at once might not fit into the disk, where either does.
         self._following = partial(self._next.begin, item, read)
+
+    @contextlib.contextmanager
+    def _following_forgotten(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._following = None
 
     def _begin_following(self) -> None:
         following, self._following = self._following, None
@@ -77,12 +84,13 @@ class Generator(Stage):
         """
         started, failures, committed = time.monotonic(), Failures(), self._committed(item)
         originals = self._next.take(item) or self._read(item, attempt)
-        with contextlib.closing(originals), Behind() as behind:
+        with contextlib.closing(originals), Behind() as behind, self._following_forgotten():
             for part, read in originals:
                 self.require_going_on()
                 with failures.noted():
                     images = read()
-                    self._begin_following()
+                    if originals.ended:
+                        self._begin_following()
                     clean = torch.full_like(images.labels, -1)
                     for attack_id, attack in self.plan.attacks.items():
                         unit = Unit(self.plan.dataset, part, item.source, attack_id)

@@ -35,6 +35,11 @@ class Ahead(Generic[K, T]):
             self._begun = name, self._threads.submit(call)
             return
 
+    @property
+    def ended(self) -> bool:
+        """Whether what is handed out is the last, so that nothing is read any more."""
+        return self._begun is None
+
     def __iter__(self) -> Iterator[tuple[K, Callable[[], T]]]:
         while self._begun is not None:
             name, call = self._begun
