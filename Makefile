@@ -8,7 +8,7 @@ STORE  ?= folder
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench chaos scale peers format lock picture report-picture clean
+.PHONY: demo test check docs reference bench chaos scale peers format lock picture report-picture terminal-picture clean
 
 demo: $(VENV)/installed  ## the main job on real photographs, end to end; STORE=s3 runs it on a real S3 server
 ifeq ($(STORE),s3)
@@ -21,10 +21,19 @@ endif
 test: check  ## every test in two processes, and every check before them
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-check: $(VENV)/installed  ## formatting, lint and types
+check: docs  ## formatting, lint and types; the documentation and its links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed  ## the site of docs/, in build/docs; a link that leads nowhere is an error
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
+
+reference: $(VENV)/installed  ## the pages of docs/ that are made of the program
+	$(BIN)/python -m jobs.reference
+
+terminal-picture: $(VENV)/installed  ## docs/terminal.svg, the demo half way
+	$(BIN)/python -m jobs.docs_terminal
 
 chaos: $(VENV)/installed  ## the fault campaign: 200 faults and more, injected for real, in half an hour; as root, with faketime installed
 	$(BIN)/python -m tests.chaos.campaign

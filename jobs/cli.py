@@ -68,6 +68,9 @@ def generate(
     max_failed: Annotated[
         int, typer.Option(min=0, help="So many failed items (shards, or parts of them) still make exit code 0.")
     ] = 0,
+    log: Annotated[
+        Path | None, typer.Option(help="Add a line of JSON to this file for each item that a worker is done with.")
+    ] = None,
 ) -> None:
     """Attacks the images of a recipe and scores how the result transfers.
 
@@ -93,6 +96,7 @@ def generate(
             address=address,
             retry_failed=retry_failed,
             max_failed=max_failed,
+            log=log,
         )
     )
 

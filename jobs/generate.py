@@ -3,29 +3,24 @@
 This process decides and hands out, and stays small; the recipe is resolved in another, which takes torch.
 """
 
-import math
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.leave import in_time
+from jobs.watch import Display, items_logged
 from pipeline import engine
 from pipeline.engine import Outcome
 from pipeline.isolated import isolated
 from pipeline.outline import Prepared
 from pipeline.pools import Pools
-from pipeline.progress import Progress as Counts
 from pipeline.storage import Storage
 
-# Off a terminal, a run says how far it is at least so often.
-_QUIET_S = 300.0
 # A first run fetches every model from its hub.
 RESOLVE_MINUTES = 120.0
 _GO_ON = "what is committed stands: run the same command again to go on"
@@ -40,6 +35,7 @@ def run(
     address: str | None = None,
     retry_failed: bool = False,
     max_failed: int = 0,
+    log: Path | None = None,
 ) -> int:
     """Generates and scores; returns the exit code.
 
@@ -55,6 +51,7 @@ def run(
         address=address,
         retry_failed=retry_failed,
         max_failed=max_failed,
+        log=log,
     )
 
 
@@ -73,6 +70,7 @@ def carry_out(
     address: str | None = None,
     retry_failed: bool = False,
     max_failed: int = 0,
+    log: Path | None = None,
 ) -> int:
     """Makes what a job lacks, with progress; returns the exit code, as `run` does.
 
@@ -83,6 +81,7 @@ def carry_out(
         address: A Ray cluster.
         retry_failed: Try again what earlier runs gave up.
         max_failed: So many failures are none.
+        log: A file that gets a line of JSON for each item.
 
     Raises:
         GnpError: The run could not start, or could not go on.
@@ -90,18 +89,19 @@ def carry_out(
     stop = threading.Event()
     _interrupt_on_sigterm(stop)
     console.print("[dim]finding shards, settling what each model is[/dim]")
-    prepared, pools = isolated(prepare, what="resolving the recipe", minutes=RESOLVE_MINUTES)
-    with in_time(stop, f"stopped, while {store} did not answer; {_GO_ON}"), _Bars(console) as bars:
-        outcome = engine.run(
-            prepared,
-            store,
-            pools=pools,
-            address=address,
-            retry_failed=retry_failed,
-            stop=stop,
-            on_progress=bars.show,
-            on_notice=bars.say,
-        )
+    with items_logged(log):
+        prepared, pools = isolated(prepare, what="resolving the recipe", minutes=RESOLVE_MINUTES)
+        with in_time(stop, f"stopped, while {store} did not answer; {_GO_ON}"), Display(console) as display:
+            outcome = engine.run(
+                prepared,
+                store,
+                pools=pools,
+                address=address,
+                retry_failed=retry_failed,
+                stop=stop,
+                on_progress=display.show,
+                on_notice=display.say,
+            )
     for name, reason in outcome.failed.items():
         sys.stderr.write(f"failed: {name}: {reason}\n")
     for failure in outcome.listed:
@@ -142,41 +142,3 @@ def _closing_line(outcome: Outcome, store: str) -> str:
             "gnp status lists them, --retry-failed tries them again"
         )
     return f"{said} ({counts})"
-
-
-class _Bars:
-    """Two bars on a terminal; elsewhere a line whenever a tenth more is done, or `_QUIET_S` have passed."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._tenths, self._said = -1, -math.inf
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._attack = self._progress.add_task("attacked parts", total=None)
-        self._score = self._progress.add_task("result files", total=None)
-
-    def say(self, line: str) -> None:
-        """Prints a line above the bars."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def show(self, counts: Counts) -> None:
-        """Brings the display up to date."""
-        # While some shards are unread, their parts are not in the totals; a full bar would be a lie.
-        known = counts.shards_known == counts.shards
-        self._progress.update(self._attack, completed=counts.attacked, total=counts.to_attack if known else None)
-        self._progress.update(self._score, completed=counts.scored, total=counts.to_score if known else None)
-        tenths = 10 * (counts.attacked + counts.scored) // max(1, counts.to_attack + counts.to_score)
-        overdue = time.monotonic() - self._said > _QUIET_S
-        if not self._console.is_terminal and (tenths > self._tenths or overdue):
-            self._tenths, self._said = tenths, time.monotonic()
-            self._console.print(
-                f"attacked {counts.attacked}/{counts.to_attack} parts, scored {counts.scored}/{counts.to_score} files, "
-                f"{counts.shards_known}/{counts.shards} shards read"
-            )
-
-    def __enter__(self) -> "_Bars":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()

@@ -6,10 +6,10 @@ from pathlib import Path
 from pipeline import config, engine, plan
 from pipeline.config import Recipe
 from pipeline.engine import Outcome
-from pipeline.progress import Progress
+from pipeline.progress import Progress, Tally
 from pipeline.storage import Storage
 
-__all__ = ["Outcome", "Progress", "Recipe", "generate"]
+__all__ = ["Outcome", "Progress", "Recipe", "Tally", "generate"]
 
 
 def generate(
@@ -19,7 +19,7 @@ def generate(
     limit: int | None = None,
     address: str | None = None,
     retry_failed: bool = False,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[Progress, Tally], None] = lambda *_: None,
 ) -> Outcome:
     """Attacks the images of a recipe and scores how the result transfers; what the store already holds stays.
 
@@ -29,7 +29,7 @@ def generate(
         limit: Only the first so many images.
         address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
         retry_failed: Also try again failed items and quarantined images.
-        on_progress: Called every few seconds, from another thread.
+        on_progress: Called every few seconds, from another thread: how the store stands, and this run.
 
     Returns:
         What was made, and what failed, with reasons.

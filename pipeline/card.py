@@ -114,7 +114,7 @@ def _header(card: Card) -> str:
     if kinds:
         lines.append("configs:")
         for kind in kinds:
-            lines += [f"- config_name: {kind}", f"  data_files: {card.folder}/{kind}-*.parquet"]
+            lines += [f"- config_name: {kind}", f"  data_files: {card.folder}/{kind}/*.parquet"]
     return "\n".join(["---", *lines, "---"])
 
 
@@ -212,7 +212,7 @@ def _reading(card: Card) -> str:
             "",
             "```sql",
             f"select {columns[kind]}, count(*), avg((prediction <> label)::int) as wrong  -- in DuckDB",
-            f"from 'STORE/{card.folder}/{kind}-*.parquet' group by all",
+            f"from 'STORE/{card.folder}/{kind}/*.parquet' group by all",
             "```",
         ]
     return "\n".join(lines)

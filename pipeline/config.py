@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    create_model,
     model_validator,
 )
 
@@ -35,14 +36,6 @@ from pipeline.attack.iterate import Wanted
 from pipeline.attack.losses import Loss
 from pipeline.attack.precision import Precision
 from pipeline.attack.recipe import TRANSFORMS, VIEWS, Attack, build, require_budget
-from pipeline.attack.transforms import (
-    GradientNormPenalty,
-    PenalisedNeighbours,
-    ReversePerturbation,
-    Smoothing,
-    VarianceTuning,
-)
-from pipeline.attack.views import Admix, DiverseInput, Scale
 from pipeline.errors import RecipeError
 from pipeline.models import EnsembleSpec, ModelSpec, TargetSpec
 from pipeline.plan import DataSpec, Job
@@ -199,7 +192,7 @@ class Budget(_Table):
     steps: Annotated[tuple[int, ...], BeforeValidator(_listed)] = Field((10,), min_length=1)
     seed: int = 0
 
-    def points(self, entry: "AttackEntry") -> Iterator[Point]:
+    def points(self, entry: "_AttackEntry") -> Iterator[Point]:
         """What is left to the budget by an attack, at every point of the grid."""
         epsilons = self.epsilon if entry.epsilon is None else self.epsilon[:1]
         steps = self.steps if entry.steps is None and not entry.stepless else self.steps[:1]
@@ -208,7 +201,7 @@ class Budget(_Table):
             yield Point(epsilon, count, self.seed, tuple(axes))
 
 
-class AttackEntry(_Table):
+class _AttackEntry(_Table):
     """`[[attacks]]`: a combination by name, such as "gnp+mi+di+ti", or spelled out.
 
     A list, wherever a value stands, makes the attack once for each of its values: an ablation is one entry.
@@ -225,14 +218,6 @@ class AttackEntry(_Table):
         target_class: For a targeted attack: "shard", "random", "least-likely" or a class.
         precision: In which the source is differentiated: "float32", "tf32", "bfloat16", or "auto": bfloat16 where every
             part allows it; by default float32.
-        di: Settings of the diverse input that `attack` names; by default the published.
-        si: Of the scaled copies.
-        admix: Of Admix.
-        gnp: Of the gradient norm penalty.
-        ti: Of the translation-invariant smoothing.
-        vt: Of the variance tuning.
-        pgn: Of the penalised neighbours.
-        rap: Of the reverse perturbation.
     """
 
     attack: str
@@ -245,14 +230,6 @@ class AttackEntry(_Table):
     loss: Loss | None = None
     target_class: Annotated[Wanted | None, BeforeValidator(_wanted)] = None
     precision: Precision | Literal["auto"] | None = None
-    di: Annotated[DiverseInput | None, _FRACTIONS] = None
-    si: Annotated[Scale | None, _FRACTIONS] = None
-    admix: Annotated[Admix | None, _FRACTIONS] = None
-    gnp: Annotated[GradientNormPenalty | None, _FRACTIONS] = None
-    ti: Annotated[Smoothing | None, _FRACTIONS] = None
-    vt: Annotated[VarianceTuning | None, _FRACTIONS] = None
-    pgn: Annotated[PenalisedNeighbours | None, _FRACTIONS] = None
-    rap: Annotated[ReversePerturbation | None, _FRACTIONS] = None
 
     @property
     def stepless(self) -> bool:
@@ -260,7 +237,7 @@ class AttackEntry(_Table):
         return not _STEPLESS.isdisjoint(self.attack.split("+"))
 
     @model_validator(mode="after")
-    def _consistent(self) -> "AttackEntry":
+    def _consistent(self) -> "_AttackEntry":
         self.build(Point(Fraction(16, 255), 10, 0))
         return self
 
@@ -281,6 +258,13 @@ class AttackEntry(_Table):
             parts={name: part for name, part in parts.items() if part is not None},
             seed=point.seed,
         )
+
+
+if TYPE_CHECKING:
+    AttackEntry = _AttackEntry
+else:  # with a table of settings for each part that `attack` may name
+    _PARTS = {name: (Annotated[kind | None, _FRACTIONS], None) for name, kind in {**VIEWS, **TRANSFORMS}.items()}
+    AttackEntry = create_model("AttackEntry", __base__=_AttackEntry, **_PARTS)
 
 
 def _grid(value: Any) -> Any:
@@ -384,7 +368,7 @@ class Recipe(_Table):
         return tuple(_built(entry, point) for entry, point in points)
 
 
-def _built(entry: AttackEntry, point: Point) -> Attack:
+def _built(entry: _AttackEntry, point: Point) -> Attack:
     try:
         return entry.build(point)
     except ValueError as error:  # of the budget, or of both: by themselves entries are sound

@@ -1,6 +1,6 @@
 """A store's committed results as one version that readers can take whole.
 
-    versions/ID/clean-00000.parquet, transfer-00000.parquet …     the rows of all result files, in order of their units
+    versions/ID/clean/00000.parquet, transfer/00000.parquet …     the rows of all result files, in order of their units
     versions/ID/_info.json                                        the image shards, as timm's wds reader wants them
     versions/ID/README.md                                         the dataset card
     versions/ID/manifest.json                                     last: every committed object and file, with its hash
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_FILE = 2_000_000
 # Raised whenever the same store is to give other files, so that they become another version.
-_LAYOUT = 1
+_LAYOUT = 2
 _RESULTS = ("clean", "transfer")
 # What stands at the root too.
 _COPIED = ("_info.json", "README.md")
@@ -243,7 +243,7 @@ def _make(ledger: Ledger, store: _Store, version: Version) -> None:
     for kind in _RESULTS:
         tables = _named(_tables(ledger, store.of(kind)), names)
         for index, data in enumerate(results.compact(tables, rows_per_file=ROWS_PER_FILE)):
-            write(f"{kind}-{index:05d}.parquet", data)
+            write(f"{kind}/{index:05d}.parquet", data)
     images = info(store.markers)
     write("_info.json", _json(images))
     write("README.md", card.text(_card(store, version, names, images["splits"])).encode())
@@ -327,7 +327,7 @@ def _publish(storage: Storage, version: Version) -> None:
             storage.get(file, sha256_hex=digest)
     except (ValueError, KeyError, TypeError, AttributeError, MissingError, IntegrityError) as error:
         raise IntegrityError(f"{storage.at(key)}: {error}; or remove this manifest and finalize again") from error
-    # Readers take `transfer-*.parquet`: what an earlier try left there would be rows that are there twice.
+    # Readers take `transfer/*.parquet`: what an earlier try left there would be rows that are there twice.
     for stored in storage.list(version.key):
         if stored.key not in {key, *files}:
             raise IntegrityError(f"{storage.at(stored.key)}: not in the manifest; remove it")

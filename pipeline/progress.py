@@ -1,29 +1,53 @@
-"""How far a recorded plan is, by the names of markers alone, and what stages add; without torch: a look is quick."""
+"""How far a recorded plan is, by the names of markers alone, and what stages and runs add; without torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from pipeline.ledger import Ledger, Unit
 from pipeline.sample import Part
 
+# Source, attack and target, by name.
+Cell: TypeAlias = tuple[str, str, str]
+# What a stage's threads spend their time on; they work side by side, so that together it may be more than the clock's.
+Phase = Literal["get", "decode", "gradient", "answer", "encode", "put"]
+K = TypeVar("K")
+N = TypeVar("N", int, float)
+
 
 @dataclass(frozen=True)
 class Made:
-    """What a stage has added to the store.
+    """What a stage has added to the store, what that took, and what came of it.
 
     Attributes:
         parts: Adversarial parts, or result files.
         images: Images in them.
         quarantined: Images that could not be used, of the original parts that were made on the way.
+        seconds: By phase: fetching, decoding, attacking, asking models, encoding, storing.
+        counted: By source, attack and target: images that the target gets right when clean, and that were attacked.
+        fooled: Of these, those on which the attack succeeded.
     """
 
     parts: int = 0
     images: int = 0
     quarantined: int = 0
+    seconds: Mapping[Phase, float] = field(default_factory=dict)
+    counted: Mapping[Cell, int] = field(default_factory=dict)
+    fooled: Mapping[Cell, int] = field(default_factory=dict)
 
     def __add__(self, other: "Made") -> "Made":
-        return Made(self.parts + other.parts, self.images + other.images, self.quarantined + other.quarantined)
+        return Made(
+            self.parts + other.parts,
+            self.images + other.images,
+            self.quarantined + other.quarantined,
+            _summed(self.seconds, other.seconds),
+            _summed(self.counted, other.counted),
+            _summed(self.fooled, other.fooled),
+        )
+
+
+def _summed(one: Mapping[K, N], other: Mapping[K, N]) -> dict[K, N]:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,31 @@ class Progress:
     to_score: int
     shards_known: int
     shards: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A run, as its driver sees it.
+
+    Attributes:
+        items: How many had work to do.
+        items_left: How many are not through.
+        workers: By stage, how many are at an item.
+        attacked: What generators have made.
+        scored: What scorers have made.
+        tries_failed: How many tries of an item failed.
+        failed: How many items were given up.
+        seconds: Since it began.
+    """
+
+    items: int
+    items_left: int
+    workers: Mapping[Literal["generator", "scorer"], int]
+    attacked: Made
+    scored: Made
+    tries_failed: int
+    failed: int
+    seconds: float
 
 
 def progress(described: Mapping[str, Any], ledger: Ledger) -> Progress:

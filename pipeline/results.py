@@ -55,8 +55,8 @@ Kind = Literal["clean", "transfer"]
 SCHEMAS: dict[Kind, pa.Schema] = {"clean": CLEAN, "transfer": TRANSFER}
 
 
-def write(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> bytes:
-    """A Parquet file in memory; the same columns give the same bytes.
+def table(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> Table:
+    """Columns as a table.
 
     Args:
         schema: `CLEAN` or `TRANSFER`.
@@ -68,8 +68,13 @@ def write(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> byte
         value = columns[field.name]
         repeated = [value] * rows if value is None or isinstance(value, (str, int, float)) else value
         arrays.append(pa.array(repeated, type=field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def write(table: Table) -> bytes:
+    """A Parquet file in memory; the same table gives the same bytes."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 

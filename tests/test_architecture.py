@@ -65,6 +65,7 @@ LAYERS: dict[str, set[str]] = {
             "outline",
             "parts",
             "plan",
+            "predictions",
             "progress",
             "results",
         ),

@@ -60,7 +60,7 @@ def commit(
     }
     unit = Unit(DATASET, Part("s", part, 2), target=f"{target}-1")
     if name == "clean":
-        ledger.commit(unit, results.write(results.CLEAN, columns), "parquet", {})
+        ledger.commit(unit, results.write(results.table(results.CLEAN, columns)), "parquet", {})
         return
     attack = f"{name}-{epsilon}"
     columns |= {"source": source, "source_id": f"{source}-1", "attack": name, "attack_id": attack}
@@ -68,7 +68,9 @@ def commit(
     images = Unit(DATASET, Part("s", part, 2), f"{source}-1", attack)
     ledger.commit(images, b"", "tar", {"gradients": cost, "source": {"digest": source}})
     unit = Unit(DATASET, Part("s", part, 2), f"{source}-1", attack, f"{target}-1")
-    ledger.commit(unit, results.write(results.TRANSFER, columns), "parquet", {"target": {"digest": target}})
+    ledger.commit(
+        unit, results.write(results.table(results.TRANSFER, columns)), "parquet", {"target": {"digest": target}}
+    )
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipeline.errors import CapacityError, WeightsError
 from pipeline.ledger import Ledger
 from pipeline.outline import Item
 from pipeline.pools import Node, Pools, size
-from pipeline.progress import Progress
+from pipeline.progress import Progress, Tally
 from pipeline.storage import Storage
 from tests.conftest import ROOT
 from tests.samples import attack, resolve, sample, tiny_job, write_recipe, write_shard
@@ -44,7 +44,9 @@ def test_every_generator_and_scorer_has_a_device_of_its_own(
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=40),)), store_url)
     seen: list[Progress] = []
-    outcome = engine.run(plan.seal(planned), store_url, pools=Pools(), on_progress=seen.append)
+    outcome = engine.run(
+        plan.seal(planned), store_url, pools=Pools(), on_progress=lambda counts, _: seen.append(counts)
+    )
     assert (outcome.items, outcome.failed) == (9, {})
     ledger = Ledger(Storage(store_url))
     generators, scorers = workers(ledger, "adversarial"), workers(ledger, "transfer")
@@ -287,7 +289,7 @@ def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=200),)))
     stop = threading.Event()
 
-    def stop_at_the_first_part(counts: Progress) -> None:
+    def stop_at_the_first_part(counts: Progress, _: Tally) -> None:
         if counts.attacked:
             stop.set()
 

@@ -84,7 +84,7 @@ def contents(ledger: Ledger) -> dict[str, bytes]:
 
 
 def compacted(ledger: Ledger, version: finalize.Version, kind: str) -> list[results.Table]:
-    keys = sorted(item.key for item in ledger.storage.list(version.key) if f"/{kind}-" in item.key)
+    keys = sorted(item.key for item in ledger.storage.list(version.key) if f"/{kind}/" in item.key)
     return [results.read(ledger.storage.get(key), name=key) for key in keys]
 
 
@@ -113,7 +113,7 @@ def commit_clean(ledger: Ledger, part: Part, keys: list[str], **facts: Any) -> N
     }
     unit = Unit("data-0", part, target="x-id")
     said = {"n": len(keys), "target": {"model": "x"}, **VERSIONS, **facts}
-    ledger.commit(unit, results.write(results.CLEAN, columns), "parquet", said)
+    ledger.commit(unit, results.write(results.table(results.CLEAN, columns)), "parquet", said)
 
 
 def test_a_version_holds_every_committed_row_and_names_every_object(ledger: Ledger) -> None:
@@ -140,7 +140,7 @@ def test_the_root_points_at_the_version_and_the_manifest_at_its_files(ledger: Le
     assert (latest["version"], latest["manifest"]) == (version.id, f"{version.key}/manifest.json")
     ledger.storage.get(latest["manifest"], sha256_hex=latest["manifest_sha256"])
     listed = {entry["name"]: entry for entry in manifest_of(ledger, version)["files"]}
-    lying = {item.key.rpartition("/")[2]: item.size_bytes for item in ledger.storage.list(version.key)}
+    lying = {item.key.removeprefix(f"{version.key}/"): item.size_bytes for item in ledger.storage.list(version.key)}
     del lying["manifest.json"]
     assert {name: entry["size_bytes"] for name, entry in listed.items()} == lying
     for name, entry in listed.items():
@@ -215,7 +215,7 @@ def test_a_result_damaged_later_is_an_error_too(ledger: Ledger) -> None:
 def test_a_damaged_version_is_an_error_and_is_made_anew_without_its_manifest(ledger: Ledger) -> None:
     version = finalize.finalize(ledger)
     before = contents(ledger)
-    damaged = at(ledger, f"{version.key}/clean-00000.parquet")
+    damaged = at(ledger, f"{version.key}/clean/00000.parquet")
     damaged.write_bytes(b"x")
     with pytest.raises(IntegrityError, match=r"damaged.*or remove this manifest and finalize again"):
         finalize.finalize(ledger)
@@ -275,8 +275,8 @@ def test_on_a_folder_and_on_s3_a_version_is_the_same(storage: Storage, ledger: L
 
 def test_a_stray_file_in_a_version_is_an_error(ledger: Ledger) -> None:
     version = finalize.finalize(ledger)
-    ledger.storage.put(f"{version.key}/transfer-00001.parquet", b"x")
-    with pytest.raises(IntegrityError, match=r"transfer-00001.parquet: not in the manifest; remove it"):
+    ledger.storage.put(f"{version.key}/transfer/00001.parquet", b"x")
+    with pytest.raises(IntegrityError, match=r"transfer/00001.parquet: not in the manifest; remove it"):
         finalize.finalize(ledger)
 
 
@@ -361,7 +361,7 @@ def test_nothing_of_this_machine_or_of_the_input_s_place_is_told(ledger: Ledger,
 def test_duckdb_reads_the_compacted_files(ledger: Ledger) -> None:
     version = finalize.finalize(ledger)
     query = "select source, attack, target, count(*), count(distinct (shard, key)) from '{}' group by all order by all"
-    found = duckdb.execute(query.format(f"{ledger.storage.at(version.key)}/transfer-*.parquet")).fetchall()
+    found = duckdb.execute(query.format(f"{ledger.storage.at(version.key)}/transfer/*.parquet")).fetchall()
     assert found == [("tiny", name, "tiny", IMAGES, IMAGES) for name in ("noise", "target+mi")]
     each = query.format(f"{ledger.storage.at('results/transfer')}/**/*.parquet")
     assert duckdb.execute(each).fetchall() == found

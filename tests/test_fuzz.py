@@ -733,8 +733,8 @@ def sound_results() -> list[bytes]:
         "target_class": None,
     }
     return [
-        results.write(results.CLEAN, {**shared, **target, **scored}),
-        results.write(results.TRANSFER, {**shared, **target, **scored, **attack}),
+        results.write(results.table(results.CLEAN, {**shared, **target, **scored})),
+        results.write(results.table(results.TRANSFER, {**shared, **target, **scored, **attack})),
     ]
 
 

@@ -161,13 +161,13 @@ def test_what_ended_runs_leave_may_go_and_what_a_live_one_holds_may_not(ledger: 
 
 
 def test_a_version_that_was_never_finished_may_go_once_all_of_it_is_old(old: Ledger) -> None:
-    for name in ("clean-00000.parquet", "_info.json"):
+    for name in ("clean/00000.parquet", "_info.json"):
         old.storage.put(f"versions/half/{name}", b"x")
-    age(old.storage, ["versions/half/clean-00000.parquet"], 2 * DAY_S)
+    age(old.storage, ["versions/half/clean/00000.parquet"], 2 * DAY_S)
     assert garbage.find(old, age_s=DAY_S) == [], "somebody may be making it"
     age(old.storage, ["versions/half/_info.json"], 2 * DAY_S)
     found = garbage.find(old, age_s=DAY_S)
-    assert keys(found) == {"versions/half/clean-00000.parquet", "versions/half/_info.json"}
+    assert keys(found) == {"versions/half/clean/00000.parquet", "versions/half/_info.json"}
     assert garbage.remove(old, found, age_s=DAY_S) == 2
 
 

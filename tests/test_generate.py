@@ -9,8 +9,10 @@ import pytest
 from rich.console import Console
 
 from jobs import generate, tables
+from jobs.watch import Display
 from pipeline import status
 from pipeline.ledger import KINDS, Ledger
+from pipeline.progress import Made, Tally
 from pipeline.progress import Progress as Counts
 from pipeline.storage import Storage
 from tests.conftest import ROOT
@@ -127,10 +129,11 @@ def test_what_was_not_tried_is_not_passed_over_with_its_shard(recipe: Path, caps
 
 def test_off_a_terminal_a_long_run_says_how_far_it_is_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
-    bars = generate._Bars(Console(file=said, width=200))
+    display = Display(Console(file=said, width=200))
+    tally = Tally(1, 1, {}, Made(), Made(), 0, 0, 1.0)
     for now, attacked in ((1000.0, 0), (1001.0, 1), (1200.0, 2), (1301.0, 3), (1302.0, 20), (1303.0, 21)):
         monkeypatch.setattr("time.monotonic", lambda now=now: now)
-        bars.show(Counts(attacked=attacked, to_attack=100, scored=0, to_score=100, shards_known=1, shards=1))
+        display.show(Counts(attacked=attacked, to_attack=100, scored=0, to_score=100, shards_known=1, shards=1), tally)
     assert [line.split(" parts")[0] for line in said.getvalue().splitlines()] == [
         "attacked 0/100",
         "attacked 3/100",

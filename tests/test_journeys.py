@@ -334,7 +334,7 @@ def test_a_version_is_made_once_and_read_by_other_programs(journey: Journey) -> 
     where, _, said = done.stdout.strip().partition(": ")
     images, rows = 2 * IMAGES, 3 * IMAGES + 2 * 3 * IMAGES
     assert said == f"{images} adversarial images, {rows} rows, {5 + 10 + 15 + 30} objects"
-    frame = polars.read_parquet(f"{where}/transfer-*.parquet", storage_options=polars_options(journey))
+    frame = polars.read_parquet(f"{where}/transfer/*.parquet", storage_options=polars_options(journey))
     assert frame.sort(frame.columns).equals(table(journey, "transfer").sort(frame.columns))
     storage = Storage(journey.store)
     assert json.loads(storage.get("latest.json"))["version"] == where.rpartition("/")[2]

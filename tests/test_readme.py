@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ ROWS = {
 @pytest.mark.parametrize("name", [*VIEWS, *TRANSFORMS, *DEFENSES])
 def test_the_readme_tells_every_setting_and_its_default(name: str) -> None:
     told = ROWS[name].split("|")[3]
-    for field in dataclasses.fields({**VIEWS, **TRANSFORMS, **DEFENSES}[name]):
+    kinds: dict[str, Any] = {**VIEWS, **TRANSFORMS, **DEFENSES}
+    for field in dataclasses.fields(kinds[name]):
         default = field.default
         shown = (
             f'"{default}"'

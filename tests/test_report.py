@@ -46,7 +46,7 @@ def columns(target: str, predictions: list[int], keys: list[str]) -> dict[str, A
 def commit_clean(ledger: Ledger, target: str, predictions: list[int], part: int = 0) -> None:
     unit = Unit(DATASET, Part("s", part, 2), target=f"{target}-id")
     keys = KEYS[: len(predictions)]
-    ledger.commit(unit, results.write(results.CLEAN, columns(target, predictions, keys)), "parquet", {})
+    ledger.commit(unit, results.write(results.table(results.CLEAN, columns(target, predictions, keys))), "parquet", {})
 
 
 def commit_transfer(
@@ -73,7 +73,9 @@ def commit_transfer(
     }
     images = Unit(DATASET, Part("s", part, 2), "net-id", "mi-id")
     ledger.commit(images, b"", "tar", {"source": source or {"digest": "net"}})
-    ledger.commit(unit, results.write(results.TRANSFER, rows), "parquet", {"target": {"digest": digest or target}})
+    ledger.commit(
+        unit, results.write(results.table(results.TRANSFER, rows)), "parquet", {"target": {"digest": digest or target}}
+    )
 
 
 def rates(found: Report, target: str) -> dict[str, tuple[int, int]]:

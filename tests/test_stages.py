@@ -21,6 +21,8 @@ from pipeline.ledger import Ledger, Unit
 from pipeline.models import EnsembleSpec
 from pipeline.parts import Images
 from pipeline.plan import Job, Plan
+from pipeline.progress import Made
+from pipeline.report import summarise
 from pipeline.sample import Part, ShardFile
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage, sha256
@@ -447,3 +449,44 @@ def test_an_image_in_an_l2_ball_is_inside_as_stored(job: Job, tmp_path: Path) ->
     assert audit(ledger).problems == []
     record = next(shards.records(ledger.read(next(ledger.markers(ledger.units("adversarial")))), name="x"))
     assert 0.9 < json.loads(record["json"])["l2"] <= 1
+
+
+def test_what_stages_count_is_what_the_report_says(job: Job, tmp_path: Path) -> None:
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
+    for model in (*planned.sources[0].members, *planned.targets):
+        weights.resolve(model.spec, ledger.storage, classes=CLASSES)
+    generator, scorer = Generator(planned, ledger, CPU), Scorer(planned, ledger, CPU)
+    items = pending(planned, ledger)
+    attacked = sum((generator.run(item) for item in items), Made())
+    scored = sum((scorer.run(item) for item in items), Made())
+    assert (attacked.images, scored.images) == (26, 39)
+    assert set(attacked.seconds) == {"get", "decode", "gradient", "answer", "encode", "put"}
+    assert set(scored.seconds) == {"get", "decode", "answer", "encode", "put"}
+    assert min(attacked.seconds.values()) > 0
+    reported = {(line.source, line.attack, line.target): line.rates["target"] for line in summarise(ledger).success}
+    assert {cell: (scored.fooled[cell], n) for cell, n in scored.counted.items()} == {
+        cell: (rate.count, rate.n) for cell, rate in reported.items()
+    }
+
+
+def test_success_is_counted_also_where_an_earlier_run_scored_the_clean_images(job: Job, tmp_path: Path) -> None:
+    ledger = ledger_in(tmp_path / "store")
+    run_all(resolve(job), ledger)
+    planned = resolve(replace(job, attacks=(*job.attacks, attack("i"))))
+    generator, scorer = Generator(planned, ledger, CPU), Scorer(planned, ledger, CPU)
+    items = pending(planned, ledger)
+    for item in items:
+        generator.run(item)
+    scored = sum((scorer.run(item) for item in items), Made())
+    (line,) = (line for line in summarise(ledger).success if line.attack == "i")
+    cell = (line.source, "i", line.target)
+    assert (scored.fooled, scored.counted) == ({cell: line.rates["target"].count}, {cell: line.rates["target"].n})
+
+
+def test_damaged_clean_results_of_an_earlier_run_leave_only_the_count_out(job: Job, tmp_path: Path) -> None:
+    ledger = ledger_in(tmp_path / "store")
+    run_all(resolve(job), ledger)
+    for marker in ledger.markers(ledger.units("clean")):
+        ledger.storage.put(marker.object, b"")
+    planned = resolve(replace(job, attacks=(*job.attacks, attack("i"))))
+    assert run_all(planned, ledger) == (4, 4)

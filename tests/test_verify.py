@@ -115,14 +115,14 @@ def other_rows(ledger: Ledger) -> None:
     table = results.read(ledger.read(marker), name="x")
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     columns["pixels_sha256"] = ["0" * 64] * table.num_rows
-    rewrite(ledger, marker, results.write(results.TRANSFER, columns))
+    rewrite(ledger, marker, results.write(results.table(results.TRANSFER, columns)))
 
 
 def other_target(ledger: Ledger) -> None:
     marker = first(ledger, "transfer")
     table = results.read(ledger.read(marker), name="x")
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    rewrite(ledger, marker, results.write(results.TRANSFER, {**columns, "target_id": "other"}))
+    rewrite(ledger, marker, results.write(results.table(results.TRANSFER, {**columns, "target_id": "other"})))
 
 
 def other_weights(ledger: Ledger) -> None:
@@ -187,7 +187,7 @@ def cut_input(ledger: Ledger) -> None:
 
 def version_without_its_rows(ledger: Ledger) -> None:
     version = finalize(ledger)
-    ledger.storage.delete([f"{version.key}/transfer-00000.parquet"])
+    ledger.storage.delete([f"{version.key}/transfer/00000.parquet"])
 
 
 def version_of_nothing(ledger: Ledger) -> None:
@@ -218,7 +218,7 @@ def version_of_nothing(ledger: Ledger) -> None:
         (whole_shard, "no part of this shard is committed"),
         (flipped_weights, ".safetensors: damaged"),
         (cut_input, "not a record"),
-        (version_without_its_rows, "transfer-00000.parquet: no such object"),
+        (version_without_its_rows, "transfer/00000.parquet: no such object"),
         (version_of_nothing, "not a manifest"),
     ],
 )

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pipeline.attack.ball import BallNorm
 from pipeline.attack.iterate import Iterative, Noise, Wanted
@@ -121,10 +121,10 @@ def build(
         raise ValueError(f"target_class = {target_class}: must be a class index from 0")
     if norm == "l2" and (square := [name for name in names if name in ("vt", "pgn")]):
         raise ValueError(f"norm = 'l2': {square[0]} draws neighbours from a cube around the image, which is L∞'s ball")
-    made = {part: parts.get(part) or {**VIEWS, **TRANSFORMS}[part]() for part in names if part != base}
+    made: dict[str, Any] = {part: parts.get(part) or {**VIEWS, **TRANSFORMS}[part]() for part in names if part != base}
     _require_one_size(made)
     settings = {**BASES[base], **({} if decay is None else {"decay": decay})}
-    transforms = tuple(part for part in made.values() if isinstance(part, get_args(Transform)))
+    views, transforms = (tuple(made[part] for part in names if part in kind) for kind in (VIEWS, TRANSFORMS))
     step_size = epsilon / steps if step_size is None else step_size
     if precision == "auto":
         survives = all(survives_bfloat16(transform, float(step_size)) for transform in transforms)
@@ -137,7 +137,7 @@ def build(
         norm=norm,
         loss=loss or "cross-entropy",
         target_class=target_class,
-        views=tuple(part for part in made.values() if isinstance(part, get_args(View))),
+        views=views,
         transforms=transforms,
         seed=seed,
         precision=precision or "float32",

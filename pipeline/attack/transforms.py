@@ -7,7 +7,7 @@ batch.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,13 @@ from pipeline.attack.precision import computing
 Form = Literal["literal", "backward", "central", "exact", "look-ahead"]
 Norm = Literal["l2", "mean-abs"]
 Kernel = Literal["gaussian", "uniform", "linear"]
+
+
+class Transform(Protocol):
+    """What every class below is, and whatever else wants to be one: a frozen dataclass."""
+
+    def __call__(self, gradient: Gradient, batch: Batch) -> Gradient:
+        """The transformed gradient function, for the images of one call."""
 
 
 @dataclass(frozen=True)
@@ -295,9 +302,6 @@ class ReversePerturbation:
             return gradient(images + reverse)
 
         return reversed_
-
-
-Transform = GradientNormPenalty | Smoothing | VarianceTuning | PenalisedNeighbours | ReversePerturbation
 
 
 # The mean move of a pixel: four times the shortest at which bfloat16 was seen to tell two points apart, 0.1 in L2.

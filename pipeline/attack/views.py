@@ -5,12 +5,23 @@ several views over every combination. What is random is drawn for each image by 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.attack.batch import Batch
+
+
+class View(Protocol):
+    """What every class below is, and whatever else wants to be one: a frozen dataclass."""
+
+    @property
+    def copies(self) -> int:
+        """How many there are of each image."""
+
+    def __call__(self, images: Tensor, number: int, batch: Batch) -> Tensor:
+        """One of the copies of images (B, 3, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +154,6 @@ class Admix:
         mixed = pool.pixels[partners].to(images.device, images.dtype)
         mixed = mixed / 255 if pool.pixels.dtype == torch.uint8 else mixed
         return (images + self.share * mixed) * 0.5 ** (number % self.scales)
-
-
-View = DiverseInput | Scale | Admix
 
 
 def resizing(side: int, sides: Tensor, *, canvas: int, at: Tensor) -> Tensor:

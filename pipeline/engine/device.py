@@ -1,5 +1,7 @@
 """The device of a worker: which, how it computes, and when it is broken."""
 
+import resource
+
 import ray
 import torch
 
@@ -9,6 +11,13 @@ from pipeline import heap
 def own() -> torch.device:
     """The GPU that Ray gave this worker; where it gave none, the CPU."""
     return torch.device("cuda") if torch.cuda.is_available() and ray.get_gpu_ids() else torch.device("cpu")
+
+
+def most_held_bytes(device: torch.device) -> int:
+    """The most that this process has held of a device's memory; of a CPU's, with all its libraries."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def is_broken_by(error: Exception) -> bool:

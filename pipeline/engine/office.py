@@ -12,13 +12,14 @@ import time
 import uuid
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.exceptions
 
 from pipeline import runs
 from pipeline.engine import cluster
+from pipeline.engine.account import Account, Kind, log_item
 from pipeline.engine.cluster import gist
 from pipeline.engine.held import Held
 from pipeline.engine.worker import Receipt, Worker, place
@@ -26,12 +27,10 @@ from pipeline.errors import CapacityError, StorageError
 from pipeline.ledger import Failure, Ledger
 from pipeline.outline import Item, Prepared
 from pipeline.pools import Pools, Sizing
-from pipeline.progress import Made
+from pipeline.progress import Made, Tally
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
-
-Kind = Literal["generator", "scorer"]
 
 # An item is tried so often before it is listed as failed.
 ATTEMPTS = 3
@@ -39,6 +38,10 @@ ATTEMPTS = 3
 _STARTS = 5
 # How long workers are given to reach the end of a unit when the run is told to stop.
 _GRACE_S = 20.0
+# How often a worker is asked what it has made of its item so far.
+_ASK_S = 3.0
+# How long that may take of one that has answered.
+_ANSWER_S = 5.0
 # How often nodes are looked at.
 _NODES_S = 2.0
 # So many items of a queue are gone through for one that may be handed to a node.
@@ -54,6 +57,10 @@ class _Slot:
     since: float
     item: Item | None = None
     upcoming: Item | None = None
+    attempt: int = 1
+    made: Made = field(default_factory=Made)
+    asked: Any = None
+    heard: float = 0.0
     node: str = ""
     pulse: Any = None
 
@@ -90,7 +97,7 @@ class Office:
         self.state = "running"
         self.items = items
         self.workers = sizing.generators
-        self.made = Made()
+        self.account = Account(self.run)
         self.failed: dict[str, Failure] = {}
         self.started = time.monotonic()
         self._plan, self._storage, self._sizing, self._limits = ray.put(prepared.sealed), storage, sizing, limits
@@ -106,18 +113,14 @@ class Office:
         self._alive: set[str] = set()
         self._nodes_seen = 0.0
 
-    def counts(self) -> dict[str, Any]:
-        """What the run says of itself while it goes on."""
-        return {
-            "items": self.items,
-            "items_left": self._waiting(self._generators)
-            + self._waiting(self._scorers)
-            + len(self._held)
-            + len(self._busy()),
-            "images": self.made.images,
-            "failed": len(self.failed),
-            "seconds": round(time.monotonic() - self.started, 1),
-        }
+    def tally(self) -> Tally:
+        """How the run stands."""
+        pools = self._generators, self._scorers
+        at_work = {pool.stage: sum(slot.item is not None for slot in pool.slots) for pool in pools}
+        left = sum(map(self._waiting, pools)) + len(self._held) + sum(at_work.values())
+        return self.account.tally(
+            items=self.items, items_left=left, workers=at_work, seconds=time.monotonic() - self.started
+        )
 
     def work(self, items: list[Item], stop: threading.Event) -> None:
         """Hands items out, collects receipts, and replaces workers, until nothing is left or the run is to stop.
@@ -202,7 +205,8 @@ class Office:
             item, slot.upcoming = slot.upcoming or self._next(pool, slot.node), None
             if item is not None:
                 slot.item, slot.since, slot.upcoming = item, time.monotonic(), self._following(pool, item)
-                slot.future = slot.actor.run.remote(item, self._tries[pool.stage, item.name] + 1, slot.upcoming)
+                slot.attempt, slot.heard = self._tries[pool.stage, item.name] + 1, slot.since
+                slot.future = slot.actor.run.remote(item, slot.attempt, slot.upcoming)
 
     def _following(self, pool: _Pool, item: Item) -> Item | None:
         """What a generator begins to read beside an item, if anything.
@@ -251,6 +255,7 @@ class Office:
     def _collect(self) -> None:
         """Waits a moment for receipts, and settles what came and what is overdue."""
         slots = [(pool, slot) for pool in (self._generators, self._scorers) for slot in pool.slots]
+        self._ask(slots)
         waiting = {slot.pulse if slot.idle else slot.future: (pool, slot) for pool, slot in slots}
         if not waiting:
             time.sleep(0.2)
@@ -272,19 +277,60 @@ class Office:
         limit = 60 * self._limits.item_minutes
         for pool, slot in slots:
             if slot.item is not None and time.monotonic() - slot.since > limit:
+                reason = f"took longer than item_minutes = {self._limits.item_minutes:g}"
+                self._close_item(pool, slot, "overdue", reason)
                 item = self._drop(pool, slot)
                 assert item is not None
-                reason = f"took longer than item_minutes = {self._limits.item_minutes:g}"
                 self._try_again(pool, item, reason, node=slot.node)
 
+    def _ask(self, slots: list[tuple[_Pool, _Slot]]) -> None:
+        """Has workers say from time to time what they have made, and takes in what was said; waits for none."""
+        now = time.monotonic()
+        for _, slot in slots:
+            if slot.item is not None and slot.asked is None and now - slot.heard > _ASK_S:
+                slot.asked = slot.actor.collected.remote()
+        asked = {slot.asked: (pool, slot) for pool, slot in slots if slot.asked is not None}
+        said = ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else []
+        for future in said:
+            self._hear(*asked[future])
+
+    def _hear(self, pool: _Pool, slot: _Slot) -> None:
+        """Takes in what a worker was asked for; of one that has died since, nothing."""
+        asked, slot.asked, slot.heard = slot.asked, None, time.monotonic()
+        with contextlib.suppress(ray.exceptions.RayError):
+            made, memory_bytes = ray.get(asked, timeout=_ANSWER_S)
+            slot.made += made
+            self.account.add(pool.stage, made)
+            self.account.holds(pool.stage, slot.node, memory_bytes)
+
+    def _close_item(self, pool: _Pool, slot: _Slot, end: str, reason: str = "") -> None:
+        """Writes the log's line of an item that a worker is done with, however it ended."""
+        assert slot.item is not None
+        log_item(
+            pool.stage,
+            slot.item,
+            run=self.run,
+            end=end,
+            reason=reason,
+            seconds=time.monotonic() - slot.since,
+            made=slot.made,
+            attempt=slot.attempt,
+            node=slot.node,
+        )
+        slot.made = Made()
+
     def _answered(self, pool: _Pool, slot: _Slot, answer: Any) -> None:
-        item, slot.item, slot.future = slot.item, None, None
-        if item is None:  # it has started
-            slot.node, slot.pulse, pool.failed_starts = answer, slot.actor.live.remote(), 0
+        if slot.item is None:  # it has started
+            slot.node, slot.pulse, slot.future, pool.failed_starts = answer, slot.actor.live.remote(), None, 0
             return
         receipt: Receipt = answer
-        if pool is self._generators:
-            self.made += receipt.made
+        if slot.asked is not None:
+            self._hear(pool, slot)
+        self.account.add(pool.stage, receipt.made)
+        self.account.holds(pool.stage, slot.node, receipt.memory_bytes)
+        slot.made += receipt.made
+        self._close_item(pool, slot, receipt.end, receipt.reason)
+        item, slot.item, slot.future = slot.item, None, None
         if receipt.end == "done":
             self._store_failures = 0
             if pool is self._generators:
@@ -304,7 +350,10 @@ class Office:
     def _worker_died(self, pool: _Pool, slot: _Slot, error: ray.exceptions.RayError) -> None:
         if slot.upcoming is not None:
             self._read_when_one_died.add(slot.upcoming.name)
-        item, reason = self._drop(pool, slot), gist(error)
+        reason = gist(error)
+        if slot.item is not None:
+            self._close_item(pool, slot, "died", reason)
+        item = self._drop(pool, slot)
         if item is None:
             if time.monotonic() >= pool.not_before:  # those that were started together count as one try
                 pool.failed_starts += 1
@@ -336,6 +385,7 @@ class Office:
         key = (pool.stage, item.name)
         self._tries[key] += 1
         self._failed_on[key].add(node)
+        self.account.try_failed(pool.stage)
         log.warning("try %d of %d: %s: %s", self._tries[key], ATTEMPTS, item.name, reason)
         if self._tries[key] < ATTEMPTS or self._stopping:
             self._queues[pool.stage].append(item)
@@ -353,7 +403,8 @@ class Office:
             run=self.run,
             store_failed=store_failed,
         )
-        self.failed.setdefault(item.name, failure)
+        if self.failed.setdefault(item.name, failure) is failure:
+            self.account.gave_up()
         try:
             Ledger(self._storage).fail(failure)
             runs.release(self._storage, place(self.plan_id, item), self.run)

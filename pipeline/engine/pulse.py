@@ -12,7 +12,7 @@ from pipeline import runs
 from pipeline.engine.office import Office
 from pipeline.errors import StorageError
 from pipeline.ledger import Ledger
-from pipeline.progress import Progress, progress
+from pipeline.progress import Progress, Tally, progress
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,15 @@ def heart(office: Office, storage: Storage) -> Iterator[None]:
     """While entered, says every few seconds that the run is alive, and at the end how it ended."""
 
     def beat(state: str = "running") -> None:
-        runs.beat(storage, office.run, plan=office.plan_id, state=state, counts=office.counts())
+        tally = office.tally()
+        counts = {
+            "items": tally.items,
+            "items_left": tally.items_left,
+            "images": tally.attacked.images,
+            "failed": tally.failed,
+            "seconds": round(tally.seconds, 1),
+        }
+        runs.beat(storage, office.run, plan=office.plan_id, state=state, counts=counts)
 
     beat()
     try:
@@ -35,11 +43,13 @@ def heart(office: Office, storage: Storage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watch(described: Mapping[str, Any], ledger: Ledger, report: Callable[[Progress], None]) -> Iterator[None]:
+def watch(
+    described: Mapping[str, Any], ledger: Ledger, office: Office, report: Callable[[Progress, Tally], None]
+) -> Iterator[None]:
     """While entered, reports progress from the store, spending at most a twentieth of the time on listing it."""
 
     def look() -> None:
-        report(progress(described, ledger))
+        report(progress(described, ledger), office.tally())
 
     try:
         with _repeatedly(look, lambda took_s: max(1.0, 20 * took_s), called="progress"):

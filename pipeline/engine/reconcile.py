@@ -19,7 +19,7 @@ from pipeline.isolated import isolated
 from pipeline.ledger import Committed, Failure, Ledger
 from pipeline.outline import Item, Outline, Prepared, all_scopes, complete, pending
 from pipeline.pools import Pools, size
-from pipeline.progress import Made, Progress
+from pipeline.progress import Made, Progress, Tally
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def run(
     address: str | None = None,
     retry_failed: bool = False,
     stop: threading.Event | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[Progress, Tally], None] = lambda *_: None,
     on_notice: Callable[[str], None] = log.info,
 ) -> Outcome:
     """Makes what is missing of a plan.
@@ -97,7 +97,7 @@ def run(
         log.info("%s", sizing)
         items = _left(outline, committed, listed, workers=sizing.generators)
         office = Office(prepared, plan_id, storage, sizing, pools, items=len(items))
-        with heart(office, storage), watch(outline.described, ledger, on_progress), signals_set(stop):
+        with heart(office, storage), watch(outline.described, ledger, office, on_progress), signals_set(stop):
             _wait_for_whoever_is_alone(storage, office.run, stop, on_notice)
             for line in _others(storage, plan_id, office.run):
                 on_notice(line)
@@ -112,7 +112,7 @@ def run(
         failed=failed,
         listed=listed,
         incomplete=len(pending(outline, committed)),
-        made=office.made if office else Made(),
+        made=office.account.made["generator"] if office else Made(),
         usable=_usable(outline, ledger),
         stopped=stopped,
         seconds=time.monotonic() - started,

@@ -5,7 +5,7 @@ The driver knows this module, and is to do without torch: what a worker needs it
 
 import logging
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import ray
@@ -27,14 +27,16 @@ class Receipt:
     Attributes:
         end: `done`; `held` by another run; `stopped` on request; `failed`; `broken`: failed, and so has the device.
         reason: Why it is not done, in one line.
-        made: What was added to the store.
+        made: What was added to the store since `collected` was last asked.
         store_failed: The store was at fault and not the item.
+        memory_bytes: The most that the worker has held of its device's memory.
     """
 
     end: str
     reason: str = ""
     made: Made = field(default_factory=Made)
     store_failed: bool = False
+    memory_bytes: int = 0
 
 
 class Worker:
@@ -62,6 +64,10 @@ class Worker:
         """Ends the item in hand between two units; called beside `run`."""
         self._stopping.set()
 
+    def collected(self) -> tuple[Made, int]:
+        """What was added to the store since this was last asked, and the most memory held; called beside `run`."""
+        return self._stage.collected(), self._device.most_held_bytes(self._stage.device)
+
     def live(self) -> None:
         """Never returns: that it fails tells of this worker's death, whatever it is or is not at."""
         threading.Event().wait()
@@ -72,6 +78,11 @@ class Worker:
         What is read ahead of the item that will probably follow is kept as well, so that is claimed from then on.
         """
         self._device.settle(self._threads)  # a thread of its own runs this, and threads are counted by thread
+        receipt = self._tried(item, attempt, following)
+        heap.hand_back()
+        return replace(receipt, memory_bytes=self._device.most_held_bytes(self._stage.device))
+
+    def _tried(self, item: Item, attempt: int, following: Item | None) -> Receipt:
         try:
             # What is attacked is scored by whoever attacked it, or gave it up; only attacking is claimed.
             holder = self._claim(item) if self._attacks and not self._is_complete(item) else None
@@ -90,8 +101,6 @@ class Worker:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             end = "broken" if self._device.is_broken_by(error) else "failed"
             return Receipt(end, reason, self._stage.collected())
-        finally:
-            heap.hand_back()
 
     def _is_complete(self, item: Item) -> bool:
         """Whether nothing is left of an item: another run, which still holds its shard, may have done it."""

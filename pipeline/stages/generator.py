@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,8 +28,6 @@ from pipeline.stages.overheard import first_answer
 from pipeline.stages.overlap import Ahead, Behind, Next, mapped
 from pipeline.stages.stage import Failures, Stage
 from pipeline.weights import Source
-
-log = logging.getLogger(__name__)
 
 
 class Generator(Stage):
@@ -82,7 +79,7 @@ class Generator(Stage):
             FloatingPointError: A gradient is not finite.
             Interrupted: It was told to stop, and did so between two units.
         """
-        started, failures, committed = time.monotonic(), Failures(), self._committed(item)
+        failures, committed = Failures(), self._committed(item)
         originals = self._next.take(item) or self._read(item, attempt)
         with contextlib.closing(originals), Behind() as behind, self._following_forgotten():
             for part, read in originals:
@@ -105,9 +102,7 @@ class Generator(Stage):
                                 commit = self._attacked(unit, attack, source, images, clean, attempt)
                             behind.call(partial(self.put_away, commit, len(images.keys), failures))
         failures.tell()
-        made = self.collected()
-        log.info("%s: %d adversarial parts in %.1f s", item.name, made.parts, time.monotonic() - started)
-        return made
+        return self.collected()
 
     def _originals(self, item: Item, committed: Committed, attempt: int) -> Iterator[tuple[Part, Callable[[], Images]]]:
         """The item's parts that need work, and how to come by their images.
@@ -121,7 +116,9 @@ class Generator(Stage):
                 for part in missing:
                     yield part, partial(self._stored, Unit(self.plan.dataset, part))
                 return
-        with shards.spool(item.take.shard) as shard:
+        with contextlib.ExitStack() as spooled:
+            with self.timed("get"):
+                shard = spooled.enter_context(shards.spool(item.take.shard))
             self._require_same(item, shard)
             for part, indices in self._parts(item, shard):
                 unit = Unit(self.plan.dataset, part)
@@ -136,8 +133,7 @@ class Generator(Stage):
             raise ShardError(f"{item.take.shard.url}: changed since its first parts were made; restore it or rename it")
 
     def _stored(self, original: Unit) -> Images:
-        marker = self.ledger.marker(original)
-        return parts.read(self.ledger.read(marker), name=marker.object)
+        return self.fetched(original)[1]
 
     def _has_attacks(self, part: Part, source: str, committed: Committed) -> bool:
         wanted = (Unit(self.plan.dataset, part, source, attack) for attack in self.plan.attacks)
@@ -158,11 +154,13 @@ class Generator(Stage):
         spec, started = self.plan.job.data, time.monotonic()
         samples = shard.samples(indices, classes=spec.classes)
         chosen = (sample for sample in samples if spec.chooses(unit.part.shard, sample.key))
-        prepared = list(mapped(self._prepared, chosen, threads=self.threads))
+        with self.timed("decode"):
+            prepared = list(mapped(self._prepared, chosen, threads=self.threads))
         kept = [each for each in prepared if not isinstance(each, Rejected)]
         quarantined = [each for each in prepared if isinstance(each, Rejected)]
         images = parts.stack([sample for sample, _ in kept], [pixels for _, pixels in kept])
-        tar = parts.files(images, images.pixels, threads=self.threads)
+        with self.timed("encode"):
+            tar = parts.files(images, images.pixels, threads=self.threads)
         facts = {
             "n_in": len(prepared),
             "n_ok": len(kept),
@@ -178,7 +176,8 @@ class Generator(Stage):
             },
             **self.circumstances(batch_size=None, started=started, attempt=attempt),
         }
-        marker = self.ledger.commit(unit, tar, "tar", facts)
+        with self.timed("put"):
+            marker = self.ledger.commit(unit, tar, "tar", facts)
         self.count(Made(quarantined=len(quarantined)))
         return images if marker.fact("pixels_sha256") == facts["pixels_sha256"] else self._stored(unit)
 
@@ -201,7 +200,8 @@ class Generator(Stage):
         started = time.monotonic()
         wanted = self._wanted(attack, source, images)
         tally = Tally()
-        pixels, batch_size = self._adversarial(attack, source, images, wanted, clean, tally)
+        with self.timed("gradient"):
+            pixels, batch_size = self._adversarial(attack, source, images, wanted, clean, tally)
         if (clean < 0).any():
             clean.copy_(self._predict(source, images))
         fooled = self._predict(source, replace(images, pixels=pixels))
@@ -220,7 +220,8 @@ class Generator(Stage):
         started = time.monotonic()
         source = self._resolved(unit.source)
         assert isinstance(source, Foreign)
-        pixels = source.pixels(images, attack)
+        with self.timed("get"):
+            pixels = source.pixels(images, attack)
         files = {key: source.files[key].sha256 for key in images.keys}
         facts = {
             "gradients": None,
@@ -256,7 +257,8 @@ class Generator(Stage):
             for key, label, original, adversarial, predictions in told
         ]
         told_as_json = [{"json": json.dumps(each, sort_keys=True).encode()} for each in extra]
-        tar = parts.files(images, pixels, told_as_json, threads=self.threads)
+        with self.timed("encode"):
+            tar = parts.files(images, pixels, told_as_json, threads=self.threads)
         about = {
             "n": len(images.keys),
             "attack": described(attack),
@@ -264,7 +266,8 @@ class Generator(Stage):
             "pixels_sha256": codec.pixels_sha256(pixels),
             "original_pixels_sha256": codec.pixels_sha256(images.pixels),
         }
-        self.ledger.commit(unit, tar, "tar", {**about, **facts})
+        with self.timed("put"):
+            self.ledger.commit(unit, tar, "tar", {**about, **facts})
 
     def _wanted(self, attack: Attack, source: nn.Module, images: Images) -> Tensor:
         """The classes that an attack is to reach, (N,) int64; −1 throughout where it is untargeted.
@@ -338,8 +341,9 @@ class Generator(Stage):
         return self.batch_size((self._loaded_id, "answers"), images, ask_all)
 
     def _predict(self, source: nn.Module, images: Images) -> Tensor:
-        size = self._answers_size(source, images)
-        return score.predict(source, images.pixels, images.labels, batch_size=size, device=self.device).prediction
+        with self.timed("answer"):
+            size = self._answers_size(source, images)
+            return score.predict(source, images.pixels, images.labels, batch_size=size, device=self.device).prediction
 
     def _resolved(self, identity: str) -> Source | Foreign:
         return next(source for source in self.plan.sources if source.id == identity)

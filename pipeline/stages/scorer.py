@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import codec, parts, results, score, weights
+from pipeline import codec, results, score, weights
 from pipeline.defenses import Ready
+from pipeline.errors import IntegrityError, MissingError
 from pipeline.ledger import Committed, Marker, Unit
 from pipeline.models import TargetSpec
 from pipeline.outline import Item, item_parts, scopes
 from pipeline.parts import Images
+from pipeline.predictions import Predictions
 from pipeline.progress import Made
 from pipeline.stages.overlap import Ahead, Behind
 from pipeline.stages.stage import Failures, Stage
@@ -35,6 +37,7 @@ class Scorer(Stage):
 
     def open(self) -> None:
         """Loads every target."""
+        self._clean: dict[str, Predictions] = {}  # of the part at hand, by target: what is said of it unattacked
         storage, classes = self.ledger.storage, self.plan.job.data.classes
         self.targets: list[Target] = [
             (
@@ -54,7 +57,7 @@ class Scorer(Stage):
             StorageError: The store failed, or stored bytes are damaged.
             Interrupted: It was told to stop, and did so between two units.
         """
-        started, failures = time.monotonic(), Failures()
+        failures = Failures()
         committed = self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
         with contextlib.closing(Ahead(self._unscored(item, committed))) as unscored, Behind() as behind:
             for targets, read in unscored:
@@ -65,9 +68,7 @@ class Scorer(Stage):
                         commit = self._scored(marker, *target, images, attempt)
                         behind.call(partial(self.put_away, commit, len(images.keys), failures))
         failures.tell()
-        made = self.collected()
-        log.info("%s: %d result files in %.1f s", item.name, made.parts, time.monotonic() - started)
-        return made
+        return self.collected()
 
     def _unscored(self, item: Item, committed: Committed) -> Unscored:
         """What is committed and not scored on every target: on which it is not, and how to come by its images."""
@@ -77,11 +78,7 @@ class Scorer(Stage):
             for unit in (original, *adversarial):
                 targets = [each for each in self.targets if replace(unit, target=each[0].id) not in committed]
                 if unit in committed and targets:
-                    yield targets, partial(self._read, unit)
-
-    def _read(self, unit: Unit) -> tuple[Marker, Images]:
-        marker = self.ledger.marker(unit)
-        return marker, parts.read(self.ledger.read(marker), name=marker.object)
+                    yield targets, partial(self.fetched, unit)
 
     def _scored(
         self,
@@ -103,14 +100,15 @@ class Scorer(Stage):
             with torch.inference_mode():
                 score.ask(network, some.pixels, slice(0, len(some.keys)), device=self.device, behind=behind)
 
-        said = score.predict(
-            network,
-            images.pixels,
-            images.labels,
-            batch_size=self.batch_size(unit.target, images, ask_all),
-            device=self.device,
-            behind=score.Behind(defenses, target.defense_seed, images.keys),
-        )
+        with self.timed("answer"):
+            said = score.predict(
+                network,
+                images.pixels,
+                images.labels,
+                batch_size=self.batch_size(unit.target, images, ask_all),
+                device=self.device,
+                behind=score.Behind(defenses, target.defense_seed, images.keys),
+            )
         columns: dict[str, Any] = {
             "dataset": unit.dataset,
             "shard": unit.part.shard,
@@ -148,6 +146,38 @@ class Scorer(Stage):
         }
 
         def commit() -> None:
-            self.ledger.commit(unit, results.write(schema, columns), "parquet", facts)
+            with self.timed("encode"):
+                table = results.table(schema, columns)
+                file = results.write(table)
+            with self.timed("put"):
+                self.ledger.commit(unit, file, "parquet", facts)
+            self._count_fooled(Predictions(unit, unit.data, table))
 
         return commit
+
+    def _count_fooled(self, said: Predictions) -> None:
+        """Counts an attack's success on what the target gets right when clean; what is said unattacked is kept for it.
+
+        Called in the thread that commits, unit after unit: a part's clean images come before what is made of them.
+        """
+        unit = said.unit
+        if not unit.attack:
+            self._clean[unit.target] = said
+        elif said.table.num_rows:
+            try:
+                clean = self._clean_of(unit)
+                said.require_images_of(clean)
+            except (IntegrityError, MissingError) as error:  # the results stand all the same
+                log.warning("%s is not counted: %s", unit.data, error)
+                return
+            cell = said.constant("source"), said.constant("attack"), said.constant("target")
+            counted = said.attacked & clean.correct
+            self.count(Made(counted={cell: int(counted.sum())}, fooled={cell: int((said.fooled & counted).sum())}))
+
+    def _clean_of(self, unit: Unit) -> Predictions:
+        known = self._clean.get(unit.target)
+        if known is None or known.unit.part != unit.part:
+            marker = self.ledger.marker(replace(unit, source="", attack=""))  # an earlier run's
+            known = Predictions(marker.unit, marker.object, results.read(self.ledger.read(marker), name=marker.object))
+            self._clean[unit.target] = known
+        return known

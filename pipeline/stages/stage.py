@@ -15,11 +15,11 @@ import torch
 
 from pipeline import batches, parts
 from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, ShardError
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, Marker, Unit
 from pipeline.outline import Item
 from pipeline.parts import Images
 from pipeline.plan import Plan
-from pipeline.progress import Made
+from pipeline.progress import Made, Phase
 from pipeline.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,23 @@ class Stage(ABC):
         """Adds to what this run has made; from any thread."""
         with self._counting:
             self.made += made
+
+    @contextlib.contextmanager
+    def timed(self, phase: Phase) -> Iterator[None]:
+        """Counts what is done meanwhile, in this thread, as time of a phase."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.count(Made(seconds={phase: time.monotonic() - started}))
+
+    def fetched(self, unit: Unit) -> tuple[Marker, Images]:
+        """A committed part's marker and images."""
+        with self.timed("get"):
+            marker = self.ledger.marker(unit)
+            tar = self.ledger.read(marker)
+        with self.timed("decode"):
+            return marker, parts.read(tar, name=marker.object)
 
     def put_away(self, commit: Callable[[], None], images: int, failures: "Failures") -> None:
         """Commits one unit of so many images, beside the device's work; a failure that is its own is noted."""

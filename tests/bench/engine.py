@@ -13,6 +13,7 @@ from pipeline.engine import office
 from pipeline.engine.worker import Receipt, Worker
 from pipeline.outline import Item, Prepared
 from pipeline.pools import Pools, Sizing
+from pipeline.progress import Made
 from pipeline.storage import Storage
 from tests import scale
 from tests.bench.figures import Figure, seconds
@@ -38,6 +39,9 @@ class Sleeper(Worker):
             self._there = True
         time.sleep(_SLEEP_S)
         return Receipt("done")
+
+    def collected(self) -> tuple[Made, int]:
+        return Made(), 0
 
 
 def _office(folder: str, workers: int) -> office.Office:

@@ -1,0 +1,106 @@
+"""What is seen of a run: the display, the lines, the log of items."""
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from jobs import watch
+from jobs.watch import Display, items_logged
+from pipeline.engine.account import log_item
+from pipeline.errors import RecipeError
+from pipeline.outline import Item, Take
+from pipeline.progress import Made, Tally
+from pipeline.progress import Progress as Counts
+from pipeline.sample import ShardFile
+
+SCORED = Made(
+    counted={("a", "i", "one"): 20, ("a", "mi", "one"): 20, ("a", "mi", "two"): 10, ("a", "i", "two"): 0},
+    fooled={("a", "i", "one"): 5, ("a", "mi", "one"): 15, ("a", "mi", "two"): 5, ("a", "i", "two"): 0},
+)
+TALLY = Tally(
+    items=4,
+    items_left=2,
+    workers={"generator": 2, "scorer": 1},
+    attacked=Made(parts=6, images=300, quarantined=3),
+    scored=SCORED,
+    tries_failed=2,
+    failed=1,
+    seconds=100.0,
+)
+
+
+def counts(attacked: int, scored: int, *, known: int = 4) -> Counts:
+    return Counts(attacked, 20, scored, 40, known, 4)
+
+
+def test_a_line_says_how_far_how_fast_how_long_how_well_and_what_failed() -> None:
+    said = io.StringIO()
+    display = Display(Console(file=said, width=80))
+    display.show(counts(0, 0), TALLY)
+    display.show(counts(10, 8), TALLY)
+    assert said.getvalue().splitlines()[-1] == (
+        "attacked 10/20 parts, scored 8/40 files, 4/4 shards read; 3 images/s; about 7 min left; "
+        "strongest so far, mi from a: one 75% 15/20, two 50% 5/10; "
+        "3 images quarantined; 2 tries failed; 1 items given up"
+    )
+
+
+def test_time_left_counts_shards_that_are_not_read_yet_as_those_that_are() -> None:
+    # Half of the shards are known: of 40 parts and 80 files, 10 and 20 came in 60 s.
+    assert watch._left_s(counts(0, 0), counts(10, 20, known=2), 60.0) == pytest.approx(180)
+
+
+def test_time_left_is_of_this_run_s_own_pace() -> None:
+    assert watch._left_s(counts(10, 20), counts(15, 30), 60.0) == pytest.approx(60)
+    assert watch._left_s(counts(10, 20), counts(10, 20), 60.0) is None
+
+
+def test_on_a_terminal_success_stands_in_a_table() -> None:
+    said = io.StringIO()
+    console = Console(file=said, width=120, height=40, force_terminal=True)
+    with Display(console) as display:
+        display.show(counts(0, 0), TALLY)
+        display.show(counts(10, 8), TALLY)
+    shown = Text.from_ansi(said.getvalue()).plain
+    for piece in ("attacked parts", "10/20", "8/40", "3 images/s", "2 at attacking, 1 at scoring", "75% 15/20", "–"):
+        assert piece in shown
+
+
+def test_no_more_attacks_are_shown_than_there_is_room_for() -> None:
+    cells = {("a", f"attack-{number}", "one"): 10 for number in range(50)}
+    said = io.StringIO()
+    console = Console(file=said, width=120, height=20, force_terminal=True)
+    display = Display(console)
+    display.show(counts(1, 1), Tally(**{**vars(TALLY), "scored": Made(counted=cells, fooled=dict.fromkeys(cells, 1))}))
+    console.print(display._below)
+    shown = Text.from_ansi(said.getvalue()).plain
+    assert "attack-9" in shown
+    assert "attack-10" not in shown
+    assert "and 40 more attacks" in shown
+
+
+def test_each_item_is_a_line_of_json(tmp_path: Path) -> None:
+    item = Item(Take(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
+    told = {"run": "r", "end": "done", "reason": "", "seconds": 1.0}
+    log_item("generator", item, made=Made(), **told)  # type: ignore[arg-type]  # nobody listens
+    with items_logged(tmp_path / "items.jsonl"):
+        log_item("scorer", item, made=SCORED, **told)  # type: ignore[arg-type]
+        log_item("generator", item, made=Made(1, 2, 3, {"gradient": 4.0}), attempt=2, **told)  # type: ignore[arg-type]
+    first, second = map(json.loads, (tmp_path / "items.jsonl").read_text().splitlines())
+    assert first["success"]["a | mi | one"] == [15, 20]
+    assert (second["stage"], second["item"], second["attempt"]) == ("generator", item.name, 2)
+    assert (second["parts"], second["images"], second["quarantined"], second["phases"]) == (1, 2, 3, {"gradient": 4.0})
+    assert not logging.getLogger("gnp.items").handlers
+
+
+def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RecipeError, match=r"--log .*nowhere/x: cannot be written \(No such file or directory\)"),
+        items_logged(tmp_path / "nowhere" / "x"),
+    ):
+        pass
