@@ -14,6 +14,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 html_theme = "furo"
 html_title = "gnp"
+html_show_copyright = False
 exclude_patterns = ["conf.py"]
 html_math_renderer = "mathml"
 

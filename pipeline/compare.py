@@ -246,7 +246,7 @@ def _pairs(
     everywhere: np.ndarray,
     denominator: Denominator,
     base: str,
-    costs: dict[str, int | None],
+    costs: dict[tuple[str, str], int | None],
 ) -> Iterator[_Pair]:
     """What one part adds."""
     alike: dict[tuple[Any, ...], list[tuple[Predictions, np.ndarray]]] = defaultdict(list)
@@ -260,7 +260,8 @@ def _pairs(
             for other, _ in attacks:
                 if one is other or not _is_of(other.constant("attack"), base) or _is_of(one.constant("attack"), base):
                     continue
-                ours = None not in (costs.get(one.unit.attack), costs.get(other.unit.attack))
+                cost, base_cost = (costs.get((each.unit.source, each.unit.attack)) for each in (one, other))
+                ours = None not in (cost, base_cost)
                 if ours and one.unit.source != other.unit.source:
                     continue  # two models of one name; another program's source is what its user says
                 if not one.table.column("target_class").equals(other.table.column("target_class")):
@@ -273,8 +274,8 @@ def _pairs(
                     norm=ball,
                     attack=one.constant("attack"),
                     base=other.constant("attack"),
-                    gradients=costs.get(one.unit.attack),
-                    base_gradients=costs.get(other.unit.attack),
+                    gradients=cost,
+                    base_gradients=base_cost,
                     target=one.constant("target"),
                     both=int((mine & theirs).sum()),
                     only_attack=int((mine & ~theirs).sum()),
@@ -290,7 +291,9 @@ def _is_of(attack: str, base: str) -> bool:
     return attack == base or attack.startswith(f"{base}[")
 
 
-def _costs(ledger: Ledger) -> dict[str, int | None]:
-    """Identity of each attack → how many gradients an image costs, off one marker of each."""
-    first = {unit.attack: unit for unit in ledger.units("adversarial")}
-    return {marker.unit.attack: marker.fact("gradients") for marker in ledger.markers(first.values())}
+def _costs(ledger: Ledger) -> dict[tuple[str, str], int | None]:
+    """Identities of source and attack (an ensemble costs more) → gradients an image, off one marker of each."""
+    first = {(unit.source, unit.attack): unit for unit in ledger.units("adversarial")}
+    return {
+        (marker.unit.source, marker.unit.attack): marker.fact("gradients") for marker in ledger.markers(first.values())
+    }

@@ -100,6 +100,17 @@ def test_attacks_are_counted_image_by_image_over_all_parts(ledger: Ledger) -> No
     assert compare.compare(ledger, base="i").each == []
 
 
+def test_one_attack_costs_from_each_source_what_it_costs_there(ledger: Ledger) -> None:
+    """An ensemble of three takes three gradients where one network takes one; the attack is the same."""
+    for part in range(2):
+        commit(ledger, "mi[steps=10]", {0}, part=part, cost=30, source="three")
+        commit(ledger, "gnp+mi", {0}, part=part, cost=60, source="three")
+    rows = compare.compare(ledger, base="mi").each
+    costs = {(row.source, row.base): (row.gradients, row.base_gradients) for row in rows}
+    assert costs[("three", "mi[steps=10]")] == (60, 30)
+    assert costs[("net", "mi[steps=10]")] == (20, 10)
+
+
 def test_the_test_is_mcnemars_exact_one() -> None:
     assert comparison(9, 1, both=50).p_value == pytest.approx(2 * 11 / 2**10)
     assert comparison(9, 1).p_value == binomtest(9, 10, 0.5).pvalue

@@ -136,6 +136,7 @@ PROVOKED: dict[str, Callable[[Place], list[object]]] = {
     "no key": lambda place: ["show", place.folder / "store", "nobody", "--out", place.folder],
     "two formats": lambda place: ["report", place.folder / "store", "--json", "--csv"],
     "in the way": in_the_way,
+    "no log": lambda place: place.generate(place.recipe, "--log", place.folder),
     "no photographs": lambda place: ["shards", place.folder / "in", place.folder / "out"],
     "no labels": no_labels,
     "twice": twice,

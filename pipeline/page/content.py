@@ -64,7 +64,7 @@ class Dataset:
     images: Mapping[str, int]
     targets: list[Accuracy]
     matrix: dict[Denominator, list[Line]]
-    costs: Mapping[str, int | None]
+    costs: Mapping[tuple[str, str], int | None]
     gains: list[Gain]
     figures: dict[str, list[Figure]]
     close: Close | None
@@ -141,7 +141,7 @@ def _dataset(
     summary: Report,
     compared: compare.Compared,
     settings: Mapping[str, Mapping[str, ablation.Value]],
-    costs: Mapping[str, int | None],
+    costs: Mapping[tuple[str, str], int | None],
     name: Callable[[int], str],
     denominator: Denominator,
 ) -> Dataset:
@@ -286,14 +286,14 @@ def _close(ledger: Ledger, row: Overall, told: Details, said: str, name: Callabl
     )
 
 
-def _made(ledger: Ledger) -> tuple[dict[str, Counter[str]], dict[str, int | None]]:
-    """Under what adversarial parts were made, how many each; and identity of each attack → gradients an image."""
+def _made(ledger: Ledger) -> tuple[dict[str, Counter[str]], dict[tuple[str, str], int | None]]:
+    """Under what adversarial parts were made, how many each; and by source and attack gradients an image."""
     found: dict[str, Counter[str]] = {
         name: Counter() for name in ("device", "versions", "threads", "batch_size", "attempt")
     }
-    costs: dict[str, int | None] = {}
+    costs: dict[tuple[str, str], int | None] = {}
     for marker in ledger.markers(ledger.units("adversarial")):
-        costs[marker.unit.attack] = marker.fact("gradients")
+        costs[marker.unit.source, marker.unit.attack] = marker.fact("gradients")
         for name, counted in found.items():
             said = marker.facts.get(name, "not recorded")
             told = ", ".join(f"{key} {value}" for key, value in said.items()) if isinstance(said, dict) else str(said)
