@@ -16,7 +16,7 @@ from pipeline.status import PlanStatus
 if TYPE_CHECKING:  # it draws: a look at a store does not wait for that
     from pipeline.ablation import Point
     from pipeline.dataset import Sample
-    from pipeline.picture import Said
+    from pipeline.picture import Said, Word
 
 
 def tables(report: Report, *, denominator: Denominator) -> Group:
@@ -75,9 +75,8 @@ def show_status(plans: list[PlanStatus], *, console: Console) -> None:
 def show_sample(sample: "Sample", said: "list[Said]", *, console: Console) -> None:
     """Prints what targets say of one sample, clean and under each attack: the class, and the label's probability."""
 
-    def cell(index: int, probability: float) -> str:
-        mark, name = "✓" if index == sample.label else "✗", escape(sample.class_name(index).split(",")[0])
-        return f"{mark} {name}\n[dim]{probability:.2f}[/dim]"
+    def cell(word: "Word") -> str:
+        return f"{escape(word.told(sample.class_name))}\n[dim]{word.probability:.2f}[/dim]"
 
     table = Table(
         title=escape(f"{sample.shard}/{sample.key}: {sample.class_name(sample.label)}"),
@@ -85,14 +84,14 @@ def show_sample(sample: "Sample", said: "list[Said]", *, console: Console) -> No
         title_justify="left",
         caption_justify="left",
     )
-    answers = {answer.target: answer for each in said for answer in each.answers}
+    answers = {answer.target_id: answer for each in said for answer in each.answers}
     table.add_column("source → attack", overflow="fold")
-    for target in answers:
-        table.add_column(escape(target), overflow="fold")
-    clean = [cell(each.before, each.probability_before) for each in answers.values()]
+    for answer in answers.values():
+        table.add_column(escape(answer.target), overflow="fold")
+    clean = [cell(each.before) for each in answers.values()]
     table.add_row("clean", *clean, end_section=True)
     for each in said:
-        own = {answer.target: cell(answer.after, answer.probability_after) for answer in each.answers}
+        own = {answer.target_id: cell(answer.after) for answer in each.answers}
         table.add_row(
             f"{escape(each.source)} →\n[bold]{escape(each.attack)}[/bold]",
             *(own.get(target, "–") for target in answers),

@@ -69,6 +69,7 @@ class Display:
         ):
             self._bars.update(task, completed=done, total=total if known else None, rate=_rate(made, tally.seconds))
         said = [
+            f"{tally.items - tally.items_left} of {tally.items} items through",
             f"{tally.workers.get('generator', 0)} at attacking, {tally.workers.get('scorer', 0)} at scoring",
             f"{_duration(tally.seconds)} so far",
             *([f"about {_duration(left_s)} left"] if left_s else []),

@@ -17,28 +17,44 @@ _PARTS = 8
 
 
 @dataclass(frozen=True)
+class Word:
+    """What a target says of one image.
+
+    Attributes:
+        prediction: The class that it names.
+        probability: Of the true class.
+        right: Whether it is right; who abstains is not.
+        abstained: Whether it does not answer; `prediction` is then the class ahead.
+    """
+
+    prediction: int
+    probability: float
+    right: bool
+    abstained: bool
+
+    def told(self, class_name: Callable[[int], str]) -> str:
+        """In a few words: `✓ espresso`, `✗ loupe (abstains)`."""
+        name = short(class_name(self.prediction))
+        return f"{'✓' if self.right else '✗'} {name}{' (abstains)' if self.abstained else ''}"
+
+
+@dataclass(frozen=True)
 class Answer:
     """What one target says of one sample.
 
     Attributes:
         target: Its name.
-        before: The class that it names when the image is clean.
+        target_id: Its identity: of one name there may be several, of several recipes.
+        before: Of the clean image.
         after: Of the adversarial image.
-        probability_before: Of the true class, when clean.
-        probability_after: Of the adversarial image.
-        right: Whether it is right when clean.
         fooled: Whether the attack does what it is to do.
-        abstained: Whether it does not answer for the adversarial image; `after` is then the class ahead.
     """
 
     target: str
-    before: int
-    after: int
-    probability_before: float
-    probability_after: float
-    right: bool
+    target_id: str
+    before: Word
+    after: Word
     fooled: bool
-    abstained: bool
 
 
 @dataclass(frozen=True)
@@ -70,12 +86,12 @@ class Said:
     @property
     def fooled(self) -> int:
         """How many targets were right before and are fooled."""
-        return sum(answer.right and answer.fooled for answer in self.answers)
+        return sum(answer.before.right and answer.fooled for answer in self.answers)
 
     @property
     def probability(self) -> float:
         """Of the true class after the attack, the mean over targets."""
-        return float(np.mean([answer.probability_after for answer in self.answers]))
+        return float(np.mean([answer.after.probability for answer in self.answers]))
 
 
 def strongest(report: Report) -> Success:
@@ -140,13 +156,19 @@ def of_part(ledger: Ledger, unit: Unit) -> Iterator[Said]:
 def _answer(before: Predictions, after: Predictions, index: int) -> Answer:
     return Answer(
         target=after.constant("target"),
-        before=int(before.column("prediction")[index]),
-        after=int(after.column("prediction")[index]),
-        probability_before=float(before.column("label_probability")[index]),
-        probability_after=float(after.column("label_probability")[index]),
-        right=bool(before.correct[index]),
+        target_id=after.unit.target,
+        before=_word(before, index),
+        after=_word(after, index),
         fooled=bool(after.fooled[index]),
-        abstained=bool(after.column("abstained")[index]),
+    )
+
+
+def _word(said: Predictions, index: int) -> Word:
+    return Word(
+        prediction=int(said.column("prediction")[index]),
+        probability=float(said.column("label_probability")[index]),
+        right=bool(said.correct[index]),
+        abstained=bool(said.column("abstained")[index]),
     )
 
 
@@ -189,7 +211,7 @@ def draw(said: Said, original: np.ndarray, adversarial: np.ndarray, *, class_nam
     perturbation, times = magnified(original, adversarial, epsilon=said.epsilon, norm=said.norm)
     lines = max(1, len(said.answers))
     figure = Figure(figsize=(11, 4.0 + 0.15 * lines), layout="constrained", facecolor="white")
-    panels: tuple[tuple[np.ndarray, str, list[tuple[str, int]]], ...] = (
+    panels: tuple[tuple[np.ndarray, str, list[tuple[str, Word]]], ...] = (
         (original, f"original: {short(class_name(said.label))}", [(each.target, each.before) for each in said.answers]),
         (perturbation, f"perturbation × {times:.0f}, around grey", []),
         (adversarial, "adversarial, as stored", [(each.target, each.after) for each in said.answers]),
@@ -199,7 +221,7 @@ def draw(said: Said, original: np.ndarray, adversarial: np.ndarray, *, class_nam
         axis.set_title(title, fontsize=11)
         axis.set_xticks([])
         axis.set_yticks([])
-        under = [f"{'✓' if c == said.label else '✗'} {target}: {short(class_name(c))}" for target, c in told]
+        under = [f"{target}: {word.told(class_name)}" for target, word in told]
         axis.set_xlabel(drawing.plain("\n".join(under)), fontsize=9, family="DejaVu Sans", loc="left")
     heading = f"{said.attack} from {said.source}, ε = {budget(said.epsilon, said.norm)}"
     figure.suptitle(drawing.plain(heading), fontsize=12)

@@ -14,6 +14,7 @@ from pipeline import Recipe, attack, dataset, generate, report
 from pipeline.attack import recipe
 from pipeline.attack.transforms import GradientNormPenalty
 from pipeline.errors import RecipeError
+from pipeline.picture import Word
 from tests.conftest import ROOT
 from tests.samples import sample, write_recipe, write_shard
 
@@ -119,3 +120,10 @@ def test_the_attack_alone_takes_neither_ray_nor_storage() -> None:
     code += "assert not {'ray', 'obstore', 'boto3', 'pyarrow', 'pydantic', 'timm'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_who_abstains_is_marked_and_never_right() -> None:
+    names = ["espresso, coffee", "loupe"]
+    assert Word(0, 0.9, True, False).told(names.__getitem__) == "✓ espresso"
+    assert Word(1, 0.1, False, False).told(names.__getitem__) == "✗ loupe"
+    assert Word(0, 0.4, False, True).told(names.__getitem__) == "✗ espresso (abstains)"

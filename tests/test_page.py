@@ -26,7 +26,7 @@ from pipeline.ledger import Ledger
 from pipeline.page import charts
 from pipeline.page.details import details, norms
 from pipeline.page.gallery import EACH, chosen
-from pipeline.picture import Answer, Said
+from pipeline.picture import Answer, Said, Word
 from pipeline.rates import PooledRate
 from pipeline.report import Overall
 from pipeline.storage import Storage
@@ -239,7 +239,10 @@ def test_norms_are_within_the_budget_and_of_every_image(ledger: Ledger) -> None:
 
 
 def said(key: str, *fooled: bool, probability: float = 0.5) -> Said:
-    answers = tuple(Answer("t", 0, int(each), 0.9, probability, True, each, False) for each in fooled)
+    answers = tuple(
+        Answer("t", "t-1", Word(0, 0.9, True, False), Word(int(each), probability, not each, False), each)
+        for each in fooled
+    )
     return Said(cast("Any", None), key, 0, "s", "a", 8 / 255, "linf", None, answers)
 
 

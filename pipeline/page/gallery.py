@@ -60,7 +60,7 @@ def chosen(told: Sequence[Said], *, seed: int = 0) -> dict[str, list[Said]]:
     found["strongest"] = take(
         sorted((each for each in left if each.fooled), key=lambda said: (-said.fooled, said.probability))
     )
-    failing = (each for each in left if any(answer.right and not answer.fooled for answer in each.answers))
+    failing = (each for each in left if any(answer.before.right and not answer.fooled for answer in each.answers))
     found["failures"] = take(sorted(failing, key=lambda said: (said.fooled, -said.probability)))
     return found
 

@@ -1,0 +1,57 @@
+"""The program's commands hang on this: `app`, and what they share.
+
+Imports of torch and Ray are left to the commands that need them, so that `--help` answers at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import RecipeError
+from pipeline.ledger import slug
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+app = typer.Typer(
+    name="gnp",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Transferable adversarial examples at scale: generate them, score how they transfer, read the results.",
+)
+for _name in ("stdout", "stderr"):  # closed by whoever started this
+    if getattr(sys, _name) is None:
+        setattr(sys, _name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+# Off a terminal there is no width to fit into; tables of ten targets need the room.
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+Store = Annotated[str, typer.Argument(help="Where results lie: a folder, or s3://bucket/prefix.", show_default=False)]
+Denominator = Literal["all", "target", "joint"]
+
+
+def folder_at(out: Path, option: str = "--out") -> Path:
+    """The folder of an option, made before hours of work end at it.
+
+    Raises:
+        RecipeError: It cannot be one.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"{option} {out}: cannot be made a folder ({error.strerror})") from error
+    return out
+
+
+def write(out: Path, name: str, figure: "Figure") -> None:
+    """A figure, and where it lies."""
+    from pipeline import drawing
+
+    path = out / f"{slug(name)}.png"
+    path.write_bytes(drawing.png(figure))
+    sys.stdout.write(f"{path}\n")
