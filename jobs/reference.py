@@ -15,7 +15,7 @@ import docstring_parser
 import typer
 from typer.cli import get_docs_for_click
 
-from jobs import doing, looking  # noqa: F401  # their commands
+from jobs import cli  # noqa: F401  # all commands
 from jobs.app import app
 from pipeline import codec, config, models, plan, pools, results
 from pipeline.attack.recipe import TRANSFORMS, VIEWS

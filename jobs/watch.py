@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +169,18 @@ def _share(scored: Made, cell: tuple[str, str, str]) -> str:
     return f"{fooled / counted:.0%} {fooled}/{counted}" if counted else "–"
 
 
+class _Lines(logging.FileHandler):
+    """Appends to a file; once that fails, says so in one line, and the run goes on without it."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        del record
+        if not self._failed:
+            self._failed = True
+            sys.stderr.write(f"--log {self.baseFilename}: {sys.exc_info()[1]}; the run goes on without some lines\n")
+
+
 @contextlib.contextmanager
 def items_logged(file: Path | None) -> Iterator[None]:
     """While entered, a line of JSON for each item that a worker is done with goes to the end of a file.
@@ -179,7 +192,7 @@ def items_logged(file: Path | None) -> Iterator[None]:
         yield
         return
     try:
-        handler = logging.FileHandler(file, encoding="utf-8")
+        handler = _Lines(file, encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"--log {file}: cannot be written ({error.strerror})") from error
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -191,4 +204,5 @@ def items_logged(file: Path | None) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # what could not be written then cannot be now
+            handler.close()

@@ -92,7 +92,7 @@ def test_each_item_is_a_line_of_json(tmp_path: Path) -> None:
         log_item("scorer", item, made=SCORED, **told)  # type: ignore[arg-type]
         log_item("generator", item, made=Made(1, 2, 3, {"gradient": 4.0}), attempt=2, **told)  # type: ignore[arg-type]
     first, second = map(json.loads, (tmp_path / "items.jsonl").read_text().splitlines())
-    assert first["success"]["a | mi | one"] == [15, 20]
+    assert {"source": "a", "attack": "mi", "target": "one", "fooled": 15, "of": 20} in first["success"]
     assert (second["stage"], second["item"], second["attempt"]) == ("generator", item.name, 2)
     assert (second["parts"], second["images"], second["quarantined"], second["phases"]) == (1, 2, 3, {"gradient": 4.0})
     assert not logging.getLogger("gnp.items").handlers
@@ -104,3 +104,12 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         items_logged(tmp_path / "nowhere" / "x"),
     ):
         pass
+
+
+def test_a_full_disk_costs_the_log_and_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    item = Item(Take(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
+    with items_logged(Path("/dev/full")):
+        for _ in range(3):
+            log_item("generator", item, run="r", end="done", reason="", seconds=1.0, made=Made())
+    said = capsys.readouterr().err
+    assert said == "--log /dev/full: [Errno 28] No space left on device; the run goes on without some lines\n"

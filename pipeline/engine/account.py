@@ -86,7 +86,16 @@ def log_item(
     """Writes an item's line to the log `gnp.items`, which says nothing unless somebody listens."""
     if not items_log.isEnabledFor(logging.INFO):
         return
-    cells = {" | ".join(cell): [made.fooled[cell], counted] for cell, counted in made.counted.items()}
+    success = [
+        {
+            "source": source,
+            "attack": attack,
+            "target": target,
+            "fooled": made.fooled[source, attack, target],
+            "of": counted,
+        }
+        for (source, attack, target), counted in made.counted.items()
+    ]
     line = {
         "time": time.time(),
         "run": run,
@@ -101,7 +110,7 @@ def log_item(
         "images": made.images,
         "quarantined": made.quarantined,
         "phases": {phase: round(spent, 3) for phase, spent in made.seconds.items()},
-        "success": cells,
+        "success": success,
         **told,
     }
     items_log.info("%s", json.dumps(line))
