@@ -43,7 +43,7 @@ def run() -> int:
     except GnpError as error:
         if _debug:
             traceback.print_exc()
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         return 2
     except Exception:  # shown whole; let through, it would end past `leave`, waiting for threads without end
         logging.getLogger(__name__).exception("this is a defect of gnp")

@@ -27,7 +27,10 @@ def generate(
         int, typer.Option(min=0, help="So many failed items (shards, or parts of them) still make exit code 0.")
     ] = 0,
     log: Annotated[
-        Path | None, typer.Option(help="Add a line of JSON to this file for each item that a worker is done with.")
+        Path | None,
+        typer.Option(
+            help="Add a line of JSON to this file (-: standard error) for each item that a worker is done with."
+        ),
     ] = None,
 ) -> None:
     """Attacks the images of a recipe and scores how the result transfers.

@@ -115,7 +115,7 @@ def _default(node: Mapping[str, Any], *, required: bool) -> str:
         return "**must be given**"
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else value
-    if isinstance(value, float) and (value * 255).is_integer() and not value.is_integer():
+    if isinstance(value, float) and (value * 255).is_integer() and round(value, 3) != value:
         return f"`{round(value * 255)}/255`"
     return "" if value is None or value == "" or isinstance(value, dict) else f"`{value}`"
 

@@ -6,10 +6,12 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -33,7 +35,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tenths, self._said = -1, -math.inf
-        self._first: Counts | None = None
+        self._paces = _Pace(), _Pace()
         self._below: RenderableType = ""
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
         self._bars = Progress(*columns, console=console)
@@ -47,8 +49,7 @@ class Display:
 
     def show(self, counts: Counts, tally: Tally) -> None:
         """Brings the display up to date."""
-        self._first = self._first or counts
-        left_s = _left_s(self._first, counts, tally.seconds)
+        left_s = self._left_s(counts, tally)
         if self._console.is_terminal:
             self._redraw(counts, tally, left_s)
             return
@@ -64,11 +65,12 @@ class Display:
     def _redraw(self, counts: Counts, tally: Tally, left_s: float | None) -> None:
         # While some shards are unread, their parts are not in the totals; a full bar would be a lie.
         known = counts.shards_known == counts.shards
-        for task, done, total, made in (
-            (self._attack, counts.attacked, counts.to_attack, tally.attacked),
-            (self._score, counts.scored, counts.to_score, tally.scored),
+        attacked, answered = _rate(tally.attacked, tally.seconds), _rate(tally.scored, tally.seconds, of="answers")
+        for task, done, total, rate in (
+            (self._attack, counts.attacked, counts.to_attack, attacked),
+            (self._score, counts.scored, counts.to_score, answered),
         ):
-            self._bars.update(task, completed=done, total=total if known else None, rate=_rate(made, tally.seconds))
+            self._bars.update(task, completed=done, total=total if known else None, rate=rate)
         said = [
             f"{tally.items - tally.items_left} of {tally.items} items through",
             f"{tally.workers.get('generator', 0)} at attacking, {tally.workers.get('scorer', 0)} at scoring",
@@ -77,6 +79,16 @@ class Display:
             *_troubles(tally),
         ]
         self._below = Group("; ".join(said), _table(tally.scored, rows=self._console.height - _OTHER_LINES))
+
+    def _left_s(self, counts: Counts, tally: Tally) -> float | None:
+        """Seconds until both stages are through; None where that cannot be said, or nothing is left."""
+        attack, score = self._paces
+        left = (
+            attack.left_s(counts.attacked, counts.to_attack, counts, tally.seconds),
+            score.left_s(counts.scored, counts.to_score, counts, tally.seconds),
+        )
+        known = [each for each in left if each is not None]
+        return max(known) if tally.items_left and len(known) == len(left) else None
 
     def __enter__(self) -> "Display":
         if self._console.is_terminal:
@@ -87,22 +99,30 @@ class Display:
         self._live.stop()
 
 
-def _left_s(first: Counts, now: Counts, seconds: float) -> float | None:
-    """Seconds until both stages are through at their pace so far; shards that are not known count as the known ones."""
-    left = []
-    for before, done, total in (
-        (first.attacked, now.attacked, now.to_attack),
-        (first.scored, now.scored, now.to_score),
-    ):
-        if done <= before:
+@dataclass
+class _Pace:
+    """How fast a stage gets on, from when it first did."""
+
+    before: int = -1
+    since: tuple[float, int] | None = None
+
+    def left_s(self, done: int, total: int, counts: Counts, seconds: float) -> float | None:
+        """Seconds until it is through; shards that are not known count as the known ones. None: it has just begun."""
+        expected = total * counts.shards / max(1, counts.shards_known)
+        if total and done >= expected:
+            return 0.0
+        if self.before < 0:
+            self.before = done
+        if self.since is None and done > self.before:
+            self.since = seconds, done
+        if self.since is None or done == self.since[1]:
             return None
-        expected = total * now.shards / now.shards_known
-        left.append(seconds * (expected - done) / (done - before))
-    return max(left)
+        began, at = self.since
+        return (seconds - began) * (expected - done) / (done - at)
 
 
-def _rate(made: Made, seconds: float) -> str:
-    return f"{made.images / seconds:.3g} images/s" if made.images and seconds else ""
+def _rate(made: Made, seconds: float, *, of: str = "images") -> str:
+    return f"{made.images / seconds:.3g} {of}/s" if made.images and seconds else ""
 
 
 def _duration(seconds: float) -> str:
@@ -117,11 +137,11 @@ def _duration(seconds: float) -> str:
 
 def _troubles(tally: Tally) -> Iterator[str]:
     counts = (
-        (tally.attacked.quarantined, "images quarantined"),
-        (tally.tries_failed, "tries failed"),
-        (tally.failed, "items given up"),
+        (tally.attacked.quarantined, "image", "images", "quarantined"),
+        (tally.tries_failed, "try", "tries", "failed"),
+        (tally.failed, "item", "items", "given up"),
     )
-    yield from (f"{count} {what}" for count, what in counts if count)
+    yield from (f"{count} {one if count == 1 else many} {what}" for count, one, many, what in counts if count)
 
 
 def _line(counts: Counts, tally: Tally, left_s: float | None) -> str:
@@ -138,10 +158,11 @@ def _line(counts: Counts, tally: Tally, left_s: float | None) -> str:
 
 
 def _strongest(scored: Made) -> Iterator[str]:
-    """The attack that does best so far, and its success on each target, of images that are right when clean."""
+    """The attack that does best so far on targets other than its source, and its success on each target."""
     rates: dict[tuple[str, str], list[float]] = {}
     for (source, attack, target), counted in scored.counted.items():
-        rates.setdefault((source, attack), []).append(scored.fooled[source, attack, target] / max(1, counted))
+        if counted and source != target:
+            rates.setdefault((source, attack), []).append(scored.fooled[source, attack, target] / counted)
     if rates:
         source, attack = max(rates, key=lambda pair: sum(rates[pair]) / len(rates[pair]))
         told = [
@@ -157,9 +178,14 @@ def _table(scored: Made, *, rows: int) -> RenderableType:
     if not pairs:
         return ""
     targets = sorted({target for _, _, target in scored.counted})
-    table = Table("attack", "source", *targets, title="success so far, of images that the target gets right when clean")
+    table = Table(
+        "attack",
+        "source",
+        *map(escape, targets),
+        title="success so far, of images that the target gets right when clean",
+    )
     for source, attack in pairs[: max(1, rows)]:
-        table.add_row(attack, source, *(_share(scored, (source, attack, target)) for target in targets))
+        table.add_row(escape(attack), escape(source), *(_share(scored, (source, attack, target)) for target in targets))
     left = len(pairs) - max(1, rows)
     return Group(table, f"and {left} more attacks") if left > 0 else table
 
@@ -183,7 +209,7 @@ class _Lines(logging.FileHandler):
 
 @contextlib.contextmanager
 def items_logged(file: Path | None) -> Iterator[None]:
-    """While entered, a line of JSON for each item that a worker is done with goes to the end of a file.
+    """While entered, a line of JSON for each item that a worker is done with goes to the end of a file; `-` is stderr.
 
     Raises:
         RecipeError: It cannot be written.
@@ -191,8 +217,9 @@ def items_logged(file: Path | None) -> Iterator[None]:
     if file is None:
         yield
         return
+    handler: logging.Handler
     try:
-        handler = _Lines(file, encoding="utf-8")
+        handler = logging.StreamHandler() if str(file) == "-" else _Lines(file, encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"--log {file}: cannot be written ({error.strerror})") from error
     handler.setFormatter(logging.Formatter("%(message)s"))

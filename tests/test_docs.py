@@ -206,11 +206,14 @@ def test_queries_run(number: int, here: Path) -> None:
         assert found["sample"] is not None
 
 
-def reported(here: Path) -> list[tuple[str, str, str, int, float]]:
+def reported(here: Path) -> list[tuple[Any, ...]]:
     """What the report says, as the queries' rows."""
     report = summarise(Ledger(Storage(str(here / "results"))))
-    rates = [(line.source, line.attack, line.target, line.rates["target"]) for line in report.success]
-    return sorted((*names, rate.n, rate.count / rate.n) for *names, rate in rates if rate.n)  # type: ignore[misc]
+    return sorted(
+        (line.dataset, line.source, line.attack, line.epsilon, line.target, rate.n, rate.count / rate.n)
+        for line in report.success
+        if (rate := line.rates["target"]).n
+    )
 
 
 def test_athena_s_table_is_the_files_and_its_query_the_report(here: Path) -> None:
@@ -224,7 +227,7 @@ def test_athena_s_table_is_the_files_and_its_query_the_report(here: Path) -> Non
     for kind in ("clean", "transfer"):
         duckdb.sql(f"create or replace temp view {kind} as from '{version}/{kind}/*.parquet'")
     translated = sqlglot.transpile(query, read="athena", write="duckdb")[0]
-    assert [(*row[:4], float(row[4])) for row in duckdb.execute(translated).fetchall()] == reported(here)
+    assert [(*row[:6], float(row[6])) for row in duckdb.execute(translated).fetchall()] == reported(here)
 
 
 def test_what_the_python_api_s_page_calls_runs(here: Path) -> None:

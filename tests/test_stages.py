@@ -490,3 +490,16 @@ def test_damaged_clean_results_of_an_earlier_run_leave_only_the_count_out(job: J
         ledger.storage.put(marker.object, b"")
     planned = resolve(replace(job, attacks=(*job.attacks, attack("i"))))
     assert run_all(planned, ledger) == (4, 4)
+
+
+def test_what_is_counted_of_an_item_that_is_read_ahead_is_its_own(job: Job, tmp_path: Path) -> None:
+    write_shard(tmp_path / "in" / "s-1.tar", [sample(100), {**sample(101), "jpg": b"no image"}])
+    planned, ledger = resolve(job), ledger_in(tmp_path / "store")
+    for model in planned.sources[0].members:
+        weights.resolve(model.spec, ledger.storage, classes=CLASSES)
+    generator = Generator(planned, ledger, CPU)
+    first, second = pending(planned, ledger)
+    generator.prepare(second, lambda: None)
+    before, after = generator.run(first), generator.run(second)
+    assert (before.quarantined, after.quarantined) == (0, 1)
+    assert {"get", "decode"} <= before.seconds.keys() & after.seconds.keys()

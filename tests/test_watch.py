@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs import watch
-from jobs.watch import Display, items_logged
+from jobs.watch import Display, _Pace, items_logged
 from pipeline.engine.account import log_item
 from pipeline.errors import RecipeError
 from pipeline.outline import Item, Take
@@ -44,20 +45,44 @@ def test_a_line_says_how_far_how_fast_how_long_how_well_and_what_failed() -> Non
     display.show(counts(0, 0), TALLY)
     display.show(counts(10, 8), TALLY)
     assert said.getvalue().splitlines()[-1] == (
-        "attacked 10/20 parts, scored 8/40 files, 4/4 shards read; 3 images/s; about 7 min left; "
+        "attacked 10/20 parts, scored 8/40 files, 4/4 shards read; 3 images/s; "
         "strongest so far, mi from a: one 75% 15/20, two 50% 5/10; "
-        "3 images quarantined; 2 tries failed; 1 items given up"
+        "3 images quarantined; 2 tries failed; 1 item given up"
     )
 
 
 def test_time_left_counts_shards_that_are_not_read_yet_as_those_that_are() -> None:
-    # Half of the shards are known: of 40 parts and 80 files, 10 and 20 came in 60 s.
-    assert watch._left_s(counts(0, 0), counts(10, 20, known=2), 60.0) == pytest.approx(180)
+    pace = _Pace()
+    # Half of the shards are known: 20 parts of 40. After the first, 9 came in 60 s.
+    assert pace.left_s(0, 20, counts(0, 0, known=2), 5.0) is None
+    assert pace.left_s(1, 20, counts(1, 0, known=2), 40.0) is None
+    assert pace.left_s(10, 20, counts(10, 0, known=2), 100.0) == pytest.approx(60 * 30 / 9)
 
 
-def test_time_left_is_of_this_run_s_own_pace() -> None:
-    assert watch._left_s(counts(10, 20), counts(15, 30), 60.0) == pytest.approx(60)
-    assert watch._left_s(counts(10, 20), counts(10, 20), 60.0) is None
+def test_time_left_is_of_the_stage_that_has_something_left() -> None:
+    display = Display(Console(file=io.StringIO()))
+    assert display._left_s(counts(20, 10), replace(TALLY, seconds=0.0)) is None
+    assert display._left_s(counts(20, 20), replace(TALLY, seconds=20.0)) is None
+    assert display._left_s(counts(20, 30), replace(TALLY, seconds=40.0)) == pytest.approx(20)
+    assert display._left_s(counts(20, 39), replace(TALLY, seconds=60.0, items_left=0)) is None, "given up"
+
+
+def test_what_is_strongest_is_so_on_others_than_the_source() -> None:
+    cells = {("a", "i", "a"): 4, ("a", "mi", "a"): 4, ("a", "i", "b"): 4, ("a", "mi", "b"): 4, ("a", "mi", "c"): 0}
+    fooled = {("a", "i", "a"): 4, ("a", "mi", "a"): 0, ("a", "i", "b"): 1, ("a", "mi", "b"): 2, ("a", "mi", "c"): 0}
+    (said,) = watch._strongest(Made(counted=cells, fooled=fooled))
+    assert said == "strongest so far, mi from a: a 0% 0/4, b 50% 2/4, c –"
+
+
+def test_names_are_shown_as_they_are() -> None:
+    names = ["gnp+mi[gnp.beta=0.4,steps=10]", "gnp+mi[gnp.beta=0.8,steps=10]", "y[/b]"]
+    cells = {("a[/b]", name, "one[x]"): 10 for name in names}
+    said = io.StringIO()
+    console = Console(file=said, width=160, height=30, force_terminal=True)
+    with Display(console) as display:
+        display.show(counts(1, 1), replace(TALLY, scored=Made(counted=cells, fooled=dict.fromkeys(cells, 1))))
+    shown = Text.from_ansi(said.getvalue()).plain
+    assert all(name in shown for name in [*names, "a[/b]", "one[x]"])
 
 
 def test_on_a_terminal_success_stands_in_a_table() -> None:
@@ -113,3 +138,10 @@ def test_a_full_disk_costs_the_log_and_not_the_run(capsys: pytest.CaptureFixture
             log_item("generator", item, run="r", end="done", reason="", seconds=1.0, made=Made())
     said = capsys.readouterr().err
     assert said == "--log /dev/full: [Errno 28] No space left on device; the run goes on without some lines\n"
+
+
+def test_standard_error_is_a_log_too(capsys: pytest.CaptureFixture[str]) -> None:
+    item = Item(Take(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
+    with items_logged(Path("-")):
+        log_item("generator", item, run="r", end="done", reason="", seconds=1.0, made=Made())
+    assert json.loads(capsys.readouterr().err)["end"] == "done"

@@ -34,6 +34,7 @@ class Account:
     made: dict[Kind, Made] = field(default_factory=lambda: {"generator": Made(), "scorer": Made()})
     tries_failed: Counter[Kind] = field(default_factory=Counter)
     failed: int = 0
+    _held: dict[tuple[Kind, str], int] = field(default_factory=dict)
 
     def add(self, stage: Kind, made: Made) -> None:
         """Takes in what a worker has made since it last said so."""
@@ -59,9 +60,11 @@ class Account:
         add(metrics.FAILED, 1, run=self.run)
 
     def holds(self, stage: Kind, node: str, memory_bytes: int) -> None:
-        """Notes how much of its device's memory a worker has held at most."""
-        if memory_bytes:
-            metrics.MEMORY.set(memory_bytes, {"run": self.run, "stage": stage, "node": node[:12]})
+        """Notes how much of its device's memory a worker has held; of a node's, the one that held most counts."""
+        most = max(memory_bytes, self._held.get((stage, node), 0))
+        self._held[stage, node] = most
+        if most:
+            metrics.MEMORY.set(most, {"run": self.run, "stage": stage, "node": node[:12]})
 
     def tally(self, *, items: int, items_left: int, workers: Mapping[Kind, int], seconds: float) -> Tally:
         """How the run stands; the metrics are told as well."""

@@ -1,7 +1,7 @@
 """What a run tells Ray's metrics, which Prometheus reads off every node: `ray_` and these names.
 
-Recorded by the driver, of what workers tell it, so that what a worker had made is not lost from the sums when it dies.
-The dashboard in infra/grafana shows them.
+Recorded by the driver, of what workers tell it, so that what a worker had made, but for its last seconds, stays in the
+sums when it dies. The dashboard in infra/grafana shows them.
 """
 
 from typing import Any
@@ -21,7 +21,9 @@ TRIES_FAILED = Counter("gnp_tries_failed", "Tries of an item that failed", ("run
 FAILED = Counter("gnp_items_failed", "Items given up", ("run",))
 LEFT = Gauge("gnp_items_left", "Items that are not through", ("run",))
 WORKERS = Gauge("gnp_workers", "Workers that are at an item", ("run", "stage"))
-MEMORY = Gauge("gnp_memory_bytes", "The most that a worker has held of its device's memory", ("run", "stage", "node"))
+MEMORY = Gauge(
+    "gnp_memory_bytes", "The most that one worker on a node has held of its device's memory", ("run", "stage", "node")
+)
 
 ALL = IMAGES, PARTS, SECONDS, COUNTED, FOOLED, QUARANTINED, TRIES_FAILED, FAILED, LEFT, WORKERS, MEMORY
 

@@ -146,6 +146,8 @@ class Office:
         """Ends every worker."""
         for pool in (self._generators, self._scorers):
             for slot in list(pool.slots):
+                if slot.item is not None:
+                    self._close_item(pool, slot, "stopped", "the run ended")
                 self._drop(pool, slot)
 
     def _busy(self) -> list[_Slot]:

@@ -79,6 +79,7 @@ class Generator(Stage):
             FloatingPointError: A gradient is not finite.
             Interrupted: It was told to stop, and did so between two units.
         """
+        self.begin(item)
         failures, committed = Failures(), self._committed(item)
         originals = self._next.take(item) or self._read(item, attempt)
         with contextlib.closing(originals), Behind() as behind, self._following_forgotten():
@@ -114,10 +115,10 @@ class Generator(Stage):
             missing = [part for part in known if not self._has_attacks(part, item.source, committed)]
             if all(Unit(self.plan.dataset, part) in committed for part in missing):
                 for part in missing:
-                    yield part, partial(self._stored, Unit(self.plan.dataset, part))
+                    yield part, partial(self._stored, Unit(self.plan.dataset, part), item)
                 return
         with contextlib.ExitStack() as spooled:
-            with self.timed("get"):
+            with self.timed("get", item):
                 shard = spooled.enter_context(shards.spool(item.take.shard))
             self._require_same(item, shard)
             for part, indices in self._parts(item, shard):
@@ -125,15 +126,15 @@ class Generator(Stage):
                 if unit not in committed:
                     yield part, partial(self._make_original, unit, shard, indices, item, attempt)
                 elif not self._has_attacks(part, item.source, committed):
-                    yield part, partial(self._stored, unit)
+                    yield part, partial(self._stored, unit, item)
 
     def _require_same(self, item: Item, shard: Shard) -> None:
         before = next(iter(self.ledger.units(f"original/{self.plan.dataset}/{shard.name}")), None)
         if before is not None and self.ledger.marker(before).fact("shard")["sha256"] != shard.sha256:
             raise ShardError(f"{item.take.shard.url}: changed since its first parts were made; restore it or rename it")
 
-    def _stored(self, original: Unit) -> Images:
-        return self.fetched(original)[1]
+    def _stored(self, original: Unit, item: Item) -> Images:
+        return self.fetched(original, item)[1]
 
     def _has_attacks(self, part: Part, source: str, committed: Committed) -> bool:
         wanted = (Unit(self.plan.dataset, part, source, attack) for attack in self.plan.attacks)
@@ -154,12 +155,12 @@ class Generator(Stage):
         spec, started = self.plan.job.data, time.monotonic()
         samples = shard.samples(indices, classes=spec.classes)
         chosen = (sample for sample in samples if spec.chooses(unit.part.shard, sample.key))
-        with self.timed("decode"):
+        with self.timed("decode", item):
             prepared = list(mapped(self._prepared, chosen, threads=self.threads))
         kept = [each for each in prepared if not isinstance(each, Rejected)]
         quarantined = [each for each in prepared if isinstance(each, Rejected)]
         images = parts.stack([sample for sample, _ in kept], [pixels for _, pixels in kept])
-        with self.timed("encode"):
+        with self.timed("encode", item):
             tar = parts.files(images, images.pixels, threads=self.threads)
         facts = {
             "n_in": len(prepared),
@@ -176,10 +177,10 @@ class Generator(Stage):
             },
             **self.circumstances(batch_size=None, started=started, attempt=attempt),
         }
-        with self.timed("put"):
+        with self.timed("put", item):
             marker = self.ledger.commit(unit, tar, "tar", facts)
-        self.count(Made(quarantined=len(quarantined)))
-        return images if marker.fact("pixels_sha256") == facts["pixels_sha256"] else self._stored(unit)
+        self.count(Made(quarantined=len(quarantined)), item)
+        return images if marker.fact("pixels_sha256") == facts["pixels_sha256"] else self._stored(unit, item)
 
     def _prepared(self, sample: Sample | Rejected) -> tuple[Sample, Tensor] | Rejected:
         """A sample, without its file, which is not needed any more, and its pixels; or why it cannot be used."""

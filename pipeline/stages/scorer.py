@@ -57,6 +57,7 @@ class Scorer(Stage):
             StorageError: The store failed, or stored bytes are damaged.
             Interrupted: It was told to stop, and did so between two units.
         """
+        self.begin(item)
         failures = Failures()
         committed = self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
         with contextlib.closing(Ahead(self._unscored(item, committed))) as unscored, Behind() as behind:
@@ -78,7 +79,7 @@ class Scorer(Stage):
             for unit in (original, *adversarial):
                 targets = [each for each in self.targets if replace(unit, target=each[0].id) not in committed]
                 if unit in committed and targets:
-                    yield targets, partial(self.fetched, unit)
+                    yield targets, partial(self.fetched, unit, item)
 
     def _scored(
         self,

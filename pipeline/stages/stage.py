@@ -47,7 +47,8 @@ class Stage(ABC):
         self.ledger = ledger
         self.device = device
         self.stopping = stopping
-        self.made = Made()
+        self._item: Item | None = None
+        self._made: dict[Item | None, Made] = {}
         self.threads = torch.get_num_threads()  # of this worker; a thread started later would not know
         self._counting = threading.Lock()
         self._fastest: dict[Hashable, int] = {}
@@ -70,32 +71,37 @@ class Stage(ABC):
         """
         del item, require
 
-    def collected(self) -> Made:
-        """What has been made since this was last asked."""
+    def begin(self, item: Item) -> None:
+        """Has what is counted from now on, and has been of an item that was read ahead, be that item's."""
         with self._counting:
-            made, self.made = self.made, Made()
-        return made
+            self._item = item
 
-    def count(self, made: Made) -> None:
-        """Adds to what this run has made; from any thread."""
+    def collected(self) -> Made:
+        """What has been made of the item at hand since this was last asked."""
         with self._counting:
-            self.made += made
+            return self._made.pop(self._item, Made())
+
+    def count(self, made: Made, item: Item | None = None) -> None:
+        """Adds to what has been made of an item, by default the one at hand; from any thread."""
+        with self._counting:
+            item = item or self._item
+            self._made[item] = self._made.get(item, Made()) + made
 
     @contextlib.contextmanager
-    def timed(self, phase: Phase) -> Iterator[None]:
-        """Counts what is done meanwhile, in this thread, as time of a phase."""
+    def timed(self, phase: Phase, item: Item | None = None) -> Iterator[None]:
+        """Counts what is done meanwhile, in this thread, as an item's time of a phase; by default the one at hand's."""
         started = time.monotonic()
         try:
             yield
         finally:
-            self.count(Made(seconds={phase: time.monotonic() - started}))
+            self.count(Made(seconds={phase: time.monotonic() - started}), item)
 
-    def fetched(self, unit: Unit) -> tuple[Marker, Images]:
-        """A committed part's marker and images."""
-        with self.timed("get"):
+    def fetched(self, unit: Unit, item: Item) -> tuple[Marker, Images]:
+        """A committed part's marker and images, for an item."""
+        with self.timed("get", item):
             marker = self.ledger.marker(unit)
             tar = self.ledger.read(marker)
-        with self.timed("decode"):
+        with self.timed("decode", item):
             return marker, parts.read(tar, name=marker.object)
 
     def put_away(self, commit: Callable[[], None], images: int, failures: "Failures") -> None:
