@@ -101,6 +101,11 @@ def in_the_way(place: Place) -> list[object]:
     return ["compare", place.folder / "store", "--out", place.folder / "file"]
 
 
+def no_images(place: Place) -> list[object]:
+    (place.folder / "nowhere").mkdir()
+    return ["score", place.folder / "nowhere", place.recipe, "--store", place.folder / "new", "--name", "theirs"]
+
+
 def unusable(place: Place) -> list[object]:
     write_shard(place.folder / "in" / "s.tar", [{**sample(0), "jpg": b"no image"}])
     return place.generate(place.recipe)
@@ -119,23 +124,30 @@ PROVOKED: dict[str, Callable[[Place], list[object]]] = {
     "no folder": lambda place: place.generate(place.altered("/in/", "/nowhere/")),
     "zipped": zipped,
     "truncated": truncated,
+    "no target class": lambda place: place.generate(place.altered('"i"', '{ attack = "mi", target_class = "shard" }')),
     "unusable": unusable,
     "not cached": lambda place: place.generate(place.altered(place.network, 'model = "resnet50.tv_in1k"')),
     "no weights": lambda place: place.generate(place.altered(str(place.checkpoint), f"{place.folder}/nobody.pt")),
     "no fit": unfit,
     "no store": lambda place: ["report", place.folder / "results"],
+    "a file": lambda place: ["generate", place.recipe, "--store", place.recipe],
     "no run": lambda place: ["report", place.folder / "in"],
     "no scheme": lambda _: ["report", "s3:bucket/prefix"],
     "no credentials": lambda _: ["report", "s3://bucket/prefix"],
     "damaged": damaged,
     "incomplete": incomplete,
     "no Ray": lambda place: place.generate(place.recipe, "--address", "foo"),
+    "nobody listens": lambda place: place.generate(place.recipe, "--address", "127.0.0.1:9"),
     "no room": lambda place: place.generate(place.altered("[engine]", "[engine]\ngenerators = 100")),
     "no base": lambda place: ["compare", place.folder / "store", "--base", "nobody", "--out", place.folder],
     "no grid": lambda place: ["ablation", place.folder / "store", "--attack", "mi", "--out", place.folder],
     "no key": lambda place: ["show", place.folder / "store", "nobody", "--out", place.folder],
     "two formats": lambda place: ["report", place.folder / "store", "--json", "--csv"],
     "in the way": in_the_way,
+    "no images": no_images,
+    "no such attack": lambda place: [
+        *("landscape", place.recipe, "--store", place.folder / "store", "--attack", "nobody", "--out", place.folder)
+    ],
     "no log": lambda place: place.generate(place.recipe, "--log", place.folder),
     "no photographs": lambda place: ["shards", place.folder / "in", place.folder / "out"],
     "no labels": no_labels,

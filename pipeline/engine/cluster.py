@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 from unittest import mock
@@ -15,6 +16,9 @@ from ray._private.state import state as ray_state  # the only way to hear of nod
 from pipeline.errors import CapacityError
 from pipeline.pools import Node
 
+# How long the head of a cluster may take to answer at all.
+_CONNECT_S = 20.0
+
 
 def connect(address: str | None) -> list[Node]:
     """Joins or starts Ray, and returns the live nodes.
@@ -25,6 +29,7 @@ def connect(address: str | None) -> list[Node]:
     if not ray.is_initialized():
         # Left to itself, Ray would join whatever cluster somebody has started on this machine. Jobs set RAY_ADDRESS.
         where = address or os.environ.get("RAY_ADDRESS") or "local"
+        _require_an_answer(where)
         dashboard = False if where == "local" else None
         before = signal.getsignal(signal.SIGTERM)
         try:
@@ -41,6 +46,20 @@ def connect(address: str | None) -> list[Node]:
             signal.signal(signal.SIGTERM, before)  # its C++ side has set one as well
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0)) for node in resources if node.get("CPU")]
+
+
+def _require_an_answer(where: str) -> None:
+    """Refuses HOST:PORT where nobody listens: Ray itself would wait there for minutes, without saying for what.
+
+    Raises:
+        CapacityError: Nobody does.
+    """
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise CapacityError(f"no Ray at {where}: {error}") from error
 
 
 def alive() -> set[str]:

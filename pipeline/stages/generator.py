@@ -281,7 +281,10 @@ class Generator(Stage):
             return none
         if attack.target_class == "shard" and (images.target_classes < 0).any():
             key = images.keys[int((images.target_classes < 0).int().argmax())]
-            raise ShardError(f"sample {key!r} has no target class, which {attack.name} wants; add a file {key}.target")
+            raise ShardError(
+                f"sample {key!r} has no target class, which {attack.name} wants; pack the shard again, under another "
+                f"name, with a file {key}.target"
+            )
 
         def of_batch(batch: slice) -> Tensor:
             pixels, labels, given = (
