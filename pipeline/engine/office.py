@@ -38,8 +38,8 @@ ATTEMPTS = 3
 _STARTS = 5
 # How long workers are given to reach the end of a unit when the run is told to stop.
 _GRACE_S = 20.0
-# How often a worker is asked what it has made of its item so far.
-_ASK_S = 3.0
+# How often a worker is asked what it has made of its item so far; one whose items are shorter never is.
+_ASK_S = 10.0
 # How long that may take of one that has answered.
 _ANSWER_S = 5.0
 # How often nodes are looked at.
