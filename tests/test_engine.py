@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -228,6 +229,24 @@ def test_an_item_that_failed_on_a_node_goes_to_another_where_there_is_one(
     assert office._next(pool, "good") == first
     office._try_again(pool, first, "no room", node="good")
     assert office._next(pool, "bad") == first, "it has failed everywhere"
+
+
+def test_an_idle_worker_is_kept_for_a_while_unless_the_other_stage_waits_for_its_place(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "kill", lambda *_, **__: None)
+    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
+    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)], scoring=0.25)
+    office = Office(plan.seal(planned), "plan", storage, sizing, Pools(), items=1)
+    pool, now = office._generators, time.monotonic()
+    pool.slots = [_Slot(None, None, now, node="n"), _Slot(None, None, now - 60, node="n"), _Slot(None, object(), now)]
+    kept = pool.slots[0]
+    office._release(pool)
+    assert pool.slots == [kept], "one has been idle for a minute, and one that starts is not needed"
+    office._scorers.slots = [_Slot(None, object(), now)]
+    office._release(pool)
+    assert pool.slots == []
 
 
 class Told:

@@ -44,6 +44,8 @@ _ASK_S = 10.0
 _ANSWER_S = 5.0
 # How often nodes are looked at.
 _NODES_S = 2.0
+# A worker with nothing to do is kept so long: an item that failed, or that another run lets go, may yet come to it.
+_IDLE_S = 5.0
 # So many items of a queue are gone through for one that may be handed to a node.
 _LOOK_AHEAD = 100
 
@@ -100,9 +102,11 @@ class Office:
         self.account = Account(self.run)
         self.failed: dict[str, Failure] = {}
         self.started = time.monotonic()
+        self._queues: dict[Kind, deque[Item]] = {"generator": deque(), "scorer": deque()}
         self._plan, self._storage, self._sizing, self._limits = ray.put(prepared.sealed), storage, sizing, limits
         self._generators, self._scorers = _Pool("generator", sizing.generators), _Pool("scorer", sizing.scorers)
-        self._queues: dict[Kind, deque[Item]] = {"generator": deque(), "scorer": deque()}
+        # A class of its own for each stage, by whose name a process is called; exporting one costs 40 ms.
+        self._actors = {stage: ray.remote(type(stage.capitalize(), (Worker,), {})) for stage in self._queues}
         self._held = Held(prepared.outline, plan_id, Ledger(storage), self.run)
         self._failed_on: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._stopping = False
@@ -167,8 +171,18 @@ class Office:
         return min(pool.size, wanted)
 
     def _release(self, pool: _Pool) -> None:
-        """Lets workers go that nothing is left for: the other pool, or another run, may be waiting for their place."""
-        free = [slot for slot in pool.slots if slot.item is None]
+        """Lets workers go that nothing is left for: at once if the other pool waits for room.
+
+        Else after a while: another run may wait for it.
+        """
+        other = self._scorers if pool is self._generators else self._generators
+        in_the_way = any(slot.starting for slot in other.slots)
+        idle_since = time.monotonic() - _IDLE_S
+        free = [
+            slot
+            for slot in pool.slots
+            if slot.item is None and (slot.starting or in_the_way or slot.since < idle_since)
+        ]
         free.sort(key=lambda slot: (not slot.starting, slot.upcoming is not None))
         for slot in free[: max(0, len(pool.slots) - self._wanted(pool))]:
             self._drop(pool, slot)
@@ -192,7 +206,7 @@ class Office:
             return
         for _ in range(wanted - len(pool.slots)):
             actor = (
-                ray.remote(type(pool.stage.capitalize(), (Worker,), {}))
+                self._actors[pool.stage]
                 .options(
                     num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=3
                 )
@@ -324,6 +338,7 @@ class Office:
     def _answered(self, pool: _Pool, slot: _Slot, answer: Any) -> None:
         if slot.item is None:  # it has started
             slot.node, slot.pulse, slot.future, pool.failed_starts = answer, slot.actor.live.remote(), None, 0
+            slot.since = time.monotonic()
             return
         receipt: Receipt = answer
         if slot.asked is not None:
@@ -332,7 +347,7 @@ class Office:
         self.account.holds(pool.stage, slot.node, receipt.memory_bytes)
         slot.made += receipt.made
         self._close_item(pool, slot, receipt.end, receipt.reason)
-        item, slot.item, slot.future = slot.item, None, None
+        item, slot.item, slot.future, slot.since = slot.item, None, None, time.monotonic()
         if receipt.end == "done":
             self._store_failures = 0
             if pool is self._generators:
