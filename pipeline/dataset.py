@@ -1,22 +1,29 @@
-"""A store as data: its results as one table, its samples by key.
+"""A store as data: its results as one table, its samples by key, its images as batches to train on.
 
 store = dataset.open("s3://bucket/prefix")
 frame = store.results().to_pandas()              # or polars.from_arrow(store.results())
 sample = store.sample("n01440764_10026")         # a notebook shows it as a picture
+examples = store.examples(attacks=["gnp+mi"])    # batches for PyTorch: see pipeline.examples
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline import drawing, ledger, parts, picture, results
+from pipeline import drawing, ledger, parts, picture, results, snapshot
+from pipeline.cache import Cache
 from pipeline.errors import MissingError, RecipeError
+from pipeline.examples import Examples, Mix
 from pipeline.ledger import Ledger, Unit
 from pipeline.parts import Images
 from pipeline.picture import Said
 from pipeline.predictions import predictions
+from pipeline.snapshot import Choice
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,57 @@ class Dataset:
             adversarial={(each.source, each.attack): picture.pixels(self.ledger, each, [own])[own] for each in made},
             said=tuple(told),
             class_name=picture.class_names(self.ledger, unit.dataset),
+        )
+
+    def examples(
+        self,
+        *,
+        datasets: Sequence[str] = (),
+        sources: Sequence[str] = (),
+        attacks: Sequence[str] = (),
+        epsilon: Fraction | str | None = None,
+        success: str = "",
+        only_successful: bool = True,
+        version: str = "",
+        rank: int | None = None,
+        ranks: int | None = None,
+        padded: bool = False,
+        cache: str | Path | None = None,
+        cache_bytes: int = 100 * 10**9,
+        **mix: Any,
+    ) -> Examples:
+        """Adversarial images as batches for training, of what is committed now: a growing store does not change it.
+
+        Args:
+            datasets: What recipes call `[data]`, such as a training split; by default all, as with those that follow.
+            sources: Names of models attacked.
+            attacks: Names of attacks.
+            epsilon: The budget, such as `"8/255"`.
+            success: `any` or `all` of the targets scored, or a target's name: images on which the attack succeeded.
+            only_successful: False keeps the others too, and batches say which is which.
+            version: The id of a finalized version, or `latest`, instead of what is committed.
+            rank: Which process of a distributed training run reads; by default as torch.distributed says.
+            ranks: How many there are.
+            padded: Each rank reads equally many images, the last ones some again.
+            cache: A folder of this machine in which objects are kept.
+            cache_bytes: How much of it.
+            mix: What `pipeline.examples.Mix` takes: batch_size, pairs, clean, weights, seed, shuffled, parts_at_once.
+
+        Raises:
+            MissingError: Nothing adversarial is committed, or there is no such version.
+            RecipeError: A name is none of the store's, no image is left, or a setting is wrong.
+            IntegrityError: A marker or a result file is damaged.
+        """
+        choice = Choice(
+            datasets, sources, attacks, None if epsilon is None else Fraction(epsilon), success, only_successful
+        )
+        return Examples(
+            snapshot.take(self.ledger, choice, version=version),
+            Mix(**mix),
+            rank=rank,
+            ranks=ranks,
+            padded=padded,
+            cache=None if cache is None else Cache(Path(cache), cache_bytes),
         )
 
     @cached_property

@@ -82,7 +82,14 @@ LAYERS: dict[str, set[str]] = {
     "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards", "storage"},
     "drawing": set(),
     "picture": {"drawing", "errors", "ledger", "models", "parts", "predictions", "report"},
-    "dataset": {"drawing", "errors", "ledger", "parts", "picture", "predictions", "results"},
+    "order": set(),
+    "cache": {"errors", "storage"},
+    "snapshot": {"errors", "finalize", "ledger", "predictions", "storage"},
+    "examples": {"cache", "codec", "errors", "ledger", "order", "sample", "shards", "snapshot", "storage"},
+    "dataset": {
+        *("cache", "drawing", "errors", "examples", "ledger", "parts", "picture", "predictions", "results"),
+        "snapshot",
+    },
     "page": {
         *(
             "version",
@@ -132,7 +139,7 @@ OWNERS: dict[str, set[str]] = {
     "boto3": {"storage"},
     "botocore": {"storage"},
     "pyarrow": {"results"},
-    "webdataset": {"shards"},
+    "webdataset": {"cache", "shards"},
     "pydantic": {"config"},
     "jinja2": {"page"},
     "matplotlib": {"ablation", "curvature", "drawing", "forest", "landscape", "page", "picture"},
