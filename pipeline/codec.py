@@ -67,6 +67,15 @@ def decode(data: bytes, preparation: Preparation | None = None) -> Tensor:
     Raises:
         SampleError: The bytes are no image that can be decoded, in full.
     """
+    return torch.from_numpy(decode_rows(data, preparation)).permute(2, 0, 1).contiguous()
+
+
+def decode_rows(data: bytes, preparation: Preparation | None = None) -> np.ndarray:
+    """The same as (H, W, 3), which is how decoders have it.
+
+    Raises:
+        SampleError: The bytes are no image that can be decoded, in full.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _require_sane(image.width, image.height)
@@ -76,9 +85,7 @@ def decode(data: bytes, preparation: Preparation | None = None) -> Tensor:
     except Exception as error:  # decoders fed untrusted bytes raise whatever they like
         said = re.sub(r" <_io.*?>", "", str(error))  # an address in memory is no reason
         raise SampleError(f"undecodable image: {type(error).__name__}: {said}"[:200]) from error
-    if preparation is not None:
-        rgb = preparation(rgb)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+    return np.array(rgb if preparation is None else preparation(rgb))
 
 
 def _require_sane(width: int, height: int) -> None:

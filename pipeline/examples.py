@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline import codec
 from pipeline.cache import Cache
-from pipeline.errors import IntegrityError, RecipeError, ShardError
+from pipeline.errors import IntegrityError, RecipeError, SampleError, ShardError
 from pipeline.ledger import Marker
 from pipeline.order import Epoch, Kind, Reader, Window
 from pipeline.sample import Rejected, Sample
@@ -93,9 +93,9 @@ class _Row:
 class Examples(IterableDataset[Batch]):
     """Batches of one pinned snapshot of a store; `Dataset.examples` makes one.
 
-    Each batch is a dict: `images` (B, 3, H, W) uint8, `labels` (B,) int64, `keys` and `attacks` (identities, empty of a
-    clean image) lists of text, `adversarial` (B,) bool; with pairs `clean` (B, 3, H, W) uint8; where success was asked
-    for `success` (B,) bool.
+    Each batch is a dict: `images` (B, 3, H, W) uint8, channels last in memory, `labels` (B,) int64, `keys` and
+    `attacks` (identities, empty of a clean image) lists of text, `adversarial` (B,) bool; with pairs `clean` (B, 3, H,
+    W) uint8; where success was asked for `success` (B,) bool.
 
     Every chosen image is seen once an epoch by one worker of one rank, in an order that depends on seed, epoch and how
     many ranks and workers there are alone. Its state says how far a worker is, as torchdata's StatefulDataLoader wants
@@ -262,19 +262,19 @@ class Examples(IterableDataset[Batch]):
         return shard
 
     def _batch(self, rows: Sequence[_Row]) -> Batch:
-        samples = [_sample(row.tar, row.index) for row in rows]
+        samples, images = zip(*(_sample(row.tar, row.index) for row in rows), strict=True)
         batch: Batch = {
-            "images": _pixels(samples),
+            "images": _stacked(rows, images),
             "labels": torch.tensor([sample.label for sample in samples], dtype=torch.int64),
             "keys": [sample.key for sample in samples],
             "attacks": [row.part.marker.unit.attack for row in rows],
             "adversarial": torch.tensor([bool(row.part.marker.unit.attack) for row in rows]),
         }
         if self.mix.pairs:
-            originals = [_sample(row.original, row.index) for row in rows if row.original is not None]
+            originals, clean = zip(*(_sample(row.original, row.index) for row in rows if row.original), strict=True)
             if [each.key for each in originals] != batch["keys"]:
                 raise IntegrityError(f"{rows[0].tar.name}: its images are not those of its originals; run verify")
-            batch["clean"] = _pixels(originals)
+            batch["clean"] = _stacked(rows, clean)
         if any(row.part.success is not None for row in rows):
             batch["success"] = torch.tensor(
                 [row.part.success is not None and bool(row.part.success[row.index]) for row in rows]
@@ -306,12 +306,23 @@ def _groups(snapshot: Snapshot, mix: Mix) -> list[_Group]:
     return found
 
 
-def _sample(tar: Shard, index: int) -> Sample:
+def _sample(tar: Shard, index: int) -> tuple[Sample, np.ndarray]:
+    """An image and its pixels, (H, W, 3) uint8."""
     (sample,) = tar.samples([index], classes=2**31)
     if isinstance(sample, Rejected):
         raise ShardError(f"{tar.name}: sample {sample.key}: {sample.reason}")
-    return sample
+    try:
+        return sample, codec.decode_rows(sample.image)
+    except SampleError as error:
+        raise ShardError(f"{tar.name}: sample {sample.key}: {error}") from error
 
 
-def _pixels(samples: Sequence[Sample]) -> Tensor:
-    return torch.stack([codec.decode(sample.image) for sample in samples])
+def _stacked(rows: Sequence[_Row], images: Sequence[np.ndarray]) -> Tensor:
+    """(B, 3, H, W) uint8, channels last in memory: what decoders give and convolutions like, without a copy more."""
+    for row, image in zip(rows, images, strict=True):
+        if image.shape != images[0].shape:
+            raise RecipeError(
+                f"{row.tar.name}: {image.shape[1]} x {image.shape[0]} pixels, {rows[0].tar.name}: "
+                f"{images[0].shape[1]} x {images[0].shape[0]}; choose datasets of one size"
+            )
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -206,6 +206,23 @@ def test_queries_run(number: int, here: Path) -> None:
         assert found["sample"] is not None
 
 
+TRAINING = blocks("training.md", "python")
+
+
+@pytest.mark.parametrize("number", range(len(TRAINING)))
+def test_what_a_trainer_copies_runs(number: int, here: Path) -> None:
+    found: dict[str, Any] = {}
+    exec(TRAINING[number], found)
+    if "epoch" in found:
+        assert found["clean"].shape == found["images"].shape == (4, 3, 32, 32), "the last of 12 in batches of 8"
+    elif "state" in found:
+        assert found["state"]
+    elif "batch" in found:
+        assert found["batch"].shape == (8, 3, 32, 32)
+    else:
+        assert found["count"] == (36, 36)
+
+
 def reported(here: Path) -> list[tuple[Any, ...]]:
     """What the report says, as the queries' rows."""
     report = summarise(Ledger(Storage(str(here / "results"))))

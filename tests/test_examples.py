@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -10,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -19,7 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from pipeline import codec, dataset, finalize, parts
 from pipeline.cache import Cache
 from pipeline.errors import IntegrityError, MissingError, RecipeError
-from pipeline.examples import Batch, Examples
+from pipeline.examples import Batch
 from pipeline.ledger import Ledger
 from pipeline.storage import Storage, sha256
 from tests.conftest import ROOT
@@ -314,7 +312,7 @@ def test_what_is_wrong(made: Path) -> None:
         ({"rank": 2, "ranks": 2}, "rank = 2 of 2: from 0 to 1"),
     ):
         with pytest.raises(RecipeError, match=message):
-            dataset.open(str(made)).examples(**settings)  # type: ignore[arg-type]
+            dataset.open(str(made)).examples(**settings)
 
 
 def test_cache_keeps_within_its_limit_and_lets_the_oldest_go(tmp_path: Path) -> None:

@@ -30,9 +30,7 @@ def read(epoch: Epoch, reader: Reader) -> list[tuple[int, int, int]]:
 
 
 def readers(ranks: int, workers: int, *, padded: bool = False) -> list[Reader]:
-    return [
-        Reader(rank, ranks, worker, workers, padded=padded) for rank in range(ranks) for worker in range(workers)
-    ]
+    return [Reader(rank, ranks, worker, workers, padded=padded) for rank in range(ranks) for worker in range(workers)]
 
 
 def everything(epoch: Epoch) -> list[tuple[int, int, int]]:
@@ -71,10 +69,8 @@ def test_the_same_again_and_another_epoch_in_another_order(epoch: Epoch) -> None
 
 
 def test_orders_differ_by_epoch_and_seed() -> None:
-    def order(**which: int) -> list[tuple[int, int, int]]:
-        return read(Epoch([Kind(np.full(8, 16))], **which), Reader())
-
-    orders = [order(), order(number=1), order(seed=1)]
+    kinds = [Kind(np.full(8, 16))]
+    orders = [read(each, Reader()) for each in (Epoch(kinds), Epoch(kinds, number=1), Epoch(kinds, seed=1))]
     assert len({tuple(each) for each in orders}) == 3
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])
 
@@ -82,7 +78,15 @@ def test_orders_differ_by_epoch_and_seed() -> None:
 def test_an_order_is_what_it_has_always_been() -> None:
     """A run that is resumed after an upgrade must go on where it was."""
     epoch = Epoch([Kind(np.array([3, 2])), Kind(np.array([2]))], seed=5, number=2, pieces_at_once=2)
-    assert [place for reader in readers(2, 1) for place in read(epoch, reader)] == [(0, 0, 1), (0, 0, 0), (0, 0, 2), (0, 1, 1), (1, 0, 0), (0, 1, 0), (1, 0, 1)]
+    assert [place for reader in readers(2, 1) for place in read(epoch, reader)] == [
+        (0, 0, 1),
+        (0, 0, 0),
+        (0, 0, 2),
+        (0, 1, 1),
+        (1, 0, 0),
+        (0, 1, 0),
+        (1, 0, 1),
+    ]
 
 
 @given(COUNTS, st.floats(0, 3), st.integers(0, 5))
@@ -109,9 +113,7 @@ def test_every_kind_is_spread_over_the_epoch() -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_part_is_read_by_two_workers_at_most(workers: int) -> None:
     epoch = Epoch([Kind(np.full(30, 50))])
-    asked = Counter(
-        piece for reader in readers(2, workers) for piece in {piece for _, piece, _ in read(epoch, reader)}
-    )
+    asked = Counter(piece for reader in readers(2, workers) for piece in {piece for _, piece, _ in read(epoch, reader)})
     assert max(asked.values()) <= 2
     assert sum(asked.values()) <= 30 + 2 * workers - 1
 

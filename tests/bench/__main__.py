@@ -6,6 +6,7 @@
     exact       the exact penalty's product by each route: time and memory
     pipeline    images a second of the whole generator stage, beside the bare attack on the same images in memory
     engine      what handing an item out costs: with workers that sleep, and with workers that do nothing
+    loader      images a second for training: ours, plain WebDataset's, a folder of PNGs
     files       encoding, decoding, tars, hashing, and a store's puts and gets
     growth      time and memory over images, steps, targets and shards
 
@@ -47,6 +48,7 @@ from tests.bench.agreement import agreement
 from tests.bench.engine import engine
 from tests.bench.exact import BATCH, ROUTES, route
 from tests.bench.figures import Figure, seconds, spread_of
+from tests.bench.loader import loader
 from tests.bench.profile import profiled
 
 ROOT = Path(__file__).parents[2]
@@ -248,6 +250,7 @@ PARTS = {
     "exact": exact,
     "pipeline": pipeline,
     "engine": engine,
+    "loader": loader,
     "files": files,
     "growth": growth,
 }
