@@ -8,7 +8,7 @@ STORE  ?= folder
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check docs reference bench chaos scale peers format lock picture report-picture terminal-picture clean
+.PHONY: demo loop test check docs reference bench chaos scale peers format lock picture report-picture terminal-picture clean
 
 demo: $(VENV)/installed  ## the main job on real photographs, end to end; STORE=s3 runs it on a real S3 server
 ifeq ($(STORE),s3)
@@ -37,6 +37,9 @@ terminal-picture: $(VENV)/installed  ## docs/terminal.svg, the demo half way
 
 chaos: $(VENV)/installed  ## the fault campaign: 200 faults and more, injected for real, in half an hour; as root, with faketime installed
 	$(BIN)/python -m tests.chaos.campaign
+
+loop: $(VENV)/installed  ## attack, train, attack again, on digits: a few minutes
+	$(BIN)/python -m jobs.loop
 
 scale: $(VENV)/installed  ## 100,000 parts on a real S3 server, a 5 GB shard, 100,000 items: time, memory, requests
 	$(BIN)/python -m tests.scale

@@ -1,4 +1,4 @@
-"""Commands that make something, or take it away: generate, score, shards, finalize, gc."""
+"""Commands that make something, or take it away: generate, train, score, shards, finalize, gc."""
 
 import signal
 import sys
@@ -60,6 +60,36 @@ def generate(
             log=log,
         )
     )
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(help="A TOML recipe for training; see docs/training.md.", show_default=False)
+    ],
+    store: Annotated[
+        str,
+        typer.Option(help="Where weights, figures and states go: a folder, or s3://bucket/prefix.", show_default=False),
+    ],
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster, such as `auto`; default: that of RAY_ADDRESS, or else one for this run."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
+) -> None:
+    """Trains a model on clean and stored adversarial images, and measures what it gained.
+
+    What is read are finalized stores (`gnp finalize`), each in one version from beginning to end. A run that was cut
+    off goes on from the last state that was kept, with the images that come next; a second run of the same recipe does
+    nothing, until a store has another version.
+
+    Exit code: 0, trained, now or before; 2, training could not start or go on; 130, it was stopped.
+
+    Example: `gnp train training.toml --store s3://bucket/prefix`
+    """
+    from jobs.train import run
+
+    raise typer.Exit(run(recipe, store, console=console, address=address, seed=seed))
 
 
 @app.command()

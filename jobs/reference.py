@@ -17,15 +17,17 @@ from typer.cli import get_docs_for_click
 
 from jobs import cli  # noqa: F401  # all commands
 from jobs.app import app
-from pipeline import codec, config, models, plan, pools, results
+from pipeline import codec, config, lessons, models, plan, pools, results
 from pipeline.attack.recipe import TRANSFORMS, VIEWS
 from pipeline.defenses import DEFENSES
 from pipeline.engine import metrics
+from pipeline.training import lesson
 
 DOCS = Path(__file__).parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- made of: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_SCHEMA = config.Recipe.model_json_schema()
-# The page's heading for what is a table of its own.
+_WHOLE = {kind.__name__: kind.model_json_schema() for kind in (config.Recipe, lessons.LessonRecipe)}
+_PIECES = {name: piece for schema in _WHOLE.values() for name, piece in schema["$defs"].items()}
+# The heading for what is a table of its own: of recipe.md, or of training.md.
 _HEADINGS = {
     "Preparation": "preparation",
     "ModelSpec": "sources",
@@ -34,6 +36,7 @@ _HEADINGS = {
 }
 _HEADINGS |= {"TargetSpec": "targets", "DataSpec": "data", "Budget": "budget", "Pools": "engine"}
 _HEADINGS |= {kind.__name__: name for name, kind in {**VIEWS, **TRANSFORMS, **DEFENSES}.items()}
+_OF_TRAINING = {"DataTable": "trained-on", "HeldOutTable": "held-out", "Schedule": "schedule", "Workers": "who-trains"}
 
 
 def filled(page: str) -> str:
@@ -55,7 +58,7 @@ def made(name: str) -> str:
 
 def _settings(name: str) -> str:
     """The table of a model's fields."""
-    schema = _SCHEMA if name == "Recipe" else _SCHEMA["$defs"][name]
+    schema = _WHOLE.get(name) or _PIECES[name]
     told = _told(_kind(name))
     rows = [
         (f"`{field}`", _type(node), _default(node, required=field in schema.get("required", ())), told.get(field, ""))
@@ -72,7 +75,7 @@ def _sections(kinds: Mapping[str, type]) -> str:
 def _kind(name: str) -> Any:
     """The class of a model of the recipe, by its name."""
     parts = {kind.__name__: kind for kind in {**VIEWS, **TRANSFORMS, **DEFENSES}.values()}
-    known = [vars(module) for module in (config, plan, pools, models, codec)]
+    known = [vars(module) for module in (config, lessons, lesson, plan, pools, models, codec)]
     return ChainMap(parts, *known)[name]
 
 
@@ -95,7 +98,8 @@ def _type(node: Mapping[str, Any]) -> str:
     """What a field takes, of its JSON schema."""
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
-        return f"a table: [{_HEADINGS[name]}](#{_HEADINGS[name]})"
+        page, heading = ("training.md", _OF_TRAINING[name]) if name in _OF_TRAINING else ("recipe.md", _HEADINGS[name])
+        return f"a table: [{heading}]({page}#{heading})"
     options = [each for each in node.get("anyOf", node.get("oneOf", [])) if each.get("type") != "null"]
     if options:
         return " or ".join(dict.fromkeys(map(_type, options)))
@@ -106,7 +110,7 @@ def _type(node: Mapping[str, Any]) -> str:
     if node["type"] == "array":
         items = node.get("items") or {"type": node["prefixItems"][0]["type"]}
         return _type(items) if "items" in items else f"list of {_type(items)}"
-    return {"integer": "whole number", "number": "number", "string": "text"}[node["type"]]
+    return {"integer": "whole number", "number": "number", "string": "text", "object": "table of numbers"}[node["type"]]
 
 
 def _default(node: Mapping[str, Any], *, required: bool) -> str:

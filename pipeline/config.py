@@ -43,6 +43,7 @@ from pipeline.pools import Pools
 from pipeline.storage import absolute
 
 Spec = TypeVar("Spec", bound=ModelSpec)
+Table = TypeVar("Table", bound=BaseModel)
 
 # Of bounded length: "1e999999999" is a number that takes all of the memory and of the day.
 _NUMBER = re.compile(r"(?=[-+.]{0,2}[0-9])[-+]?[0-9]{0,30}(/[0-9]{1,30}|\.[0-9]{0,30})?([eE][-+]?[0-9]{1,3})?")
@@ -376,7 +377,12 @@ def _built(entry: _AttackEntry, point: Point) -> Attack:
 
 
 def load(path: Path) -> Recipe:
-    """Reads and validates a recipe.
+    """Reads and validates a recipe; see `read`."""
+    return read(path, Recipe)
+
+
+def read(path: Path, kind: type[Table]) -> Table:
+    """Reads and validates a TOML file of some kind.
 
     Raises:
         RecipeError: With one line per fault: where, what, and what would be accepted.
@@ -389,7 +395,7 @@ def load(path: Path) -> Recipe:
         raise RecipeError(f"{path}: not TOML: {_one_line(str(error))}") from error
     try:
         _require_plain(values, path)
-        recipe = Recipe.model_validate(values)
+        recipe = kind.model_validate(values)
         _require_unquoted(values, recipe, path)
     except ValidationError as error:
         faults = error.errors()
@@ -400,7 +406,9 @@ def load(path: Path) -> Recipe:
             for fault in faults
             if fault["type"] != "too_short" or not any(loc[: len(fault["loc"])] == fault["loc"] != loc for loc in inner)
         ]
-        lines = dict.fromkeys(f"{path}: {_one_line(_fault(fault, values))}" for fault in told)  # once for a whole grid
+        lines = dict.fromkeys(
+            f"{path}: {_one_line(_fault(fault, values, kind))}" for fault in told
+        )  # once for a whole grid
         raise RecipeError("\n".join(lines)) from error
     return recipe
 
@@ -465,12 +473,12 @@ def _written(loc: Iterable[Any], values: Any) -> Iterator[Any]:
             values = values[step]
 
 
-def _fault(fault: Any, values: Any) -> str:
+def _fault(fault: Any, values: Any, kind: type[BaseModel]) -> str:
     """One line of what pydantic found in a recipe's values."""
     where = _dotted(_written(fault["loc"], values)) or "recipe"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), fault['loc'][:-1])}"
+        return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), fault['loc'][:-1], kind)}"
     if fault["type"] == "missing":
         return f"{where}: missing; it has no default"
     if fault["type"] == "value_error":
@@ -482,9 +490,9 @@ def _fault(fault: Any, values: Any) -> str:
     return f"{where} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _nearest(key: str, path: Iterable[Any]) -> str:
+def _nearest(key: str, path: Iterable[Any], kind: type[BaseModel]) -> str:
     """The known keys nearest to an unknown one, from the recipe's own schema."""
-    schema = Recipe.model_json_schema()
+    schema = kind.model_json_schema()
     nodes: list[Mapping[str, Any]] = [schema]
     for step in path:
         if step in _KINDS:

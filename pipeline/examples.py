@@ -225,27 +225,30 @@ class Examples(IterableDataset[Batch]):
 
     def _rows(self, start: int) -> Iterator[_Row]:
         """This worker's images in order, from one on; the next window is fetched while this one is decoded."""
-        storage = Storage(self.snapshot.url)
+        stores = {url: Storage(url) for url in sorted({piece.url for piece in self.snapshot.pieces})}
         windows = list(self._order().windows(self._worker()))
         while windows and start >= len(windows[0]):
             start -= len(windows.pop(0))
         with ThreadPoolExecutor(1) as ahead:
-            fetched = ahead.submit(self._fetch, storage, windows[0]) if windows else None
+            fetched = ahead.submit(self._fetch, stores, windows[0]) if windows else None
             for number, window in enumerate(windows):
                 assert fetched is not None
                 tars = fetched.result()
                 if number + 1 < len(windows):
-                    fetched = ahead.submit(self._fetch, storage, windows[number + 1])
+                    fetched = ahead.submit(self._fetch, stores, windows[number + 1])
                 places = zip(window.kinds.tolist(), window.pieces.tolist(), window.indices.tolist(), strict=True)
                 for kind, piece, index in itertools.islice(places, start if number == 0 else 0, None):
                     part = self._groups[kind].parts[piece]
                     yield _Row(part, int(part.chosen[index]), *tars[kind, piece])
 
-    def _fetch(self, storage: Storage, window: Window) -> dict[tuple[int, int], tuple[Shard, Shard | None]]:
+    def _fetch(
+        self, stores: Mapping[str, Storage], window: Window
+    ) -> dict[tuple[int, int], tuple[Shard, Shard | None]]:
         """The tars of a window's parts, and with pairs those of their originals."""
         fetched = {}
         for kind, piece in dict.fromkeys(zip(window.kinds.tolist(), window.pieces.tolist(), strict=True)):
             part = self._groups[kind].parts[piece]
+            storage = stores[part.url]
             clean = self._tar(storage, part.original) if self.mix.pairs and part.original else None
             fetched[kind, piece] = self._tar(storage, part.marker), clean
         return fetched
@@ -299,10 +302,10 @@ def _groups(snapshot: Snapshot, mix: Mix) -> list[_Group]:
         weights = [weight for name, weight in (mix.weights or {}).items() if is_called(attack, name)]
         found.append(_Group(tuple(pieces), weights[0] if weights else 1.0))
     if mix.clean:
-        clean = [Piece(each, None, np.arange(each.facts["n"]), None) for each in snapshot.originals]
+        clean = snapshot.originals
         adversarial = sum(group.weight * len(piece.chosen) for group in found for piece in group.parts)
         originals = sum(len(piece.chosen) for piece in clean)
-        found.append(_Group(tuple(clean), mix.clean / (1 - mix.clean) * adversarial / originals))
+        found.append(_Group(clean, mix.clean / (1 - mix.clean) * adversarial / originals))
     return found
 
 

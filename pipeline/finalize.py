@@ -202,11 +202,9 @@ def objects(ledger: Ledger, version: str) -> dict[Unit, Marker]:
         MissingError: There is no such version.
         IntegrityError: Its manifest is damaged.
     """
-    storage, key = ledger.storage, "latest.json"
+    version = latest(ledger) if version == "latest" else version
+    storage, key = ledger.storage, f"versions/{version}/manifest.json"
     try:
-        if version == "latest":
-            version = str(json.loads(storage.get(key))["version"])
-        key = f"versions/{version}/manifest.json"
         manifest = json.loads(storage.get(key))
         found = [_listed(entry) for entry in manifest["objects"]]
         listed = [[marker.object, marker.sha256] for marker in found]
@@ -220,6 +218,22 @@ def objects(ledger: Ledger, version: str) -> dict[Unit, Marker]:
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{storage.at(key)}: not a manifest ({error}); run finalize again") from error
     return {marker.unit: marker for marker in found}
+
+
+def latest(ledger: Ledger) -> str:
+    """The id of the store's latest version.
+
+    Raises:
+        MissingError: None is finalized.
+        IntegrityError: What names it is damaged.
+    """
+    storage = ledger.storage
+    try:
+        return str(json.loads(storage.get("latest.json"))["version"])
+    except MissingError as error:
+        raise MissingError(f"{storage.url}: no version is finalized here; run finalize") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{storage.at('latest.json')}: names no version; run finalize again") from error
 
 
 def _listed(entry: Mapping[str, Any]) -> Marker:

@@ -38,15 +38,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Piece:
-    """The chosen images of one adversarial part.
+    """The chosen images of one part.
 
     Attributes:
+        url: Its store.
         marker: The part's commit; its facts are `n` alone.
         original: The commit of its originals; None where it is one of originals itself.
         chosen: (chosen,) which of the part's images, in tar order.
         success: (n,) bool, where the attack succeeded; None where nobody asked.
     """
 
+    url: str
     marker: Marker
     original: Marker | None
     chosen: np.ndarray
@@ -55,14 +57,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The chosen images of a store.
+    """The chosen images of a store, or of several.
 
     Attributes:
-        url: The store.
-        pieces: In order of their units.
+        pieces: Store by store, in order of their units.
     """
 
-    url: str
     pieces: tuple[Piece, ...]
 
     @cached_property
@@ -74,7 +74,7 @@ class Snapshot:
                     [each.marker.object, each.marker.sha256, sha256(each.chosen.astype("<i8").tobytes())]
                     for each in self.pieces
                 ],
-                "originals": [each.sha256 for each in self.originals],
+                "originals": [piece.marker.sha256 for piece in self.originals],
             }
         )
 
@@ -84,9 +84,14 @@ class Snapshot:
         return sum(len(piece.chosen) for piece in self.pieces)
 
     @cached_property
-    def originals(self) -> tuple[Marker, ...]:
-        """The commits of the originals, each once."""
-        return tuple({each.unit: each for each in (piece.original for piece in self.pieces) if each}.values())
+    def originals(self) -> tuple[Piece, ...]:
+        """The originals of all chosen parts, whole, each once."""
+        found = {(piece.url, piece.original.unit): piece for piece in self.pieces if piece.original}
+        return tuple(
+            Piece(piece.url, piece.original, None, np.arange(piece.original.facts["n"]), None)
+            for piece in found.values()
+            if piece.original
+        )
 
 
 def take(ledger: Ledger, choice: Choice, *, version: str = "") -> Snapshot:
@@ -124,10 +129,15 @@ def take(ledger: Ledger, choice: Choice, *, version: str = "") -> Snapshot:
         if success is not None and choice.only_successful:
             chosen = np.flatnonzero(success)
         if len(chosen):
-            pieces.append(Piece(marker, originals[_original(marker.unit)], chosen, success))
+            pieces.append(Piece(ledger.storage.url, marker, originals[_original(marker.unit)], chosen, success))
     if not pieces:
         raise RecipeError(f"{ledger.storage.url}: no image is left of {len(units)} parts; choose less strictly")
-    return Snapshot(ledger.storage.url, tuple(pieces))
+    return Snapshot(tuple(pieces))
+
+
+def together(snapshots: Sequence[Snapshot]) -> Snapshot:
+    """Several stores' images as one's, for training on all of them."""
+    return Snapshot(tuple(piece for each in snapshots for piece in each.pieces))
 
 
 def is_called(identity: str, name: str) -> bool:

@@ -163,7 +163,12 @@ def load_source(source: Source, storage: Storage, *, classes: int, device: torch
 
 
 def load(model: Model, storage: Storage, *, classes: int, device: torch.device) -> Classifier:
-    """A resolved model on its device, from the store, made fast for it.
+    """A resolved model on its device, from the store, made fast for it; see `load_plain`."""
+    return load_plain(model, storage, classes=classes).quicken(device)
+
+
+def load_plain(model: Model, storage: Storage, *, classes: int) -> Classifier:
+    """A resolved model as its architecture has it, from the store, on the CPU.
 
     Raises:
         WeightsError: The weights are gone or damaged, or do not fit the architecture here.
@@ -177,7 +182,7 @@ def load(model: Model, storage: Storage, *, classes: int, device: torch.device) 
             f"{model.spec.name}: the stored weights load to {classifier.digest[:12]}, not to {model.digest[:12]}: "
             "another version of timm or torch? see the markers' versions"
         )
-    return classifier.quicken(device)
+    return classifier
 
 
 def load_defenses(model: Model, storage: Storage, *, device: torch.device) -> tuple[Ready, ...]:

@@ -127,20 +127,25 @@ LAYERS: dict[str, set[str]] = {
         ),
         *("stages", "storage"),
     },
+    "training": {
+        *("attack", "classifier", "codec", "engine", "errors", "examples", "finalize", "ledger", "models", "rates"),
+        *("snapshot", "storage", "weights"),
+    },
+    "lessons": {"config", "storage", "training"},
     "preflight": {"attack", "foreign", "models", "plan", "score", "storage", "weights"},
     "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
 }
 
 # Who alone may import a package.
 OWNERS: dict[str, set[str]] = {
-    "ray": {"engine"},
-    "timm": {"fusing", "models"},
+    "ray": {"engine", "training"},
+    "timm": {"fusing", "models", "training"},
     "obstore": {"storage"},
     "boto3": {"storage"},
     "botocore": {"storage"},
     "pyarrow": {"results"},
     "webdataset": {"cache", "shards"},
-    "pydantic": {"config"},
+    "pydantic": {"config", "lessons"},
     "jinja2": {"page"},
     "matplotlib": {"ablation", "curvature", "drawing", "forest", "landscape", "page", "picture"},
     "scipy": {"compare", "defenses", "landscape", "rates"},

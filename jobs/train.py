@@ -1,0 +1,58 @@
+"""The training job: recipe → lesson → Ray Train, and a closing table."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import lessons, training
+from pipeline.rates import Rate
+from pipeline.training import Outcome
+
+_KINDS = {"clean": "clean", "transfer": "stored adversarial", "white_box": "white-box"}
+
+
+def run(recipe: Path, store: str, *, console: Console, address: str | None = None, seed: int | None = None) -> int:
+    """Trains; returns the exit code, 0.
+
+    Args:
+        recipe: A recipe for training.
+        store: Where what comes of it is kept.
+        console: What is said goes there.
+        address: A Ray cluster.
+        seed: Instead of the recipe's.
+
+    Raises:
+        GnpError: Training could not start, or could not go on.
+    """
+    lesson = lessons.load(recipe)
+    if seed is not None:
+        lesson = replace(lesson, schedule=replace(lesson.schedule, seed=seed))
+    console.print(f"[dim]training {lesson.name}; what is done so far stands in {store}[/dim]", highlight=False)
+    outcome = training.train(lesson, store, address=address)
+    show(outcome, console)
+    what = "trained" if outcome.trained else "nothing to do: trained before"
+    console.print(f"{what}; weights: {outcome.weights}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"card: {outcome.card}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """Accuracy before and after, with 95% intervals."""
+    first, last = outcome.epochs[0]["held_out"], outcome.epochs[-1]["held_out"]
+    table = Table(title="accuracy on what was not trained on")
+    for column in ("held out", "images", "before", "after", "n"):
+        table.add_column(column, justify="right" if column in ("before", "after", "n") else "left")
+    for name, kinds in first.items():
+        for kind, called in _KINDS.items():
+            before, after = Rate(*kinds[kind]), Rate(*last[name][kind])
+            table.add_row(name, called, _percent(before), _percent(after), str(before.n))
+    console.print(table)
+
+
+def _percent(rate: Rate) -> str:
+    if rate.rate is None or rate.interval is None:
+        return "–"
+    low, high = rate.interval
+    return f"{100 * rate.rate:.1f}% ({100 * low:.0f} … {100 * high:.0f})"

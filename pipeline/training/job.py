@@ -1,0 +1,162 @@
+"""A lesson → Ray Train → the trained weights, their figures and a card, in the store."""
+
+import json
+import logging
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipeline import finalize, snapshot, weights
+from pipeline.attack.recipe import provenance
+from pipeline.engine import cluster
+from pipeline.errors import CapacityError, GnpError, MissingError
+from pipeline.ledger import fingerprint, opened, slug
+from pipeline.snapshot import Choice, Snapshot
+from pipeline.storage import Storage
+from pipeline.training import card
+from pipeline.training.lesson import Lesson
+from pipeline.training.records import Records
+from pipeline.training.worker import Told, train_rank
+
+log = logging.getLogger(__name__)
+
+# So often a worker that died is replaced, and training goes on from the last state that was kept.
+_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended.
+
+    Attributes:
+        run: The run's identity.
+        weights: Where the trained weights lie: a checkpoint for the next recipe.
+        card: Where the card lies.
+        epochs: Figures before training and after each epoch.
+        trained: Whether anything was done; False where this very run had ended before.
+    """
+
+    run: str
+    weights: str
+    card: str
+    epochs: list[dict[str, Any]]
+    trained: bool
+
+
+def train(lesson: Lesson, store: str, *, address: str | None = None) -> Outcome:
+    """Trains, from where an earlier process of the same lesson was cut off.
+
+    A run reads one finalized version of each store from its beginning to its end. Where that lesson has ended, it is
+    trained again only once there is another version.
+
+    Args:
+        lesson: What is trained, on what, how.
+        store: Where what comes of it is kept.
+        address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
+
+    Raises:
+        RecipeError: A name is none of a store's.
+        MissingError: A store is not finalized.
+        WeightsError: The model's weights cannot be had.
+        CapacityError: The cluster has no room, or workers keep dying.
+    """
+    storage = Storage(store, create=True)
+    model = weights.resolve(lesson.model, storage, classes=lesson.data.classes)
+    versions = _versions(lesson, storage)
+    identity = {**_identity(lesson), "model": model.identity, "versions": versions}
+    records = Records(storage, lesson.name, fingerprint(identity))
+    storage.put_record(
+        f"training/{slug(lesson.name)}/current.json",
+        {"lesson": fingerprint(_identity(lesson)), "run": records.run, "versions": versions},
+        once=False,
+    )
+    if records.ended:
+        return _outcome(records, trained=False)
+    told = Told(
+        lesson=lesson,
+        run=records.run,
+        store=storage.url,
+        model=model,
+        trained_on=snapshot.together([_taken(url, lesson.data.choice, versions) for url in lesson.data.stores]),
+        held_out={each.name: _taken(each.store, each.choice, versions) for each in lesson.held_out},
+    )
+    _fit(told, address)
+    trained = storage.get(f"{records.folder}/weights.safetensors")
+    storage.put(records.weights, trained)
+    epochs = records.epochs()
+    said = card.text(lesson.name, identity, epochs, weights=storage.at(records.weights))
+    storage.put(f"{records.folder}/README.md", said.encode())
+    return _outcome(records, trained=True)
+
+
+def _fit(told: Told, address: str | None) -> None:
+    nodes = cluster.connect(address)
+    gpus = told.lesson.gpus_per_worker
+    if gpus is None:
+        gpus = float(any(node.gpus for node in nodes))
+    with tempfile.TemporaryDirectory() as folder:  # Ray keeps notes of its own; what counts goes to the store
+        trainer = TorchTrainer(
+            train_rank,
+            train_loop_config=told,
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=told.lesson.workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+            ),
+            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=_FAILURES)),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            reasons = list(getattr(error, "worker_failures", {}).values()) or [error]
+            known = next((reason for reason in map(_cause, reasons) if isinstance(reason, GnpError)), None)
+            if known is not None:
+                raise known from error
+            raise CapacityError(f"training {told.lesson.name}: {cluster.gist(_cause(reasons[0]))}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    return getattr(error, "cause", None) or error.__cause__ or error
+
+
+def _versions(lesson: Lesson, storage: Storage) -> dict[str, str]:
+    """Store → the version that is read: what the last run of this lesson began with, as long as it has not ended."""
+    key, words = f"training/{slug(lesson.name)}/current.json", fingerprint(_identity(lesson))
+    urls = sorted({*lesson.data.stores, *(each.store for each in lesson.held_out)})
+    try:
+        current = storage.record(key)
+        if current["lesson"] == words and not Records(storage, lesson.name, current["run"]).ended:
+            return dict(current["versions"])
+    except MissingError:
+        pass
+    return {url: finalize.latest(opened(url)) for url in urls}
+
+
+def _identity(lesson: Lesson) -> dict[str, Any]:
+    """What a run is told, as JSON values, without what does not change the result."""
+    told = asdict(lesson)
+    for name in ("attack", "model", "loaders", "gpus_per_worker", "checkpoint_steps"):
+        del told[name]
+    return dict(
+        json.loads(
+            json.dumps({**told, "attack": provenance(lesson.attack), "words": asdict(lesson.model)}, default=str)
+        )
+    )
+
+
+def _taken(url: str, choice: Choice, versions: dict[str, str]) -> Snapshot:
+    return snapshot.take(opened(url), choice, version=versions[url])
+
+
+def _outcome(records: Records, *, trained: bool) -> Outcome:
+    return Outcome(
+        run=records.run,
+        weights=records.storage.at(records.weights),
+        card=records.storage.at(f"{records.folder}/README.md"),
+        epochs=records.epochs(),
+        trained=trained,
+    )
