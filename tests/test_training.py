@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -237,6 +239,22 @@ def lesson_on(store: Path, checkpoint: Path, **settings: Any) -> Lesson:
 def test_a_store_that_is_not_finalized_is_refused(made: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no version is finalized here; run finalize"):
         training.train(lesson_on(made, tiny_checkpoint), str(tmp_path / "out"))
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
+    make(tiny_job(tmp_path / "in", tiny_checkpoint), Ledger(Storage(f"{tmp_path}/store", create=True)))
+    text = (ROOT / "jobs/recipes/closed-loop-training.toml").read_text()
+    for old, new in (
+        ("build/loop/weights/test_resnet.safetensors", str(tiny_checkpoint)),
+        ("build/loop/store", f"{tmp_path}/store"),
+    ):
+        text = text.replace(old, new)
+    (recipe := tmp_path / "training.toml").write_text(text)
+    command = [sys.executable, "-m", "jobs", "train", str(recipe), "--store", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path}/store: no version is finalized here; run finalize\n"
 
 
 @pytest.mark.usefixtures("ray_on_four_devices")

@@ -12,7 +12,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pipeline import models, weights
 from pipeline.classifier import Classifier
-from pipeline.examples import Batch, Examples, Mix
+from pipeline.examples import Batch, Examples, Mix, forkserver
 from pipeline.rates import Rate
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Storage
@@ -88,7 +88,7 @@ def train_rank(told: Told) -> None:
 
 
 def _loader(examples: Examples, workers: int, state: Any) -> "StatefulDataLoader[Batch]":
-    settings: dict[str, Any] = {"multiprocessing_context": "forkserver"} if workers else {}
+    settings: dict[str, Any] = {"multiprocessing_context": forkserver()} if workers else {}
     loader = StatefulDataLoader(examples, batch_size=None, num_workers=workers, **settings)
     if state is not None:
         loader.load_state_dict(state)
