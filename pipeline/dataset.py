@@ -115,10 +115,10 @@ class Dataset:
     def examples(
         self,
         *,
-        datasets: Sequence[str] = (),
-        sources: Sequence[str] = (),
-        attacks: Sequence[str] = (),
-        epsilon: Fraction | str | None = None,
+        datasets: str | Sequence[str] = (),
+        sources: str | Sequence[str] = (),
+        attacks: str | Sequence[str] = (),
+        epsilon: Fraction | str | float | None = None,
         success: str = "",
         only_successful: bool = True,
         version: str = "",
@@ -135,7 +135,7 @@ class Dataset:
             datasets: What recipes call `[data]`, such as a training split; by default all, as with those that follow.
             sources: Names of models attacked.
             attacks: Names of attacks.
-            epsilon: The budget, such as `"8/255"`.
+            epsilon: The budget, such as `"8/255"` or `8 / 255`.
             success: `any` or `all` of the targets scored, or a target's name: images on which the attack succeeded.
             only_successful: False keeps the others too, and batches say which is which.
             version: The id of a finalized version, or `latest`, instead of what is committed.
@@ -151,16 +151,15 @@ class Dataset:
             RecipeError: A name is none of the store's, no image is left, or a setting is wrong.
             IntegrityError: A marker or a result file is damaged.
         """
-        choice = Choice(
-            datasets, sources, attacks, None if epsilon is None else Fraction(epsilon), success, only_successful
-        )
+        budget = None if epsilon is None else _budget(epsilon)
+        choice = Choice(_listed(datasets), _listed(sources), _listed(attacks), budget, success, only_successful)
         return Examples(
             snapshot.take(self.ledger, choice, version=version),
             Mix(**mix),
             rank=rank,
             ranks=ranks,
             padded=padded,
-            cache=None if cache is None else Cache(Path(cache), cache_bytes),
+            cache=None if cache is None else Cache(Path(cache).expanduser().absolute(), cache_bytes),
         )
 
     @cached_property
@@ -182,6 +181,23 @@ class Dataset:
     def _images(self, unit: Unit) -> Images:
         marker = self.ledger.marker(unit)
         return parts.read(self.ledger.read(marker), name=marker.object)
+
+
+def _listed(names: str | Sequence[str]) -> Sequence[str]:
+    """A name alone is a list of one."""
+    return [names] if isinstance(names, str) else names
+
+
+def _budget(epsilon: Fraction | str | float) -> Fraction:
+    """A budget as somebody writes it; a float such as 8/255 stands for the fraction next to it.
+
+    Raises:
+        RecipeError: It is none.
+    """
+    try:
+        return Fraction(epsilon).limit_denominator(1_000_000)
+    except (ValueError, OverflowError, ZeroDivisionError, TypeError) as error:
+        raise RecipeError(f'epsilon: {epsilon!r} is no number; write "8/255" or 8 / 255') from error
 
 
 def _names(original: Unit, key: str) -> tuple[str, str, str]:

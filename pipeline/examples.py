@@ -49,7 +49,8 @@ class Mix:
             fraction, every epoch takes another share of them.
         seed: Of the order.
         shuffled: Else images come in the order in which the store has them.
-        parts_at_once: So many parts are shuffled together, and held in memory, encoded.
+        parts_at_once: So many parts are shuffled together. Held in memory, encoded, are those, as many that are read
+            ahead, and for a moment as many that have been read; with pairs their originals too.
     """
 
     batch_size: int = 32
@@ -133,6 +134,8 @@ class Examples(IterableDataset[Batch]):
         cache: Cache | None = None,
     ) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if (rank is None) != (ranks is None):
+            raise RecipeError("rank, ranks: say both, or neither")
         if rank is None or ranks is None:
             rank = torch.distributed.get_rank() if distributed else 0
             ranks = torch.distributed.get_world_size() if distributed else 1
@@ -141,22 +144,31 @@ class Examples(IterableDataset[Batch]):
         self.snapshot, self.mix = snapshot, mix
         self._reader, self._cache = Reader(rank, ranks, padded=padded), cache
         self._groups = _groups(snapshot, mix)
-        # In shared memory, for workers that live on from epoch to epoch have copies of all else.
+        # In shared memory, for workers that live on from epoch to epoch have copies of all else; -1 until one is set.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._position = self._resume_at = 0
+        self._epoch[0] = -1
+        # What is being read, or was read last: its epoch, how many images of it have been given, and whether all.
+        self._reading, self._position, self._ended = 0, 0, True
+        self._resume: tuple[int, int] | None = None
         self._process = os.getpid()
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next pass is; each has an order of its own."""
+        """Which epoch the next pass is; each has an order of its own.
+
+        Raises:
+            RecipeError: It is negative.
+        """
+        if epoch < 0:
+            raise RecipeError(f"epoch = {epoch}: epochs count from 0")
         self._epoch[0] = epoch
 
     def images_per_epoch(self) -> int:
         """How many images this rank reads in an epoch."""
-        return self._order().count(self._reader)
+        return self._order(self._next_epoch).count(self._reader)
 
     def batches_per_epoch(self, workers: int = 0) -> int:
         """How many batches this rank's workers make in an epoch."""
-        order, size = self._order(), self.mix.batch_size
+        order, size = self._order(self._next_epoch), self.mix.batch_size
         each = [replace(self._reader, worker=worker, workers=max(workers, 1)) for worker in range(max(workers, 1))]
         return sum(-(-order.count(reader) // size) for reader in each)
 
@@ -172,10 +184,12 @@ class Examples(IterableDataset[Batch]):
 
     def state_dict(self) -> dict[str, Any]:
         """How far this worker is."""
-        return {"epoch": int(self._epoch), "position": self._position, "order": self._identity()}
+        begun = not self._ended or self._reading == self._next_epoch
+        epoch, position = (self._reading, self._position) if begun else (self._next_epoch, 0)
+        return {"epoch": epoch, "position": position, "order": self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where a worker of the same name was.
+        """Goes on where a worker of the same name was, unless another epoch has been set than it was in.
 
         Raises:
             RecipeError: The state is of another snapshot, mix, or number of ranks or workers.
@@ -184,7 +198,10 @@ class Examples(IterableDataset[Batch]):
             raise RecipeError(
                 f"state_dict: made with {state['order']}, this is {self._identity()}; resume with the same"
             )
-        self._epoch[0], self._position, self._resume_at = state["epoch"], state["position"], state["position"]
+        if int(self._epoch) < 0:
+            self._epoch[0] = state["epoch"]
+        self._reading, self._position, self._ended = state["epoch"], state["position"], False
+        self._resume = state["epoch"], state["position"]
 
     def __iter__(self) -> Iterator[Batch]:
         """This worker's batches of the epoch.
@@ -199,12 +216,23 @@ class Examples(IterableDataset[Batch]):
                 "loader: its workers were forked, in which the store's client hangs; pass "
                 "multiprocessing_context='forkserver' (or 'spawn') to the DataLoader, or use Examples.loader"
             )
-        self._position, self._resume_at = self._resume_at, 0
-        rows = self._rows(self._position)
+        resume, self._resume = self._resume, None
+        epoch = self._next_epoch
+        start = resume[1] if resume is not None and resume[0] == epoch else 0
+        self._reading, self._position, self._ended = epoch, start, False
+        return self._batches(epoch, start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        rows = self._rows(epoch, start)
         while some := list(itertools.islice(rows, self.mix.batch_size)):
             batch = self._batch(some)
             self._position += len(some)
             yield batch
+        self._ended = True
+
+    @property
+    def _next_epoch(self) -> int:
+        return max(int(self._epoch), 0)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_process"}
@@ -225,20 +253,20 @@ class Examples(IterableDataset[Batch]):
             f"{reader.workers}, {self.mix}"
         )
 
-    def _order(self) -> Epoch:
+    def _order(self, epoch: int) -> Epoch:
         mix = self.mix
         return Epoch(
             [Kind(np.array([len(part.chosen) for part in group.parts]), group.weight) for group in self._groups],
             mix.seed,
-            int(self._epoch),
+            epoch,
             shuffled=mix.shuffled,
             pieces_at_once=mix.parts_at_once,
         )
 
-    def _rows(self, start: int) -> Iterator[_Row]:
+    def _rows(self, epoch: int, start: int) -> Iterator[_Row]:
         """This worker's images in order, from one on; the next window is fetched while this one is decoded."""
         stores = {url: Storage(url) for url in sorted({piece.url for piece in self.snapshot.pieces})}
-        windows = list(self._order().windows(self._worker()))
+        windows = list(self._order(epoch).windows(self._worker()))
         while windows and start >= len(windows[0]):
             start -= len(windows.pop(0))
         with ThreadPoolExecutor(1) as ahead:

@@ -240,6 +240,8 @@ def _listed(entry: Mapping[str, Any]) -> Marker:
     """An entry of a manifest as the commit that it lists."""
     own = entry["unit"]
     unit = Unit(**{**own, "part": Part(**own["part"])})
+    if not str(entry["object"]).startswith(f"{unit.data}-") or int(entry["n"]) < 0:
+        raise ValueError(f"{entry['object']} is not what {unit.marker} stands for")
     return Marker(unit, entry["object"], entry["sha256"], int(entry["size_bytes"]), {"n": int(entry["n"])})
 
 

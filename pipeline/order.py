@@ -119,7 +119,8 @@ class Epoch:
             for time in range(int(whole) + bool(rest)):
                 counts = kind.counts[order]
                 if time == whole:  # so that over all pieces it comes to the share that was asked for
-                    counts = np.diff(np.round(rest * counts.cumsum()).astype(np.int64), prepend=0)
+                    begin = np.random.SeedSequence([self.seed, self.number, 4, number]).generate_state(1)[0] / 2**32
+                    counts = np.diff(np.floor(np.round(rest * counts.cumsum(), 6) + begin).astype(np.int64), prepend=0)
                 mine.append(np.column_stack([np.full_like(order, number), order, np.full_like(order, time), counts]))
                 order = order[self._shuffle(len(order), 1, number, time)]
             rows = np.concatenate([found[0], *mine])

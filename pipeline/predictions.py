@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline import results
 from pipeline.errors import IntegrityError
-from pipeline.ledger import Ledger, Unit, slug
+from pipeline.ledger import Ledger, Marker, Unit, slug
 from pipeline.sample import Part
 
 Denominator = Literal["all", "target", "joint"]
@@ -94,7 +94,16 @@ def predictions(ledger: Ledger, units: Iterable[Unit]) -> Iterator[Predictions]:
     Raises:
         IntegrityError: A file is damaged.
     """
-    for marker in ledger.markers(units):
+    return of(ledger, ledger.markers(units))
+
+
+def of(ledger: Ledger, markers: Iterable[Marker]) -> Iterator[Predictions]:
+    """The same of markers that one has.
+
+    Raises:
+        IntegrityError: A file is damaged.
+    """
+    for marker in markers:
         table = results.read(ledger.read(marker), name=ledger.storage.at(marker.object))
         if table.num_rows:
             yield Predictions(marker.unit, ledger.storage.at(marker.object), table)

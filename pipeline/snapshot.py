@@ -1,16 +1,16 @@
 """What a training run reads of a store: chosen images of one pinned state of it, whatever is added to it meanwhile."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
 
-from pipeline import finalize
+from pipeline import finalize, predictions
 from pipeline.errors import MissingError, RecipeError
 from pipeline.ledger import Ledger, Marker, Unit, fingerprint, slug
-from pipeline.predictions import predictions
+from pipeline.predictions import Predictions
 from pipeline.storage import sha256
 
 
@@ -25,7 +25,8 @@ class Choice:
         epsilon: The budget, exactly.
         success: `any` or `all` of the targets scored, or one target's name or identity: where it was fooled, and is
             right when clean.
-        only_successful: Leave out where the attack did not succeed, rather than only say where.
+        only_successful: Leave out where the attack did not succeed, or nobody has scored it, rather than only say where
+            it did.
     """
 
     datasets: Sequence[str] = ()
@@ -71,7 +72,7 @@ class Snapshot:
         return fingerprint(
             {
                 "pieces": [
-                    [each.marker.object, each.marker.sha256, sha256(each.chosen.astype("<i8").tobytes())]
+                    [each.marker.object, each.marker.sha256, _digest(each.chosen), _digest(each.success)]
                     for each in self.pieces
                 ],
                 "originals": [piece.marker.sha256 for piece in self.originals],
@@ -108,7 +109,9 @@ def take(ledger: Ledger, choice: Choice, *, version: str = "") -> Snapshot:
         IntegrityError: A manifest, a marker or a result file is damaged.
     """
     held = finalize.objects(ledger, version) if version else None
-    units = sorted(unit for unit in (held or ledger.units("adversarial")) if unit.kind == "adversarial")
+    units = sorted(
+        unit for unit in (ledger.units("adversarial") if held is None else held) if unit.kind == "adversarial"
+    )
     if not units:
         raise MissingError(f"{ledger.storage.url}: no adversarial images are committed here; run generate first")
     units = _named(units, "datasets", lambda unit: unit.dataset, choice.datasets)
@@ -124,8 +127,8 @@ def take(ledger: Ledger, choice: Choice, *, version: str = "") -> Snapshot:
     for marker in markers:
         success = succeeded.get(marker.unit)
         chosen = np.arange(marker.facts["n"])
-        if choice.success and success is None:
-            continue  # nobody has scored it
+        if choice.success and success is None:  # nobody has scored it
+            success = np.zeros(len(chosen), bool)
         if success is not None and choice.only_successful:
             chosen = np.flatnonzero(success)
         if len(chosen):
@@ -143,6 +146,10 @@ def together(snapshots: Sequence[Snapshot]) -> Snapshot:
 def is_called(identity: str, name: str) -> bool:
     """Whether a name, or an identity itself, stands for an identity."""
     return identity == name or identity.rpartition("-")[0] == slug(name)
+
+
+def _digest(found: np.ndarray | None) -> str:
+    return "" if found is None else sha256(found.astype("<i8").tobytes())
 
 
 def _original(unit: Unit) -> Unit:
@@ -187,20 +194,24 @@ def _succeeded(
     wanted = set(units)
     scored = [
         unit
-        for unit in (held or ledger.units("transfer"))
+        for unit in (ledger.units("transfer") if held is None else held)
         if unit.kind == "transfer" and replace(unit, target="") in wanted
     ]
+    if not scored:
+        raise RecipeError("success: no target has been scored on these images; run generate or score first")
     if success not in ("any", "all"):
         there = sorted({unit.target for unit in scored})
         scored = [unit for unit in scored if is_called(unit.target, success)]
         if not scored:
             raise RecipeError(f"success: {success!r} is no target of this store: any, all, {', '.join(there)}")
-    clean = {
-        each.unit: each
-        for each in predictions(ledger, sorted({replace(unit, source="", attack="") for unit in scored}))
-    }
+    bases = sorted({replace(unit, source="", attack="") for unit in scored})
+
+    def told(units: Sequence[Unit]) -> Iterator[Predictions]:
+        return predictions.of(ledger, ledger.markers(units) if held is None else map(held.__getitem__, units))
+
+    clean = {each.unit: each for each in told(bases)}
     found: dict[Unit, np.ndarray] = {}
-    for each in predictions(ledger, sorted(scored)):
+    for each in told(sorted(scored)):
         before = clean[replace(each.unit, source="", attack="")]
         each.require_images_of(before)
         here = each.fooled & before.correct & each.attacked

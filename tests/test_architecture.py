@@ -83,7 +83,7 @@ LAYERS: dict[str, set[str]] = {
     "drawing": set(),
     "picture": {"drawing", "errors", "ledger", "models", "parts", "predictions", "report"},
     "order": set(),
-    "cache": {"errors", "storage"},
+    "cache": {"storage"},
     "snapshot": {"errors", "finalize", "ledger", "predictions", "storage"},
     "examples": {"cache", "codec", "errors", "ledger", "order", "sample", "shards", "snapshot", "storage"},
     "dataset": {
@@ -144,7 +144,7 @@ OWNERS: dict[str, set[str]] = {
     "boto3": {"storage"},
     "botocore": {"storage"},
     "pyarrow": {"results"},
-    "webdataset": {"cache", "shards"},
+    "webdataset": {"shards"},
     "pydantic": {"config", "lessons"},
     "jinja2": {"page"},
     "matplotlib": {"ablation", "curvature", "drawing", "forest", "landscape", "page", "picture"},

@@ -17,7 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from pipeline import codec, dataset, finalize, parts
 from pipeline.cache import Cache
 from pipeline.errors import IntegrityError, MissingError, RecipeError
-from pipeline.examples import Batch
+from pipeline.examples import Batch, Examples
 from pipeline.ledger import Ledger
 from pipeline.storage import Storage, sha256
 from tests.conftest import ROOT
@@ -141,7 +141,8 @@ def test_attacks_are_weighted(made: Path) -> None:
 def test_a_choice_by_attack_source_data_and_epsilon(made: Path) -> None:
     open_store = dataset.open(str(made))
     by_name = open_store.examples(attacks=["noise"], sources=["tiny"], datasets=["tiny"])
-    by_epsilon = open_store.examples(epsilon="2/255")
+    by_epsilon = open_store.examples(epsilon=2 / 255)
+    assert open_store.examples(attacks="noise", epsilon="2/255").snapshot.id == by_epsilon.snapshot.id
     assert {attack.rpartition("-")[0] for _, attack, _ in seen(by_name)} == {"noise"}
     assert by_name.snapshot.id == by_epsilon.snapshot.id
     for wrong in ({"attacks": ["no"]}, {"sources": ["no"]}, {"datasets": ["no"]}, {"success": "no"}):
@@ -212,7 +213,8 @@ def test_a_damaged_object_raises_and_is_named(store: Path) -> None:
 def test_a_loader_goes_on_in_the_middle_of_an_epoch(made: Path, workers: int) -> None:
     def loader(epoch: int = 0) -> StatefulDataLoader[Batch]:
         examples = dataset.open(str(made)).examples(batch_size=4, clean=0.3)
-        examples.set_epoch(epoch)
+        if epoch:
+            examples.set_epoch(epoch)
         told = {"multiprocessing_context": "forkserver"} if workers else {}
         return StatefulDataLoader(examples, batch_size=None, num_workers=workers, **told)
 
@@ -295,7 +297,7 @@ def test_forked_workers_are_refused_where_they_would_hang(made: Path) -> None:
 def test_what_is_kept_on_this_machine_is_not_fetched_again(store: Path, tmp_path: Path) -> None:
     examples = dataset.open(str(store)).examples(cache=tmp_path / "cache", pairs=True)
     first = seen(examples)
-    kept = {path.name for path in (tmp_path / "cache" / "objects").iterdir()}
+    kept = {path.name for path in (tmp_path / "cache").iterdir()}
     assert kept == {sha256(path.read_bytes()) for path in (store / "shards").rglob("*.tar")}
     shutil.rmtree(store / "shards")
     assert seen(examples) == first
@@ -310,6 +312,11 @@ def test_what_is_wrong(made: Path) -> None:
         ({"weights": {"noise": -1}}, "weights: noise = -1"),
         ({"seed": -1}, "seed = -1"),
         ({"rank": 2, "ranks": 2}, "rank = 2 of 2: from 0 to 1"),
+        ({"rank": 3}, "rank, ranks: say both, or neither"),
+        ({"ranks": 8}, "rank, ranks: say both, or neither"),
+        ({"epsilon": "abc"}, "epsilon: 'abc' is no number"),
+        ({"epsilon": "8/0"}, "epsilon: '8/0' is no number"),
+        ({"epsilon": float("nan")}, "epsilon: nan is no number"),
     ):
         with pytest.raises(RecipeError, match=message):
             dataset.open(str(made)).examples(**settings)
@@ -322,6 +329,7 @@ def test_cache_keeps_within_its_limit_and_lets_the_oldest_go(tmp_path: Path) -> 
         storage.put(str(number), data)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "mine.txt").write_text("x" * 1000)
+    (tmp_path / "cache" / "dangling").symlink_to("nowhere")
     cache = Cache(tmp_path / "cache", limit_bytes=320)
 
     def read(number: int) -> None:
@@ -329,17 +337,108 @@ def test_cache_keeps_within_its_limit_and_lets_the_oldest_go(tmp_path: Path) -> 
 
     for number in (0, 1, 2):
         read(number)
-    for number, file in enumerate(sorted((cache.folder / "objects").iterdir(), key=lambda path: path.stat().st_mtime)):
-        os.utime(file, (1000 + number, 1000 + number))
+    for number in (0, 1, 2):
+        os.utime(cache.folder / sha256(objects[number]), (1000 + number, 1000 + number))
     read(0)
     read(3)
-    kept = {path.name for path in (cache.folder / "objects").iterdir()}
-    assert kept == {sha256(objects[number]) for number in (0, 2, 3)}
-    assert (tmp_path / "cache" / "mine.txt").exists()
-    damaged = cache.folder / "objects" / sha256(objects[0])
+    kept = {path.name for path in cache.folder.iterdir()}
+    assert kept == {*(sha256(objects[number]) for number in (0, 2, 3)), "mine.txt", "dangling"}
+    damaged = cache.folder / sha256(objects[0])
     damaged.write_bytes(b"what?")
     read(0)
     assert damaged.read_bytes() == objects[0]
     small = Cache(tmp_path / "small", limit_bytes=10)
     assert small.read(storage, "0", sha256(objects[0])) == objects[0]
     assert not small.folder.exists()
+
+
+def test_processes_that_share_a_cache_that_is_too_small_all_end(made: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pipeline import dataset\n"
+        "examples = dataset.open(sys.argv[1]).examples(cache=sys.argv[2], cache_bytes=60_000)\n"
+        "for _ in range(10): assert sum(len(batch['keys']) for batch in examples) == 60\n"
+    )
+    command = [sys.executable, "-c", code, str(made), str(tmp_path / "cache")]
+    running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[1] for process in running] == ["", "", ""]
+    assert all(len(path.name) == 64 for path in (tmp_path / "cache").iterdir()), "nothing half written is left"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    assert len(seen(dataset.open(str(made)).examples(cache=tmp_path / "file"))) == 60
+    assert "going on without it" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_after_a_checkpoint_at_the_end_of_an_epoch_the_next_one_is_whole(made: Path, workers: int) -> None:
+    def loader() -> tuple[Examples, StatefulDataLoader[Batch]]:
+        examples = dataset.open(str(made)).examples(batch_size=8)
+        told = {"multiprocessing_context": "forkserver"} if workers else {}
+        return examples, StatefulDataLoader(examples, batch_size=None, num_workers=workers, **told)
+
+    examples, first = loader()
+    examples.set_epoch(0)
+    list(first)
+    state = first.state_dict()
+    examples.set_epoch(1)
+    expected = seen(first)
+    for before in (True, False):
+        examples, resumed = loader()
+        if before:
+            examples.set_epoch(1)
+        resumed.load_state_dict(state)
+        if not before:
+            examples.set_epoch(1)
+        assert seen(resumed) == expected
+
+
+def test_a_state_is_of_the_epoch_that_is_being_read(made: Path) -> None:
+    examples = dataset.open(str(made)).examples(batch_size=8)
+    examples.set_epoch(0)
+    whole, reading = seen(examples), iter(examples)
+    head = seen([next(reading), next(reading)])
+    examples.set_epoch(1)
+    state = examples.state_dict()
+    assert (state["epoch"], state["position"]) == (0, 16)
+    resumed = dataset.open(str(made)).examples(batch_size=8)
+    resumed.load_state_dict(state)
+    assert head + seen(resumed) == whole
+    assert len(seen(reading)) == 44
+    assert examples.state_dict() == {**state, "epoch": 1, "position": 0}, "what comes next"
+    iter(examples)
+    assert examples.state_dict() == {**state, "epoch": 1, "position": 0}
+
+
+def test_what_nobody_has_scored_is_kept_where_all_are(store: Path) -> None:
+    for marker in (store / "markers" / "transfer").rglob("s-1/*.json"):
+        marker.unlink()
+    flagged = dataset.open(str(store)).examples(success="any", only_successful=False)
+    assert len(seen(flagged)) == 60
+    assert flagged.snapshot.id != dataset.open(str(store)).examples().snapshot.id
+    shutil.rmtree(store / "markers" / "transfer")
+    with pytest.raises(RecipeError, match="no target has been scored on these images; run generate or score first"):
+        dataset.open(str(store)).examples(success="tiny")
+
+
+def test_a_version_is_read_whole_though_its_markers_are_gone(store: Path) -> None:
+    finalize.finalize(Ledger(Storage(str(store))))
+    expected = dataset.open(str(store)).examples(success="any").snapshot.id
+    for kind in ("transfer", "clean"):
+        shutil.rmtree(store / "markers" / kind)
+    assert dataset.open(str(store)).examples(success="any", version="latest").snapshot.id == expected
+
+
+def test_a_manifest_whose_units_are_exchanged_is_refused(store: Path) -> None:
+    version = finalize.finalize(Ledger(Storage(str(store))))
+    path = store / version.key / "manifest.json"
+    manifest = json.loads(path.read_text())
+    attacks = sorted({entry["unit"]["attack"] for entry in manifest["objects"]} - {""})
+    for entry in manifest["objects"]:
+        if entry["kind"] == "adversarial":
+            entry["unit"]["attack"] = attacks[1 - attacks.index(entry["unit"]["attack"])]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match=r"is not what markers/adversarial/.* stands for"):
+        dataset.open(str(store)).examples(version="latest")
