@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from pipeline import codec
 from pipeline.cache import Cache
 from pipeline.errors import IntegrityError, RecipeError, SampleError, ShardError
+from pipeline.isolated import end_with_parent
 from pipeline.ledger import Marker
 from pipeline.order import Epoch, Kind, Reader, Window
 from pipeline.sample import Rejected, Sample
@@ -216,6 +217,8 @@ class Examples(IterableDataset[Batch]):
                 "loader: its workers were forked, in which the store's client hangs; pass "
                 "multiprocessing_context='forkserver' (or 'spawn') to the DataLoader, or use Examples.loader"
             )
+        if get_worker_info() is not None:
+            end_with_parent()  # torch's own watch is of the server that has forked this worker, which waits for it
         resume, self._resume = self._resume, None
         epoch = self._next_epoch
         start = resume[1] if resume is not None and resume[0] == epoch else 0

@@ -5,6 +5,7 @@ process. A checkpoint that crashes its reader, or a disk that never answers, is 
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -71,7 +72,7 @@ def _start(process: BaseProcess) -> None:
 
 
 def _call(there: Connection, function: Callable[[], object]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     error: Exception | None = None
     value = None
     try:
@@ -85,9 +86,17 @@ def _call(there: Connection, function: Callable[[], object]) -> None:
         there.send((error, value))
 
 
-def _end_with_parent() -> None:
-    """What a driver that was killed has asked for is wanted no more, and might hang."""
+@functools.cache
+def end_with_parent() -> None:
+    """Has this process end when the one that started it does, however that ends.
+
+    What a process that was killed has asked for is wanted no more, and might hang.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -85,7 +85,9 @@ LAYERS: dict[str, set[str]] = {
     "order": set(),
     "cache": {"storage"},
     "snapshot": {"errors", "finalize", "ledger", "predictions", "storage"},
-    "examples": {"cache", "codec", "errors", "ledger", "order", "sample", "shards", "snapshot", "storage"},
+    "examples": {
+        *("cache", "codec", "errors", "isolated", "ledger", "order", "sample", "shards", "snapshot", "storage"),
+    },
     "dataset": {
         *("cache", "drawing", "errors", "examples", "ledger", "parts", "picture", "predictions", "results"),
         "snapshot",

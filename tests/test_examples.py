@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -283,7 +284,11 @@ def test_a_training_process_that_is_killed_goes_on_with_the_same_sequence(made: 
         assert process.stdout is not None
         for _ in range(5):
             assert process.stdout.readline() == "batch\n"
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert len(below) >= 3, "two workers, and the server that forked them"
         process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert not alive, "its loader's workers do not outlive it"
     subprocess.run(command("killed"), env=environment, check=True, stdout=subprocess.DEVNULL)
     assert (tmp_path / "killed").read_text() == (tmp_path / "whole").read_text()
 
