@@ -15,11 +15,12 @@ import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from pipeline import codec, dataset, finalize, parts
+from pipeline import codec, dataset, finalize, parts, snapshot
 from pipeline.cache import Cache
 from pipeline.errors import IntegrityError, MissingError, RecipeError
-from pipeline.examples import Batch, Examples
+from pipeline.examples import Batch, Examples, Mix
 from pipeline.ledger import Ledger
+from pipeline.snapshot import Choice
 from pipeline.storage import Storage, sha256
 from tests.conftest import ROOT
 from tests.samples import attack, sample, tiny_job, write_shard
@@ -447,3 +448,16 @@ def test_a_manifest_whose_units_are_exchanged_is_refused(store: Path) -> None:
     path.write_text(json.dumps(manifest))
     with pytest.raises(IntegrityError, match=r"is not what markers/adversarial/.* stands for"):
         dataset.open(str(store)).examples(version="latest")
+
+
+def test_several_stores_are_read_as_one(made: Path, store: Path) -> None:
+    taken = [
+        snapshot.take(Ledger(Storage(str(path))), Choice(attacks=[attack]))
+        for path, attack in ((made, "noise"), (store, "gnp+mi"))
+    ]
+    examples = Examples(snapshot.together(taken), Mix(clean=0.5))
+    found = seen(examples)
+    originals = stored(made, "original")
+    assert sorted(place for place in found if place[1]) == as_stored(made)
+    assert sum(not attack for _, attack, _ in found) == 60
+    assert all(originals[key, ""] == digest for key, attack, digest in found if not attack)
