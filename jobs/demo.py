@@ -7,9 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs import assets, generate, tables
-from jobs.leave import leave
+from jobs.leave import leave_with
 from pipeline import drawing, models, page, picture
-from pipeline.errors import GnpError
 from pipeline.ledger import Ledger
 from pipeline.report import summarise
 from pipeline.storage import Storage
@@ -50,9 +49,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except GnpError as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = 2
-    leave(code)
+    leave_with(main)

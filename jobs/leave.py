@@ -5,8 +5,10 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+from pipeline.errors import GnpError
 
 # A run that is told to stop is to have ended within 30 s, whatever it is waiting for.
 _PATIENCE_S = 25.0
@@ -24,6 +26,16 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # a reader that has gone, as of `gnp ls | head`
             stream.flush()
     os._exit(code)
+
+
+def leave_with(main: Callable[[], int]) -> NoReturn:
+    """Ends this process with a program's exit code; what a user can mend is one line and 2."""
+    try:
+        code = main()
+    except GnpError as error:
+        sys.stderr.write(f"error: {error}\n")
+        code = 2
+    leave(code)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs import digits, generate, tables, train
-from jobs.leave import leave
+from jobs.leave import leave_with
 from pipeline import finalize
-from pipeline.errors import GnpError
 from pipeline.ledger import Ledger
 from pipeline.outline import Prepared
 from pipeline.pools import Pools
@@ -72,20 +71,14 @@ def _recipe(name: str, folder: Path) -> Path:
 
 
 def _prepare(recipe: Path, store: str, target: str) -> tuple[Prepared, Pools]:
-    """A recipe with one of its targets; in a process of its own."""
+    """A recipe with one of its targets, for the other's weights are not there yet; in a process of its own."""
     from pipeline import config, plan
 
     loaded = config.load(recipe)
-    # Of the file itself: the trained network's is not there yet.
     job = loaded.job()
     job = replace(job, targets=tuple(each for each in job.targets if each.name == target))
     return plan.prepare(job, Storage(store, create=True)), loaded.engine
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except GnpError as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = 2
-    leave(code)
+    leave_with(main)

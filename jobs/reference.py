@@ -36,7 +36,7 @@ _HEADINGS = {
 }
 _HEADINGS |= {"TargetSpec": "targets", "DataSpec": "data", "Budget": "budget", "Pools": "engine"}
 _HEADINGS |= {kind.__name__: name for name, kind in {**VIEWS, **TRANSFORMS, **DEFENSES}.items()}
-_OF_TRAINING = {"DataTable": "trained-on", "HeldOutTable": "held-out", "Schedule": "schedule", "Workers": "who-trains"}
+_OF_TRAINING = {"Data": "trained-on", "HeldOut": "held-out", "Schedule": "schedule", "Workers": "who-trains"}
 
 
 def filled(page: str) -> str:
@@ -75,7 +75,7 @@ def _sections(kinds: Mapping[str, type]) -> str:
 def _kind(name: str) -> Any:
     """The class of a model of the recipe, by its name."""
     parts = {kind.__name__: kind for kind in {**VIEWS, **TRANSFORMS, **DEFENSES}.values()}
-    known = [vars(module) for module in (config, lessons, lesson, plan, pools, models, codec)]
+    known = [vars(module) for module in (lesson, lessons, config, plan, pools, models, codec)]
     return ChainMap(parts, *known)[name]
 
 

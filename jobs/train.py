@@ -8,9 +8,7 @@ from rich.table import Table
 
 from pipeline import lessons, training
 from pipeline.rates import Rate
-from pipeline.training import Outcome
-
-_KINDS = {"clean": "clean", "transfer": "stored adversarial", "white_box": "white-box"}
+from pipeline.training import Outcome, card
 
 
 def run(recipe: Path, store: str, *, console: Console, address: str | None = None, seed: int | None = None) -> int:
@@ -45,14 +43,7 @@ def show(outcome: Outcome, console: Console) -> None:
     for column in ("held out", "images", "before", "after", "n"):
         table.add_column(column, justify="right" if column in ("before", "after", "n") else "left")
     for name, kinds in first.items():
-        for kind, called in _KINDS.items():
+        for kind, called in card.KINDS.items():
             before, after = Rate(*kinds[kind]), Rate(*last[name][kind])
-            table.add_row(name, called, _percent(before), _percent(after), str(before.n))
+            table.add_row(name, called, card.percent(before), card.percent(after), str(before.n))
     console.print(table)
-
-
-def _percent(rate: Rate) -> str:
-    if rate.rate is None or rate.interval is None:
-        return "–"
-    low, high = rate.interval
-    return f"{100 * rate.rate:.1f}% ({100 * low:.0f} … {100 * high:.0f})"

@@ -93,7 +93,7 @@ def _all_known(spec: EnsembleSpec) -> EnsembleSpec:
     return replace(spec, ensemble=tuple(map(_known, spec.ensemble)))
 
 
-def _number(value: Any) -> Fraction:
+def number(value: Any) -> Fraction:
     """A number as its digits say, not as the nearest binary fraction: 0.1 is 1/10."""
     try:
         if _NUMBER.fullmatch(str(value)):
@@ -111,7 +111,7 @@ def _fractions(value: Any) -> Any:
     for name, item in value.items():
         if isinstance(item, str) and "/" in item:
             try:
-                found[name] = float(_number(item))
+                found[name] = float(number(item))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
     return found
@@ -127,7 +127,7 @@ def budget(text: str, norm: BallNorm) -> Fraction:
         RecipeError: It is none.
     """
     try:
-        epsilon = _number(text)
+        epsilon = number(text)
     except ValueError as error:
         raise RecipeError(f"epsilon: {error}") from error
     try:
@@ -145,7 +145,7 @@ _STEPLESS = {"noise", "fgsm"}
 # Each is a folder of markers.
 _MOST_ATTACKS = 1000
 
-Number = Annotated[Fraction, BeforeValidator(_number)]
+Number = Annotated[Fraction, BeforeValidator(number)]
 Data = Annotated[DataSpec, BeforeValidator(_one_pattern)]
 Model = Annotated[ModelSpec, BeforeValidator(_tag), AfterValidator(_known)]
 Target = Annotated[TargetSpec, BeforeValidator(_tag), AfterValidator(_known)]

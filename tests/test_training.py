@@ -24,7 +24,7 @@ from pipeline.ledger import Ledger
 from pipeline.models import ModelSpec
 from pipeline.rates import Rate
 from pipeline.storage import Storage
-from pipeline.training import Data, HeldOut, Lesson, Schedule, card
+from pipeline.training import Data, HeldOut, Lesson, Schedule, Workers, card
 from pipeline.training.accuracy import of_originals, of_transfer
 from pipeline.training.fit import Trainee, rate_over
 from pipeline.training.records import Records
@@ -229,10 +229,7 @@ def lesson_on(store: Path, checkpoint: Path, **settings: Any) -> Lesson:
         held_out=(HeldOut("noisy", str(store), attacks=("noise",)),),
         schedule=Schedule(**told),
         attack=attack("i"),
-        workers=2,
-        gpus_per_worker=0,
-        loaders=1,
-        checkpoint_steps=2,
+        engine=Workers(workers=2, gpus_per_worker=0, loaders=1, checkpoint_steps=2),
     )
 
 

@@ -1,6 +1,6 @@
 """Fine-tuning a model on clean and stored adversarial images, on one machine or many; Ray Train runs it."""
 
 from pipeline.training.job import Outcome, train
-from pipeline.training.lesson import Data, HeldOut, Lesson, Schedule
+from pipeline.training.lesson import Data, HeldOut, Lesson, Schedule, Workers
 
-__all__ = ["Data", "HeldOut", "Lesson", "Outcome", "Schedule", "train"]
+__all__ = ["Data", "HeldOut", "Lesson", "Outcome", "Schedule", "Workers", "train"]

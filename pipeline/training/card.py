@@ -10,7 +10,8 @@ from tensorboardX import SummaryWriter
 
 from pipeline.rates import Rate
 
-_KINDS = {"clean": "clean", "transfer": "stored adversarial", "white_box": "white-box"}
+# What accuracy is measured on, for people.
+KINDS = {"clean": "clean", "transfer": "stored adversarial", "white_box": "white-box"}
 
 
 def text(name: str, identity: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]], *, weights: str) -> str:
@@ -36,9 +37,9 @@ def text(name: str, identity: Mapping[str, Any], epochs: Sequence[Mapping[str, A
         "| --- | --- | --- | --- | --- |",
     ]
     for held_out in epochs[0]["held_out"]:
-        for kind, called in _KINDS.items():
+        for kind, called in KINDS.items():
             before, after = (Rate(*each["held_out"][held_out][kind]) for each in (epochs[0], epochs[-1]))
-            lines.append(f"| {held_out} | {before.n} | {called} | {_percent(before)} | {_percent(after)} |")
+            lines.append(f"| {held_out} | {before.n} | {called} | {percent(before)} | {percent(after)} |")
     lines += [
         "",
         "| epoch | loss | " + " | ".join(_columns(epochs[0])) + " |",
@@ -46,7 +47,7 @@ def text(name: str, identity: Mapping[str, Any], epochs: Sequence[Mapping[str, A
     ]
     for each in epochs:
         loss = "" if each["loss"] is None else f"{each['loss']:.3f}"
-        rates = [Rate(*each["held_out"][held_out][kind]) for held_out in each["held_out"] for kind in _KINDS]
+        rates = [Rate(*each["held_out"][held_out][kind]) for held_out in each["held_out"] for kind in KINDS]
         cells = [f"{100 * rate.rate:.1f}%" if rate.rate is not None else "" for rate in rates]
         lines.append(f"| {each['epoch']} | {loss} | {' | '.join(cells)} |")
     described = json.dumps(identity, indent=1, sort_keys=True)
@@ -71,10 +72,11 @@ def events(epochs: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _columns(figures: Mapping[str, Any]) -> list[str]:
-    return [f"{held_out}, {called}" for held_out in figures["held_out"] for called in _KINDS.values()]
+    return [f"{held_out}, {called}" for held_out in figures["held_out"] for called in KINDS.values()]
 
 
-def _percent(rate: Rate) -> str:
+def percent(rate: Rate) -> str:
+    """A rate with its 95% interval."""
     if rate.rate is None or rate.interval is None:
         return "–"
     return f"{100 * rate.rate:.1f}% ({100 * rate.interval[0]:.1f} … {100 * rate.interval[1]:.1f})"

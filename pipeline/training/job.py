@@ -94,7 +94,7 @@ def train(lesson: Lesson, store: str, *, address: str | None = None) -> Outcome:
 
 def _fit(told: Told, address: str | None) -> None:
     nodes = cluster.connect(address)
-    gpus = told.lesson.gpus_per_worker
+    gpus = told.lesson.engine.gpus_per_worker
     if gpus is None:
         gpus = float(any(node.gpus for node in nodes))
     with tempfile.TemporaryDirectory() as folder:  # Ray keeps notes of its own; what counts goes to the store
@@ -103,7 +103,7 @@ def _fit(told: Told, address: str | None) -> None:
             train_loop_config=told,
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=told.lesson.workers,
+                num_workers=told.lesson.engine.workers,
                 use_gpu=gpus > 0,
                 resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
             ),
@@ -139,8 +139,9 @@ def _versions(lesson: Lesson, storage: Storage) -> dict[str, str]:
 def _identity(lesson: Lesson) -> dict[str, Any]:
     """What a run is told, as JSON values, without what does not change the result."""
     told = asdict(lesson)
-    for name in ("attack", "model", "loaders", "gpus_per_worker", "checkpoint_steps"):
+    for name in ("attack", "model"):
         del told[name]
+    told["engine"] = {"workers": lesson.engine.workers}
     return dict(
         json.loads(
             json.dumps({**told, "attack": provenance(lesson.attack), "words": asdict(lesson.model)}, default=str)

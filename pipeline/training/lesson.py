@@ -1,9 +1,11 @@
-"""What a training run is told: frozen dataclasses, no logic."""
+"""What a training run is told: frozen dataclasses, no logic; a recipe is held to the bounds that stand here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Lt, MinLen
 
 from pipeline.attack.recipe import Attack
 from pipeline.models import ModelSpec
@@ -15,7 +17,7 @@ class Data:
     """What is trained on.
 
     Attributes:
-        stores: Where adversarial images lie: folders, or s3://bucket/prefix; several are read as one.
+        stores: Where adversarial images lie, finalized: folders, or s3://bucket/prefix; several are read as one.
         classes: How many classes the labels know.
         datasets: Of these data alone, by the names that recipes gave them; by default all, as with those that follow.
         sources: From these models alone.
@@ -26,14 +28,14 @@ class Data:
         weights: Attack → how often each of its images comes in an epoch; by default once.
     """
 
-    stores: tuple[str, ...]
-    classes: int = 1000
+    stores: Annotated[tuple[str, ...], MinLen(1)]
+    classes: Annotated[int, Ge(2)] = 1000
     datasets: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     attacks: tuple[str, ...] = ()
     epsilon: Fraction | None = None
     success: str = ""
-    clean: float = 0.5
+    clean: Annotated[float, Ge(0), Lt(1)] = 0.5
     weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -48,7 +50,7 @@ class HeldOut:
 
     Attributes:
         name: What tables call it.
-        store: Where they lie.
+        store: Where they lie, finalized.
         datasets: Of these data alone; by default all, as with those that follow.
         sources: From these models alone.
         attacks: Of these attacks alone.
@@ -105,6 +107,23 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Workers:
+    """Who trains.
+
+    Attributes:
+        workers: Processes, each with a device.
+        gpus_per_worker: By default 1 where the cluster has any; 0 for none.
+        loaders: Processes beside each that read and decode.
+        checkpoint_steps: How often the state is kept inside an epoch; at its end it always is.
+    """
+
+    workers: Annotated[int, Ge(1)] = 1
+    gpus_per_worker: Annotated[float, Ge(0)] | None = None
+    loaders: Annotated[int, Ge(0)] = 2
+    checkpoint_steps: Annotated[int, Ge(1)] = 500
+
+
+@dataclass(frozen=True)
 class Lesson:
     """A whole training run.
 
@@ -115,10 +134,7 @@ class Lesson:
         held_out: What is measured after each epoch.
         schedule: How.
         attack: White-box, on the model itself: measured after each epoch; and what crafts images in training.
-        workers: Processes, each with a device.
-        gpus_per_worker: By default 1 where the cluster has any; 0 for none.
-        loaders: Processes beside each that read and decode.
-        checkpoint_steps: How often the state is kept inside an epoch; at its end it always is.
+        engine: Who trains.
     """
 
     name: str
@@ -127,7 +143,4 @@ class Lesson:
     held_out: tuple[HeldOut, ...]
     schedule: Schedule
     attack: Attack
-    workers: int = 1
-    gpus_per_worker: float | None = None
-    loaders: int = 2
-    checkpoint_steps: int = 500
+    engine: Workers = Workers()

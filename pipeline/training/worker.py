@@ -55,7 +55,7 @@ def train_rank(told: Told) -> None:
     network = weights.load_plain(told.model, storage, classes=lesson.data.classes).to(device).requires_grad_(True)
     mix = Mix(schedule.batch_size, clean=lesson.data.clean, weights=lesson.data.weights, seed=schedule.seed)
     examples = Examples(told.trained_on, mix, rank=rank, ranks=ranks, padded=True)
-    steps = examples.batches_per_epoch(lesson.loaders)
+    steps = examples.batches_per_epoch(lesson.engine.loaders)
     trainee = Trainee(network, schedule, lesson.attack, steps=schedule.epochs * steps, distributed=ranks > 1)
     state = records.kept() or {"epoch": 0, "step": 0, "loaders": [None] * ranks, "losses": []}
     if "trainee" in state:
@@ -67,12 +67,12 @@ def train_rank(told: Told) -> None:
             records.note(figures)
     for epoch in range(state["epoch"], schedule.epochs):
         examples.set_epoch(epoch)
-        loader = _loader(examples, lesson.loaders, state["loaders"][rank])
+        loader = _loader(examples, lesson.engine.loaders, state["loaders"][rank])
         step, losses = state["step"], list(state["losses"])
         for batch in loader:
             losses.append(trainee.step(batch, seed=(schedule.seed, epoch, step, rank)))
             step += 1
-            if step % lesson.checkpoint_steps == 0 and step < steps:
+            if step % lesson.engine.checkpoint_steps == 0 and step < steps:
                 _keep(records, trainee, ranks, epoch, step, losses, loader.state_dict())
         figures.append(_figures(trainee, told, rank, ranks, epoch=epoch + 1, loss=sum(losses) / len(losses)))
         if rank == 0:
