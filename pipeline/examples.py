@@ -73,7 +73,9 @@ class Mix:
             raise RecipeError("clean, pairs: every pair has its clean image; choose one of the two")
         for attack, weight in (self.weights or {}).items():
             if not 0 <= weight < 1000:
-                raise RecipeError(f"weights: {attack} = {weight}: how often each image comes, at least 0")
+                raise RecipeError(
+                    f"weights: {attack} = {weight}: how often each image comes, at least 0 and less than 1000"
+                )
 
 
 def forkserver() -> BaseContext:

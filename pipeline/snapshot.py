@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline import finalize, predictions
+from pipeline import predictions, versions
 from pipeline.errors import MissingError, RecipeError
 from pipeline.ledger import Ledger, Marker, Unit, fingerprint, slug
 from pipeline.predictions import Predictions
@@ -108,7 +108,7 @@ def take(ledger: Ledger, choice: Choice, *, version: str = "") -> Snapshot:
         RecipeError: A name is none of the store's, or nothing is left.
         IntegrityError: A manifest, a marker or a result file is damaged.
     """
-    held = finalize.objects(ledger, version) if version else None
+    held = versions.objects(ledger, version) if version else None
     units = sorted(
         unit for unit in (ledger.units("adversarial") if held is None else held) if unit.kind == "adversarial"
     )

@@ -84,7 +84,8 @@ LAYERS: dict[str, set[str]] = {
     "picture": {"drawing", "errors", "ledger", "models", "parts", "predictions", "report"},
     "order": set(),
     "cache": {"storage"},
-    "snapshot": {"errors", "finalize", "ledger", "predictions", "storage"},
+    "versions": {"errors", "ledger", "sample"},
+    "snapshot": {"errors", "ledger", "predictions", "storage", "versions"},
     "examples": {
         *("cache", "codec", "errors", "isolated", "ledger", "order", "sample", "shards", "snapshot", "storage"),
     },
@@ -130,8 +131,8 @@ LAYERS: dict[str, set[str]] = {
         *("stages", "storage"),
     },
     "training": {
-        *("attack", "classifier", "codec", "engine", "errors", "examples", "finalize", "ledger", "models", "rates"),
-        *("snapshot", "storage", "weights"),
+        *("attack", "classifier", "codec", "engine", "errors", "examples", "ledger", "models", "rates"),
+        *("snapshot", "storage", "versions", "weights"),
     },
     "lessons": {"config", "storage", "training"},
     "preflight": {"attack", "foreign", "models", "plan", "score", "storage", "weights"},

@@ -9,7 +9,7 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline import finalize, snapshot, weights
+from pipeline import snapshot, versions, weights
 from pipeline.attack.recipe import provenance
 from pipeline.engine import cluster
 from pipeline.errors import CapacityError, GnpError, MissingError
@@ -65,12 +65,12 @@ def train(lesson: Lesson, store: str, *, address: str | None = None) -> Outcome:
     """
     storage = Storage(store, create=True)
     model = weights.resolve(lesson.model, storage, classes=lesson.data.classes)
-    versions = _versions(lesson, storage)
-    identity = {**_identity(lesson), "model": model.identity, "versions": versions}
+    pinned = _versions(lesson, storage)
+    identity = {**_identity(lesson), "model": model.identity, "versions": pinned}
     records = Records(storage, lesson.name, fingerprint(identity))
     storage.put_record(
         f"training/{slug(lesson.name)}/current.json",
-        {"lesson": fingerprint(_identity(lesson)), "run": records.run, "versions": versions},
+        {"lesson": fingerprint(_identity(lesson)), "run": records.run, "versions": pinned},
         once=False,
     )
     if records.ended:
@@ -80,8 +80,8 @@ def train(lesson: Lesson, store: str, *, address: str | None = None) -> Outcome:
         run=records.run,
         store=storage.url,
         model=model,
-        trained_on=snapshot.together([_taken(url, lesson.data.choice, versions) for url in lesson.data.stores]),
-        held_out={each.name: _taken(each.store, each.choice, versions) for each in lesson.held_out},
+        trained_on=snapshot.together([_taken(url, lesson.data.choice, pinned) for url in lesson.data.stores]),
+        held_out={each.name: _taken(each.store, each.choice, pinned) for each in lesson.held_out},
     )
     _fit(told, address)
     trained = storage.get(f"{records.folder}/weights.safetensors")
@@ -133,7 +133,7 @@ def _versions(lesson: Lesson, storage: Storage) -> dict[str, str]:
             return dict(current["versions"])
     except MissingError:
         pass
-    return {url: finalize.latest(opened(url)) for url in urls}
+    return {url: versions.latest(opened(url)) for url in urls}
 
 
 def _identity(lesson: Lesson) -> dict[str, Any]:
@@ -149,8 +149,8 @@ def _identity(lesson: Lesson) -> dict[str, Any]:
     )
 
 
-def _taken(url: str, choice: Choice, versions: dict[str, str]) -> Snapshot:
-    return snapshot.take(opened(url), choice, version=versions[url])
+def _taken(url: str, choice: Choice, pinned: dict[str, str]) -> Snapshot:
+    return snapshot.take(opened(url), choice, version=pinned[url])
 
 
 def _outcome(records: Records, *, trained: bool) -> Outcome:
