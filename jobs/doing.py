@@ -80,13 +80,14 @@ def train(
     """Trains a model on clean and stored adversarial images, and measures what it gained.
 
     What is read are finalized stores (`gnp finalize`), each in one version from beginning to end. A run that was cut
-    off goes on from the last state that was kept, with the images that come next; a second run of the same recipe does
-    nothing, until a store has another version.
+    off, or told to stop by SIGTERM or Ctrl-C, goes on from the last state that was kept, with the images that come
+    next; a second run of the same recipe does nothing, until a store has another version.
 
     Exit code: 0, trained, now or before; 2, training could not start or go on; 130, it was stopped.
 
     Example: `gnp train training.toml --store s3://bucket/prefix`
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from jobs.train import run
 
     raise typer.Exit(run(recipe, store, console=console, address=address, seed=seed))

@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -158,7 +161,7 @@ def test_the_last_state_is_kept_and_a_damaged_one_refused(storage: Storage) -> N
 def test_the_loop_s_recipe_is_one() -> None:
     lesson = lessons.load(ROOT / "jobs/recipes/closed-loop-training.toml")
     assert (lesson.name, lesson.model.name, lesson.data.classes) == ("hardened", "untrained", 10)
-    assert [each.name for each in lesson.held_out] == ["convnext", "vit"]
+    assert [each.name for each in lesson.held_out] == ["nfnet", "mambaout"]
     assert (lesson.attack.epsilon, lesson.schedule.crafted) == (Fraction(56, 255), 0.5)
     assert lesson.data.stores == (str(Path.cwd() / "build/loop/store"),)
 
@@ -169,9 +172,9 @@ def test_the_loop_s_recipe_is_one() -> None:
         ("clean = 0.5", "clena = 0.5", "data.clena: unknown key; did you mean clean?"),
         ("clean = 0.5", "clean = 0", "crafted: clean images are attacked, and data.clean = 0 leaves none"),
         ("clean = 0.5", "clean = 1.0", "data.clean = 1.0: input should be less than 1"),
-        ('name = "vit"', 'name = "convnext"', "held_out: two are of one name"),
+        ('name = "mambaout"', 'name = "nfnet"', "held_out: two are of one name"),
         ('epsilon = "56/255"', 'epsilon = ["1/255", "2/255"]', "budget: one epsilon and one number of steps"),
-        ("epochs = 8", "epochs = 0", "schedule: epochs = 0, batch_size = 64: at least 1, and 2"),
+        ("epochs = 4", "epochs = 0", "schedule: epochs = 0, batch_size = 64: at least 1, and 2"),
         ("learning_rate = 1e-3", "learning_rate = -1", "schedule: learning_rate must be positive"),
         ('stores = "build/loop/store"', "stores = []", "data.stores = []: is empty; at least one is wanted"),
     ],
@@ -239,20 +242,67 @@ def test_a_store_that_is_not_finalized_is_refused(made: Path, tiny_checkpoint: P
         training.train(lesson_on(made, tiny_checkpoint), str(tmp_path / "out"))
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
-    make(tiny_job(tmp_path / "in", tiny_checkpoint), Ledger(Storage(f"{tmp_path}/store", create=True)))
+def recipe_on(store: Path, checkpoint: Path, folder: Path) -> Path:
+    """The loop's recipe for training, on a tiny store: 2 ranks, and a state kept after every other step."""
     text = (ROOT / "jobs/recipes/closed-loop-training.toml").read_text()
     for old, new in (
-        ("build/loop/weights/test_resnet.safetensors", str(tiny_checkpoint)),
-        ("build/loop/store", f"{tmp_path}/store"),
+        ("build/loop/weights/test_resnet.safetensors", str(checkpoint)),
+        ("build/loop/store", str(store)),
+        ("digits-train", "tiny"),
+        ("digits-test", "tiny"),
+        ('sources = "nfnet"\n', ""),
+        ('sources = "mambaout"\n', ""),
+        ("gnp+mi+di", "mi"),
+        ("batch_size = 64", "batch_size = 4"),
+        ("workers = 1", "workers = 2\ngpus_per_worker = 0\ncheckpoint_steps = 2"),
     ):
+        assert old in text
         text = text.replace(old, new)
-    (recipe := tmp_path / "training.toml").write_text(text)
-    command = [sys.executable, "-m", "jobs", "train", str(recipe), "--store", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path}/store: no version is finalized here; run finalize\n"
+    (recipe := folder / "training.toml").write_text(text)
+    return recipe
+
+
+def training_of(recipe: Path, store: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs", "train", str(recipe), "--store", str(store)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": "local"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def own(errors: str) -> list[str]:
+    """Lines but for that of Ray's C++ side."""
+    return [line for line in errors.splitlines() if "logging.cc" not in line]
+
+
+@pytest.mark.timeout(600)
+def test_the_command_is_stopped_goes_on_and_then_has_nothing_to_do(
+    made: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Ray Train itself takes Ctrl-C for the end of a successful run."""
+    finalize.finalize(Ledger(Storage(str(made))))
+    recipe, store = recipe_on(made, tiny_checkpoint, tmp_path), tmp_path / "out"
+    process = training_of(recipe, store)
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "kept" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert any(line.startswith("before training: mambaout: clean ") for line in said), said
+    assert process.stderr is not None
+    assert own(process.stderr.read()) == ["stopped; what is committed stands: run the same command again to go on"]
+    output, errors = training_of(recipe, store).communicate(timeout=300)
+    assert own(errors) == []
+    assert re.search(r"^epoch \d of 4: step \d of 7, kept$", output, re.MULTILINE), output
+    assert re.search(r"^epoch 4 of 4: loss \d\.\d{3}; mambaout: clean [\d.]+%, stored adversarial ", output, re.MULTILINE)
+    assert f"trained; weights: {store}/training/hardened/weights.safetensors\n" in output
+    output, errors = training_of(recipe, store).communicate(timeout=100)
+    assert (own(errors), "nothing to do: trained before" in output) == ([], True)
 
 
 @pytest.mark.usefixtures("ray_on_four_devices")

@@ -2,5 +2,6 @@
 
 from pipeline.training.job import Outcome, train
 from pipeline.training.lesson import Data, HeldOut, Lesson, Schedule, Workers
+from pipeline.training.progress import Progress
 
-__all__ = ["Data", "HeldOut", "Lesson", "Outcome", "Schedule", "Workers", "train"]
+__all__ = ["Data", "HeldOut", "Lesson", "Outcome", "Progress", "Schedule", "Workers", "train"]

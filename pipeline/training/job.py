@@ -3,6 +3,9 @@
 import json
 import logging
 import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +21,7 @@ from pipeline.snapshot import Choice, Snapshot
 from pipeline.storage import Storage
 from pipeline.training import card
 from pipeline.training.lesson import Lesson
+from pipeline.training.progress import Progress, followed
 from pipeline.training.records import Records
 from pipeline.training.worker import Told, train_rank
 
@@ -46,7 +50,9 @@ class Outcome:
     trained: bool
 
 
-def train(lesson: Lesson, store: str, *, address: str | None = None) -> Outcome:
+def train(
+    lesson: Lesson, store: str, *, address: str | None = None, on_progress: Callable[[Progress], None] = lambda _: None
+) -> Outcome:
     """Trains, from where an earlier process of the same lesson was cut off.
 
     A run reads one finalized version of each store from its beginning to its end. Where that lesson has ended, it is
@@ -56,6 +62,7 @@ def train(lesson: Lesson, store: str, *, address: str | None = None) -> Outcome:
         lesson: What is trained, on what, how.
         store: Where what comes of it is kept.
         address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
+        on_progress: Told, in another thread, of each epoch that is over and each state that is kept.
 
     Raises:
         RecipeError: A name is none of a store's.
@@ -83,7 +90,8 @@ def train(lesson: Lesson, store: str, *, address: str | None = None) -> Outcome:
         trained_on=snapshot.together([_taken(url, lesson.data.choice, pinned) for url in lesson.data.stores]),
         held_out={each.name: _taken(each.store, each.choice, pinned) for each in lesson.held_out},
     )
-    _fit(told, address)
+    with followed(records, on_progress):
+        _fit(told, address)
     trained = storage.get(f"{records.folder}/weights.safetensors")
     storage.put(records.weights, trained)
     epochs = records.epochs()
@@ -110,13 +118,27 @@ def _fit(told: Told, address: str | None) -> None:
             run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=_FAILURES)),
         )
         try:
-            trainer.fit()
+            _in_a_thread(trainer.fit)
         except TrainingFailedError as error:
             reasons = list(getattr(error, "worker_failures", {}).values()) or [error]
             known = next((reason for reason in map(_cause, reasons) if isinstance(reason, GnpError)), None)
             if known is not None:
                 raise known from error
             raise CapacityError(f"training {told.lesson.name}: {cluster.gist(_cause(reasons[0]))}") from error
+
+
+def _in_a_thread(work: Callable[[], object]) -> None:
+    """Waits for what runs elsewhere: Ray Train, where it is the main thread's, turns Ctrl-C into exit code 0."""
+    done: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.result()
 
 
 def _cause(error: BaseException) -> BaseException:

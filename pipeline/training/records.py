@@ -47,16 +47,15 @@ class Records:
         """The key of the trained weights."""
         return f"training/{slug(self.name)}/weights.safetensors"
 
-    def keep(self, state: dict[str, Any], *, epoch: int, step: int) -> None:
-        """Keeps a state, and lets the one before it go."""
+    def keep(self, state: dict[str, Any], *, epoch: int, step: int, steps: int = 0) -> None:
+        """Keeps a state of `step` of the `steps` of an epoch, and lets the one before it go."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        data, before = buffer.getvalue(), self._last()
+        data, before = buffer.getvalue(), self.last()
         key = f"{self.folder}/state-{epoch:04d}-{step:08d}-{sha256(data)[:16]}.pt"
         self.storage.put(key, data)
-        self.storage.put_record(
-            f"{self.folder}/state.json", {"key": key, "sha256": sha256(data), "epoch": epoch, "step": step}, once=False
-        )
+        said = {"key": key, "sha256": sha256(data), "epoch": epoch, "step": step, "steps": steps}
+        self.storage.put_record(f"{self.folder}/state.json", said, once=False)
         if before and before["key"] != key:
             self.storage.delete([before["key"]])
 
@@ -66,7 +65,7 @@ class Records:
         Raises:
             IntegrityError: It is damaged.
         """
-        last = self._last()
+        last = self.last()
         if last is None:
             return None
         data = self.storage.get(last["key"], sha256_hex=last["sha256"])
@@ -75,7 +74,8 @@ class Records:
             raise IntegrityError(f"{self.storage.at(last['key'])}: not a state of training")
         return state
 
-    def _last(self) -> dict[str, Any] | None:
+    def last(self) -> dict[str, Any] | None:
+        """What is said of the last state: its `epoch`, from 0, and of that the `step` of `steps`."""
         try:
             return self.storage.record(f"{self.folder}/state.json")
         except MissingError:

@@ -7,7 +7,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from torch import distributed, nn
+from torch import distributed
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pipeline import models, weights
@@ -73,13 +73,13 @@ def train_rank(told: Told) -> None:
             losses.append(trainee.step(batch, seed=(schedule.seed, epoch, step, rank)))
             step += 1
             if step % lesson.engine.checkpoint_steps == 0 and step < steps:
-                _keep(records, trainee, ranks, epoch, step, losses, loader.state_dict())
+                _keep(records, trainee, ranks, (epoch, step, steps), losses, loader.state_dict())
         figures.append(_figures(trainee, told, rank, ranks, epoch=epoch + 1, loss=sum(losses) / len(losses)))
         if rank == 0:
             records.note(figures)
             storage.put(f"{records.folder}/events/events.out.tfevents.gnp", card.events(figures))
         state = {"step": 0, "loaders": [None] * ranks, "losses": []}
-        _keep(records, trainee, ranks, epoch + 1, 0, [], None)
+        _keep(records, trainee, ranks, (epoch + 1, 0, steps), [], None)
         ray.train.report({"epoch": epoch + 1})
     if rank == 0:
         averaged = trainee.averaged
@@ -96,9 +96,10 @@ def _loader(examples: Examples, workers: int, state: Any) -> "StatefulDataLoader
 
 
 def _keep(
-    records: Records, trainee: Trainee, ranks: int, epoch: int, step: int, losses: list[float], loader: Any
+    records: Records, trainee: Trainee, ranks: int, at: tuple[int, int, int], losses: list[float], loader: Any
 ) -> None:
-    """Keeps where all processes are; each waits until the state stands."""
+    """Keeps where all processes are: in which epoch, at which step of how many; each waits until the state stands."""
+    epoch, step, steps = at
     trainee.agree()
     loaders: list[Any] = [loader]
     if ranks > 1:
@@ -109,6 +110,7 @@ def _keep(
             {"trainee": trainee.state(), "epoch": epoch, "step": step, "loaders": loaders, "losses": losses},
             epoch=epoch,
             step=step,
+            steps=steps,
         )
     if ranks > 1:
         distributed.barrier()
@@ -117,19 +119,20 @@ def _keep(
 def _figures(trainee: Trainee, told: Told, rank: int, ranks: int, *, epoch: int, loss: float | None) -> dict[str, Any]:
     """Accuracy on every held-out set, each image by one process, added up over all."""
     trainee.agree()
-    found = {
-        name: _summed(_accuracy(trainee.averaged, snapshot, told.lesson, rank, ranks), ranks)
-        for name, snapshot in told.held_out.items()
-    }
-    return {"epoch": epoch, "loss": loss, "learning_rate": trainee.learning_rate, "held_out": as_numbers(found)}
+    model, lesson = trainee.averaged, told.lesson
 
-
-def _accuracy(model: nn.Module, snapshot: Snapshot, lesson: Lesson, rank: int, ranks: int) -> Accuracy:
     def batches(of: Snapshot) -> Iterable[Batch]:
         return Examples(of, Mix(lesson.schedule.batch_size, shuffled=False), rank=rank, ranks=ranks)
 
-    clean = of_originals(model, batches(Snapshot(snapshot.originals)), lesson.attack)
-    return clean + of_transfer(model, batches(snapshot))
+    originals = {of.id: of for of in (Snapshot(each.originals) for each in told.held_out.values())}
+    on_originals = {
+        id_: _summed(of_originals(model, batches(of), lesson.attack), ranks) for id_, of in originals.items()
+    }  # once, where several sets share theirs
+    found = {
+        name: on_originals[Snapshot(of.originals).id] + _summed(of_transfer(model, batches(of)), ranks)
+        for name, of in told.held_out.items()
+    }
+    return {"epoch": epoch, "loss": loss, "learning_rate": trainee.learning_rate, "held_out": as_numbers(found)}
 
 
 def _summed(found: Accuracy, ranks: int) -> Accuracy:
