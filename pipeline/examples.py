@@ -109,9 +109,9 @@ class _Row:
 class Examples(IterableDataset[Batch]):
     """Batches of one pinned snapshot of a store; `Dataset.examples` makes one.
 
-    Each batch is a dict: `images` (B, 3, H, W) uint8, channels last in memory, `labels` (B,) int64, `keys` and
-    `attacks` (identities, empty of a clean image) lists of text, `adversarial` (B,) bool; with pairs `clean` (B, 3, H,
-    W) uint8; where success was asked for `success` (B,) bool.
+    Each batch is a dict: `images` (B, 3, H, W) uint8, channels last in memory, `labels` (B,) int64, `keys`, `datasets`,
+    `sources` and `attacks` (identities, the last two empty of a clean image) lists of text, `adversarial` (B,) bool;
+    with pairs `clean` (B, 3, H, W) uint8; where success was asked for `success` (B,) bool.
 
     Every chosen image is seen once an epoch by one worker of one rank, in an order that depends on seed, epoch and how
     many ranks and workers there are alone. Its state says how far a worker is, as torchdata's StatefulDataLoader wants
@@ -315,6 +315,8 @@ class Examples(IterableDataset[Batch]):
             "images": _stacked(rows, images),
             "labels": torch.tensor([sample.label for sample in samples], dtype=torch.int64),
             "keys": [sample.key for sample in samples],
+            "datasets": [row.part.marker.unit.dataset for row in rows],
+            "sources": [row.part.marker.unit.source for row in rows],
             "attacks": [row.part.marker.unit.attack for row in rows],
             "adversarial": torch.tensor([bool(row.part.marker.unit.attack) for row in rows]),
         }
@@ -323,7 +325,7 @@ class Examples(IterableDataset[Batch]):
             if [each.key for each in originals] != batch["keys"]:
                 raise IntegrityError(f"{rows[0].tar.name}: its images are not those of its originals; run verify")
             batch["clean"] = _stacked(rows, clean)
-        if any(row.part.success is not None for row in rows):
+        if any(piece.success is not None for piece in self.snapshot.pieces):
             batch["success"] = torch.tensor(
                 [row.part.success is not None and bool(row.part.success[row.index]) for row in rows]
             )
@@ -345,6 +347,8 @@ def _groups(snapshot: Snapshot, mix: Mix) -> list[_Group]:
     found = []
     for (_, _, attack), pieces in sorted(grouped.items()):
         weights = [weight for name, weight in (mix.weights or {}).items() if is_called(attack, name)]
+        if len(weights) > 1:
+            raise RecipeError(f"weights: {attack} is given {len(weights)}: {', '.join(map(str, weights))}; give it one")
         found.append(_Group(tuple(pieces), weights[0] if weights else 1.0))
     if mix.clean:
         clean = snapshot.originals

@@ -125,3 +125,23 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+def write_lesson(folder: Path, store: Path, checkpoint: object) -> Path:
+    """The loop's recipe for training in FOLDER/training.toml, on the store of a `tiny_job`: 2 ranks on CPUs."""
+    text = (Path(__file__).parents[1] / "jobs/recipes/closed-loop-training.toml").read_text()
+    for old, new in (
+        ("build/loop/weights/test_resnet.safetensors", str(checkpoint)),
+        ("build/loop/store", str(store)),
+        ("digits-train", "tiny"),
+        ("digits-test", "tiny"),
+        ('sources = "nfnet"\n', ""),
+        ('sources = "mambaout"\n', ""),
+        ("gnp+mi+di", "mi"),
+        ("batch_size = 64", "batch_size = 4"),
+        ("workers = 1", "workers = 2\ngpus_per_worker = 0\ncheckpoint_steps = 2"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (recipe := folder / "training.toml").write_text(text)
+    return recipe

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import finalize
 from pipeline.ledger import Ledger
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import attack, jpeg, resolve, sample, tiny_job, write_recipe, write_shard
+from tests.samples import attack, jpeg, resolve, sample, tiny_job, write_lesson, write_recipe, write_shard
 from tests.test_stages import run_all
 
 ROW = re.compile(r"^\| `(?P<line>[^`]+)` \| (?P<code>\d) \| ")
@@ -111,6 +112,18 @@ def unusable(place: Place) -> list[object]:
     return place.generate(place.recipe)
 
 
+def lesson(place: Place, old: str = "", new: str = "") -> list[object]:
+    recipe = write_lesson(place.folder, place.folder / "store", place.checkpoint)
+    assert old in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace(old, new))
+    return ["train", recipe, "--store", place.folder / "new"]
+
+
+def of_nobody(place: Place) -> list[object]:
+    finalize.finalize(Ledger(Storage(str(place.folder / "store"))))
+    return lesson(place, "classes = 10", 'classes = 10\nsources = "nobody"')
+
+
 # What is run for each line of the table.
 PROVOKED: dict[str, Callable[[Place], list[object]]] = {
     "cannot be read": lambda place: place.generate(place.folder / "nobody.toml"),
@@ -139,6 +152,9 @@ PROVOKED: dict[str, Callable[[Place], list[object]]] = {
     "no Ray": lambda place: place.generate(place.recipe, "--address", "foo"),
     "nobody listens": lambda place: place.generate(place.recipe, "--address", "127.0.0.1:9"),
     "no room": lambda place: place.generate(place.altered("[engine]", "[engine]\ngenerators = 100")),
+    "no epochs": lambda place: lesson(place, "epochs = 4", "epochs = 0"),
+    "not finalized": lesson,
+    "of nobody": of_nobody,
     "no base": lambda place: ["compare", place.folder / "store", "--base", "nobody", "--out", place.folder],
     "no grid": lambda place: ["ablation", place.folder / "store", "--attack", "mi", "--out", place.folder],
     "no key": lambda place: ["show", place.folder / "store", "nobody", "--out", place.folder],

@@ -80,6 +80,7 @@ def test_an_epoch_has_every_image_once_as_it_is_stored(made: Path) -> None:
     assert (first["images"].shape, first["images"].dtype) == ((7, 3, 32, 32), torch.uint8)
     assert first["labels"].tolist() == [int(key[-5:]) % 10 for key in first["keys"]]
     assert first["adversarial"].all()
+    assert {name.rpartition("-")[0] for name in first["sources"] + first["datasets"]} == {"tiny"}
 
 
 @pytest.mark.timeout(600)
@@ -138,6 +139,9 @@ def test_attacks_are_weighted(made: Path) -> None:
     assert found == {"noise": 15, "gnp-mi": 60}
     with pytest.raises(RecipeError, match=r"weights: 'gpn' is none of the attacks that were chosen: gnp-mi-"):
         dataset.open(str(made)).examples(weights={"gpn": 1})
+    full = next(attack for _, attack, _ in seen(examples) if attack.startswith("noise"))
+    with pytest.raises(RecipeError, match=rf"weights: {full} is given 2: 1, 2; give it one"):
+        dataset.open(str(made)).examples(weights={"noise": 1, full: 2})
 
 
 def test_a_choice_by_attack_source_data_and_epsilon(made: Path) -> None:
@@ -168,6 +172,8 @@ def test_a_choice_by_success_is_what_the_results_say(made: Path) -> None:
         assert {place[:2] for place in seen(open_store.examples(success=success))} == fooled
     flagged = list(open_store.examples(success="tiny", only_successful=False))
     assert sorted(seen(flagged)) == as_stored(made)
+    mixed = open_store.examples(success="tiny", only_successful=False, clean=0.9, batch_size=1)
+    assert all(len(batch["success"]) == 1 for batch in mixed), "of clean images alone too"
     said = {
         (key, attack)
         for batch in flagged

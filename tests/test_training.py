@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from pipeline.training.accuracy import of_originals, of_transfer
 from pipeline.training.fit import Trainee, rate_over
 from pipeline.training.records import Records
 from tests.conftest import ROOT
-from tests.samples import CLASSES, SIDE, attack, sample, tiny_job, write_shard
+from tests.samples import CLASSES, SIDE, attack, sample, tiny_job, write_lesson, write_shard
 from tests.test_finalize import make
 
 
@@ -242,26 +243,6 @@ def test_a_store_that_is_not_finalized_is_refused(made: Path, tiny_checkpoint: P
         training.train(lesson_on(made, tiny_checkpoint), str(tmp_path / "out"))
 
 
-def recipe_on(store: Path, checkpoint: Path, folder: Path) -> Path:
-    """The loop's recipe for training, on a tiny store: 2 ranks, and a state kept after every other step."""
-    text = (ROOT / "jobs/recipes/closed-loop-training.toml").read_text()
-    for old, new in (
-        ("build/loop/weights/test_resnet.safetensors", str(checkpoint)),
-        ("build/loop/store", str(store)),
-        ("digits-train", "tiny"),
-        ("digits-test", "tiny"),
-        ('sources = "nfnet"\n', ""),
-        ('sources = "mambaout"\n', ""),
-        ("gnp+mi+di", "mi"),
-        ("batch_size = 64", "batch_size = 4"),
-        ("workers = 1", "workers = 2\ngpus_per_worker = 0\ncheckpoint_steps = 2"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    (recipe := folder / "training.toml").write_text(text)
-    return recipe
-
-
 def training_of(recipe: Path, store: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", "train", str(recipe), "--store", str(store)],
@@ -284,7 +265,7 @@ def test_the_command_is_stopped_goes_on_and_then_has_nothing_to_do(
 ) -> None:
     """Ray Train itself takes Ctrl-C for the end of a successful run."""
     finalize.finalize(Ledger(Storage(str(made))))
-    recipe, store = recipe_on(made, tiny_checkpoint, tmp_path), tmp_path / "out"
+    recipe, store = write_lesson(tmp_path, made, tiny_checkpoint), tmp_path / "out"
     process = training_of(recipe, store)
     assert process.stdout is not None
     said = []
@@ -299,7 +280,9 @@ def test_the_command_is_stopped_goes_on_and_then_has_nothing_to_do(
     output, errors = training_of(recipe, store).communicate(timeout=300)
     assert own(errors) == []
     assert re.search(r"^epoch \d of 4: step \d of 7, kept$", output, re.MULTILINE), output
-    assert re.search(r"^epoch 4 of 4: loss \d\.\d{3}; mambaout: clean [\d.]+%, stored adversarial ", output, re.MULTILINE)
+    assert re.search(
+        r"^epoch 4 of 4: loss \d\.\d{3}; mambaout: clean [\d.]+%, stored adversarial ", output, re.MULTILINE
+    )
     assert f"trained; weights: {store}/training/hardened/weights.safetensors\n" in output
     output, errors = training_of(recipe, store).communicate(timeout=100)
     assert (own(errors), "nothing to do: trained before" in output) == ([], True)
@@ -308,9 +291,17 @@ def test_the_command_is_stopped_goes_on_and_then_has_nothing_to_do(
 @pytest.mark.usefixtures("ray_on_four_devices")
 @pytest.mark.timeout(600)
 def test_a_worker_that_is_killed_changes_nothing(made: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Two ranks, each with a loader; one is killed in the middle of an epoch: the same weights, to the bit."""
+    """Two ranks, each with a loader; one is killed in the middle of an epoch: the same weights, to the bit.
+
+    They train on two stores at once, and measure on one of them.
+    """
     finalize.finalize(Ledger(Storage(str(made))))
+    write_shard(tmp_path / "in" / "other.tar", [sample(100 + index) for index in range(10)])
+    other = Ledger(Storage(str(tmp_path / "other"), create=True))
+    make(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi"),)), other)
+    finalize.finalize(other)
     lesson = lesson_on(made, tiny_checkpoint)
+    lesson = replace(lesson, data=replace(lesson.data, stores=(str(made), str(tmp_path / "other"))))
     whole = training.train(lesson, str(tmp_path / "whole"))
     killed: list[int] = []
 
@@ -321,9 +312,8 @@ def test_a_worker_that_is_killed_changes_nothing(made: Path, tiny_checkpoint: Pa
             for state in folder.glob("*/state.json"):
                 kept = json.loads(state.read_text())
                 if kept["epoch"] >= 1 and kept["step"]:
-                    process = next(
-                        each for each in psutil.process_iter() if "RayTrainWorker" in each.name() and each.is_running()
-                    )
+                    ours = psutil.Process().children(recursive=True)
+                    process = next(each for each in ours if "RayTrainWorker" in each.name())
                     killed.append(process.pid)
                     process.kill()
                     break
