@@ -8,7 +8,7 @@ STORE  ?= folder
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo loop test check docs reference bench chaos scale peers format lock picture report-picture terminal-picture clean
+.PHONY: demo cluster loop test check docs reference bench chaos scale peers format lock picture report-picture terminal-picture clean
 
 demo: $(VENV)/installed  ## the main job on real photographs, end to end; STORE=s3 runs it on a real S3 server
 ifeq ($(STORE),s3)
@@ -37,6 +37,9 @@ terminal-picture: $(VENV)/installed  ## docs/terminal.svg, the demo half way
 
 chaos: $(VENV)/installed  ## the fault campaign: 200 faults and more, injected for real, in half an hour; as root, with faketime installed
 	$(BIN)/python -m tests.chaos.campaign
+
+cluster: $(VENV)/installed  ## the demo submitted to a Ray cluster of three nodes on this machine
+	$(BIN)/python -m infra.local_cluster ray job submit -- $(abspath $(BIN))/python -m jobs.demo --store $(abspath build/cluster)
 
 loop: $(VENV)/installed  ## attack, train, attack again, on digits: a few minutes
 	$(BIN)/python -m jobs.loop

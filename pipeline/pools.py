@@ -48,39 +48,60 @@ class Pools:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be a positive number")
 
 
+# Where a cluster's nodes declare one of these custom resources, workers of that kind start on those nodes alone.
+RESOURCES = {"generator": "gnp_generator", "scorer": "gnp_scorer"}
+
+
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the cluster declares."""
+    """What one machine of the cluster declares.
+
+    Attributes:
+        cpus: Cores.
+        gpus: Devices.
+        declares: Which of `RESOURCES`.
+    """
 
     cpus: float
     gpus: float
+    declares: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of one kind.
+
+    Attributes:
+        count: Their number.
+        gpus: Of each.
+        cpus: Of each; below 1 where workers outnumber cores.
+        resource: The custom resource of the nodes that they are kept to; empty where there is none.
+    """
+
+    count: int
+    gpus: float
+    cpus: float
+    resource: str = ""
+
+    @property
+    def threads(self) -> int:
+        """Of each."""
+        return max(1, int(self.cpus))
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """Pools with every `auto` settled.
+    """Pools with every `auto` settled."""
 
-    Attributes:
-        generators: Their number.
-        scorers: Their number.
-        generator_gpus: Of each.
-        scorer_gpus: Of each.
-        cpus: Of each worker; below 1 where workers outnumber cores.
-        threads: Of each worker.
-    """
-
-    generators: int
-    scorers: int
-    generator_gpus: float
-    scorer_gpus: float
-    cpus: float
-    threads: int
+    generator: Crew
+    scorer: Crew
 
 
 def size(pools: Pools, nodes: Sequence[Node], *, scoring: float) -> Sizing:
     """Settles the pools' sizes on a cluster, so that both fit beside each other and neither can starve the other.
 
     Where the cluster has no GPU at all, what the pools ask of GPUs is passed over: the same recipe runs on a laptop.
+    Where it keeps nodes for generators and other nodes for scorers, each pool fills its own.
 
     Args:
         pools: What the recipe asks for.
@@ -90,14 +111,42 @@ def size(pools: Pools, nodes: Sequence[Node], *, scoring: float) -> Sizing:
     Raises:
         CapacityError: What was asked for does not fit.
     """
-    gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
-    if cpus < 1:
+    if sum(node.cpus for node in nodes) < 1:
         raise CapacityError("the cluster declares no CPU; start Ray with at least one")
+    own = {stage: [node for node in nodes if name in node.declares] for stage, name in RESOURCES.items()}
+    if all(own.values()) and not any(len(node.declares) > 1 for node in nodes):
+        return Sizing(
+            _alone("generator", pools.generators, pools.gpus_per_generator, pools.cpus_per_worker, own["generator"]),
+            _alone("scorer", pools.scorers, pools.gpus_per_scorer, pools.cpus_per_worker, own["scorer"]),
+        )
+    return _together(pools, nodes, scoring)
+
+
+def _alone(
+    stage: str, count: int | Literal["auto"], gpus: float | None, cpus: int | None, nodes: Sequence[Node]
+) -> Crew:
+    """A pool on nodes of its own."""
+    devices = 0.0 if not any(node.gpus for node in nodes) else 1.0 if gpus is None else gpus
+    cores = cpus or _cores(nodes)
+    slots = _slots(nodes, "gpus", devices) if devices else _slots(nodes, "cpus", cores)
+    wanted = max(1, slots) if count == "auto" else count
+    fair = sum(node.cpus for node in nodes) / wanted
+    for each in _shares(cpus, cores, devices, fair):
+        if _fits([(devices, each)] * wanted, nodes):
+            return Crew(wanted, devices, each, RESOURCES[stage])
+    raise CapacityError(
+        f"engine: {wanted} {stage}s ({devices:g} GPUs each) of {cpus or 'some'} CPUs each do not fit {_told(nodes)} "
+        f"that declare {RESOURCES[stage]}; ask for fewer or smaller workers, or add nodes"
+    )
+
+
+def _together(pools: Pools, nodes: Sequence[Node], scoring: float) -> Sizing:
+    """Both pools on the same nodes."""
+    gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
     share = 0.0 if gpus == 0 else 0.5 if gpus < 2 else 1.0
     generator_gpus = share if pools.gpus_per_generator is None or not gpus else pools.gpus_per_generator
     scorer_gpus = share if pools.gpus_per_scorer is None or not gpus else pools.gpus_per_scorer
-    # Without devices, eight workers a machine at most: more would hold as many copies of every model in memory.
-    cores = pools.cpus_per_worker or max(1, int(max(node.cpus for node in nodes)) // 8)
+    cores = pools.cpus_per_worker or _cores(nodes)
     most = max(generator_gpus, scorer_gpus)
     slots = _slots(nodes, "gpus", most) if generator_gpus else _slots(nodes, "cpus", cores)
     scorers = max(1, min(slots - 1, round(slots * scoring))) if pools.scorers == "auto" else pools.scorers
@@ -110,16 +159,24 @@ def size(pools: Pools, nodes: Sequence[Node], *, scoring: float) -> Sizing:
     # Where only the number of generators is given, scorers take what these leave.
     fewer = range(scorers, 0, -1) if pools.scorers == "auto" and pools.generators != "auto" else [scorers]
     for count, beside in itertools.product(candidates, fewer):
-        for share_of_cores in _shares(pools, cores, generator_gpus, cpus / (count + beside)):
-            threads = max(1, int(share_of_cores))
-            sizing = Sizing(count, beside, generator_gpus, scorer_gpus, cpus=share_of_cores, threads=threads)
-            if _fits(sizing, nodes):
-                return sizing
+        for each in _shares(pools.cpus_per_worker, cores, generator_gpus, cpus / (count + beside)):
+            if _fits([(generator_gpus, each)] * count + [(scorer_gpus, each)] * beside, nodes):
+                return Sizing(Crew(count, generator_gpus, each), Crew(beside, scorer_gpus, each))
     raise CapacityError(
         f"engine: {candidates[0]} generators ({generator_gpus:g} GPUs each) and {scorers} scorers ({scorer_gpus:g} "
-        f"GPUs each) of {pools.cpus_per_worker or 'some'} CPUs each do not fit {len(nodes)} nodes with {gpus:g} GPUs "
-        f"and {cpus:g} CPUs; ask for fewer or smaller workers, or add nodes"
+        f"GPUs each) of {pools.cpus_per_worker or 'some'} CPUs each do not fit {_told(nodes)}; ask for fewer or "
+        "smaller workers, or add nodes"
     )
+
+
+def _told(nodes: Sequence[Node]) -> str:
+    gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
+    return f"{len(nodes)} nodes with {gpus:g} GPUs and {cpus:g} CPUs"
+
+
+def _cores(nodes: Sequence[Node]) -> int:
+    """Of a worker without a device: eight a machine at most, for more would hold as many copies of every model."""
+    return max(1, int(max(node.cpus for node in nodes)) // 8)
 
 
 def _slots(nodes: Sequence[Node], resource: str, each: float) -> int:
@@ -127,22 +184,21 @@ def _slots(nodes: Sequence[Node], resource: str, each: float) -> int:
     return sum(int(getattr(node, resource) / each + 1e-6) for node in nodes)
 
 
-def _shares(pools: Pools, cores: int, generator_gpus: float, fair: float) -> list[float]:
+def _shares(asked: int | None, cores: int, gpus: float, fair: float) -> list[float]:
     """CPUs a worker may be given, best first: down to cores that workers share, rather than a pool without any."""
-    if pools.cpus_per_worker is not None:
-        return [float(pools.cpus_per_worker)]
-    most = max(1, int(fair)) if generator_gpus else cores
+    if asked is not None:
+        return [float(asked)]
+    most = max(1, int(fair)) if gpus else cores
     return [*map(float, range(most, 0, -1)), 0.5, 0.25, 0.125, 0.0625]
 
 
-def _fits(sizing: Sizing, nodes: Sequence[Node]) -> bool:
-    """Whether every worker finds a node, largest first."""
+def _fits(wanted: Sequence[tuple[float, float]], nodes: Sequence[Node]) -> bool:
+    """Whether every worker, of so many GPUs and CPUs, finds a node, largest first."""
     free = [[node.gpus, node.cpus] for node in nodes]
-    wanted = [sizing.generator_gpus] * sizing.generators + [sizing.scorer_gpus] * sizing.scorers
-    for gpus in sorted(wanted, reverse=True):
-        node = next((n for n in free if n[0] >= gpus - 1e-6 and n[1] >= sizing.cpus - 1e-6), None)
+    for gpus, cpus in sorted(wanted, reverse=True):
+        node = next((n for n in free if n[0] >= gpus - 1e-6 and n[1] >= cpus - 1e-6), None)
         if node is None:
             return False
         node[0] -= gpus
-        node[1] -= sizing.cpus
+        node[1] -= cpus
     return True

@@ -163,7 +163,7 @@ def test_the_loop_s_recipe_is_one() -> None:
     lesson = lessons.load(ROOT / "jobs/recipes/closed-loop-training.toml")
     assert (lesson.name, lesson.model.name, lesson.data.classes) == ("hardened", "untrained", 10)
     assert [each.name for each in lesson.held_out] == ["nfnet", "mambaout"]
-    assert (lesson.attack.epsilon, lesson.schedule.crafted) == (Fraction(56, 255), 0.5)
+    assert (lesson.attack.epsilon, lesson.schedule.crafted) == (Fraction(64, 255), 0.5)
     assert lesson.data.stores == (str(Path.cwd() / "build/loop/store"),)
 
 
@@ -174,7 +174,7 @@ def test_the_loop_s_recipe_is_one() -> None:
         ("clean = 0.5", "clean = 0", "crafted: clean images are attacked, and data.clean = 0 leaves none"),
         ("clean = 0.5", "clean = 1.0", "data.clean = 1.0: input should be less than 1"),
         ('name = "mambaout"', 'name = "nfnet"', "held_out: two are of one name"),
-        ('epsilon = "56/255"', 'epsilon = ["1/255", "2/255"]', "budget: one epsilon and one number of steps"),
+        ('epsilon = "64/255"', 'epsilon = ["1/255", "2/255"]', "budget: one epsilon and one number of steps"),
         ("epochs = 4", "epochs = 0", "schedule: epochs = 0, batch_size = 64: at least 1, and 2"),
         ("learning_rate = 1e-3", "learning_rate = -1", "schedule: learning_rate must be positive"),
         ('stores = "build/loop/store"', "stores = []", "data.stores = []: is empty; at least one is wanted"),

@@ -11,17 +11,17 @@ from unittest import mock
 
 import ray
 from ray._private import utils as ray_utils
-from ray._private.state import state as ray_state  # the only way to hear of nodes that are about to be preempted
+from ray._private.state import state as ray_state  # the only way to hear of nodes about to be preempted, or to come
 
 from pipeline.errors import CapacityError
-from pipeline.pools import Node
+from pipeline.pools import RESOURCES, Node
 
 # How long the head of a cluster may take to answer at all.
 _CONNECT_S = 20.0
 
 
 def connect(address: str | None) -> list[Node]:
-    """Joins or starts Ray, and returns the live nodes.
+    """Joins or starts Ray, and returns its nodes: those that are there, or those that its autoscaler may start.
 
     Raises:
         CapacityError: There is no Ray at the address.
@@ -44,8 +44,20 @@ def connect(address: str | None) -> list[Node]:
             raise CapacityError(f"no Ray at {where}: {reason}") from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # its C++ side has set one as well
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0)) for node in resources if node.get("CPU")]
+    return [
+        Node(node.get("CPU", 0), node.get("GPU", 0), frozenset(node.keys() & set(RESOURCES.values())))
+        for node in (_to_come() or [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        if node.get("CPU")
+    ]
+
+
+def _to_come() -> list[dict[str, float]]:
+    """What the nodes have that an autoscaler would start, all of them; nothing where it says nothing, or no limit."""
+    config = ray_state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    if any(group.max_count < 0 for group in groups):
+        return []
+    return [dict(group.resources) for group in groups for _ in range(group.max_count)]
 
 
 def _require_an_answer(where: str) -> None:

@@ -26,7 +26,7 @@ from pipeline.engine.worker import Receipt, Worker, place
 from pipeline.errors import CapacityError, StorageError
 from pipeline.ledger import Failure, Ledger
 from pipeline.outline import Item, Prepared
-from pipeline.pools import Pools, Sizing
+from pipeline.pools import Crew, Pools, Sizing
 from pipeline.progress import Made, Tally
 from pipeline.storage import Storage
 
@@ -46,6 +46,8 @@ _ANSWER_S = 5.0
 _NODES_S = 2.0
 # A worker with nothing to do is kept so long: an item that failed, or that another run lets go, may yet come to it.
 _IDLE_S = 5.0
+# Of a node's custom resource, whose amount says nothing: any number of workers may be kept to it.
+_PLACE = 0.0001
 # So many items of a queue are gone through for one that may be handed to a node.
 _LOOK_AHEAD = 100
 
@@ -80,7 +82,7 @@ class _Pool:
     """The actors of one stage."""
 
     stage: Kind
-    size: int
+    crew: Crew
     slots: list[_Slot] = field(default_factory=list)
     failed_starts: int = 0
     reason: str = ""
@@ -98,13 +100,13 @@ class Office:
         self.plan_id = plan_id
         self.state = "running"
         self.items = items
-        self.workers = sizing.generators
+        self.workers = sizing.generator.count
         self.account = Account(self.run)
         self.failed: dict[str, Failure] = {}
         self.started = time.monotonic()
         self._queues: dict[Kind, deque[Item]] = {"generator": deque(), "scorer": deque()}
-        self._plan, self._storage, self._sizing, self._limits = ray.put(prepared.sealed), storage, sizing, limits
-        self._generators, self._scorers = _Pool("generator", sizing.generators), _Pool("scorer", sizing.scorers)
+        self._plan, self._storage, self._limits = ray.put(prepared.sealed), storage, limits
+        self._generators, self._scorers = _Pool("generator", sizing.generator), _Pool("scorer", sizing.scorer)
         # A class of its own for each stage, by whose name a process is called; exporting one costs 40 ms.
         self._actors = {stage: ray.remote(type(stage.capitalize(), (Worker,), {})) for stage in self._queues}
         self._held = Held(prepared.outline, plan_id, Ledger(storage), self.run)
@@ -168,7 +170,7 @@ class Office:
             # While generators are at work, so that loading the targets does not wait for them; but never before one
             # is up, whose place an idle scorer might have taken.
             wanted = max(wanted, self._waiting(self._generators) + len(self._busy()))
-        return min(pool.size, wanted)
+        return min(pool.crew.count, wanted)
 
     def _release(self, pool: _Pool) -> None:
         """Lets workers go that nothing is left for: at once if the other pool waits for room.
@@ -189,10 +191,7 @@ class Office:
 
     def _start(self, pool: _Pool) -> None:
         """Fills a pool up to its size, as far as there is work for it."""
-        now, gpus = time.monotonic(), self._sizing.generator_gpus
-        if pool.stage == "scorer":
-            gpus = self._sizing.scorer_gpus
-        wanted = self._wanted(pool)
+        now, crew, wanted = time.monotonic(), pool.crew, self._wanted(pool)
         if not wanted or any(not slot.starting for slot in pool.slots):
             pool.without_since = now
         elif pool.failed_starts >= _STARTS or now - pool.without_since > 60 * self._limits.start_minutes:
@@ -208,9 +207,14 @@ class Office:
             actor = (
                 self._actors[pool.stage]
                 .options(
-                    num_cpus=self._sizing.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=3
+                    num_cpus=crew.cpus,
+                    num_gpus=crew.gpus,
+                    resources={crew.resource: _PLACE} if crew.resource else None,
+                    max_restarts=0,
+                    max_task_retries=0,
+                    max_concurrency=3,
                 )
-                .remote(pool.stage, self._plan, self.plan_id, self._storage.url, self._sizing.threads, self.run)
+                .remote(pool.stage, self._plan, self.plan_id, self._storage.url, crew.threads, self.run)
             )
             pool.slots.append(_Slot(actor, actor.ready.remote(), now))
 
@@ -392,7 +396,7 @@ class Office:
             StorageError: It keeps failing, and nothing was done between.
         """
         self._store_failures += 1
-        if self._store_failures > 2 * (self._generators.size + self._scorers.size) + 4:
+        if self._store_failures > 2 * (self._generators.crew.count + self._scorers.crew.count) + 4:
             raise StorageError(f"the store keeps failing: {reason}")
 
     def _try_again(

@@ -95,14 +95,14 @@ def run(
         scoring = isolated(preflight, what="loading the models", minutes=pools.start_minutes)
         sizing = size(pools, connect(address), scoring=scoring)
         log.info("%s", sizing)
-        items = _left(outline, committed, listed, workers=sizing.generators)
+        items = _left(outline, committed, listed, workers=sizing.generator.count)
         office = Office(prepared, plan_id, storage, sizing, pools, items=len(items))
         with heart(office, storage), watch(outline.described, ledger, office, on_progress), signals_set(stop):
             _wait_for_whoever_is_alone(storage, office.run, stop, on_notice)
             for line in _others(storage, plan_id, office.run):
                 on_notice(line)
             committed = _reconcile(office, outline, ledger, listed, items, stop)
-            remaining = _left(outline, committed, listed, workers=sizing.generators)
+            remaining = _left(outline, committed, listed, workers=sizing.generator.count)
             stopped = stop.is_set() and bool(remaining)
             office.state = "stopped" if stopped else "done"
         failed = {} if stopped else {item.name: "its results were lost again and again" for item in remaining}

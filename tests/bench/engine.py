@@ -12,7 +12,7 @@ import ray
 from pipeline.engine import office
 from pipeline.engine.worker import Receipt, Worker
 from pipeline.outline import Item, Prepared
-from pipeline.pools import Pools, Sizing
+from pipeline.pools import Crew, Pools, Sizing
 from pipeline.progress import Made
 from pipeline.storage import Storage
 from tests import scale
@@ -24,8 +24,8 @@ _SLEEP_S, _ROUNDS = 5.0, 3
 class Sleeper(Worker):
     """A worker that waits until all are there, and then needs five seconds for each item; a scorer needs none."""
 
-    def __init__(self, stage: str, _sealed: bytes, _plan: str, store: str, workers: int, _run: str) -> None:
-        self._sleeps, self._folder, self._workers = stage == "generator", Path(store), workers
+    def __init__(self, stage: str, _sealed: bytes, _plan: str, store: str, _threads: int, _run: str) -> None:
+        self._sleeps, self._folder, self._workers = stage == "generator", Path(store), int(Path(store).name)
         self._there = False
 
     def run(self, item: Item, attempt: int, following: Item | None = None) -> Receipt:
@@ -45,10 +45,17 @@ class Sleeper(Worker):
 
 
 def _office(folder: str, workers: int) -> office.Office:
-    """An office of light workers; `threads` tells them how many they are."""
+    """An office of light workers; the store's name tells them how many they are."""
     planned = Prepared(replace(scale.great_plan(), takes=()), b"")
-    sizing = Sizing(workers, 1, 0.0, 0.0, cpus=0.01, threads=workers)
-    return office.Office(planned, "plan", Storage(folder), sizing, Pools(generators=workers, scorers=1), items=0)
+    sizing = Sizing(Crew(workers, 0.0, 0.01), Crew(1, 0.0, 0.01))
+    return office.Office(
+        planned,
+        "plan",
+        Storage(f"{folder}/{workers}", create=True),
+        sizing,
+        Pools(generators=workers, scorers=1),
+        items=0,
+    )
 
 
 def engine() -> list[Figure]:
@@ -61,7 +68,7 @@ def engine() -> list[Figure]:
             handed = _office(folder, workers)
             handed.work([scale._item(number) for number in range(_ROUNDS * workers)], threading.Event())
             ended = time.time()
-            began = max(path.stat().st_mtime for path in Path(folder).iterdir())
+            began = max(path.stat().st_mtime for path in Path(folder, str(workers)).iterdir())
             handed.close()
         found.append(Figure(f"{workers} workers that sleep 5 s", _SLEEP_S * _ROUNDS / (ended - began), "×", None, 0.95))
     setattr(office, "Worker", scale.Idle)  # noqa: B010
