@@ -4,7 +4,9 @@ Imports of torch and Ray are left to the commands that need them, so that `--hel
 """
 
 import os
+import re
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -46,6 +48,22 @@ def folder_at(out: Path, option: str = "--out") -> Path:
     except OSError as error:
         raise RecipeError(f"{option} {out}: cannot be made a folder ({error.strerror})") from error
     return out
+
+
+def since_when(text: str, now: float) -> float:
+    """`36h`, `7d` or a date and time, in seconds since 1970.
+
+    Raises:
+        RecipeError: It is neither.
+    """
+    span = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", text)
+    if span:
+        return now - float(span[1]) * {"h": 3600, "d": 86400}[span[2]]
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise RecipeError(f"--since {text}: expected hours (36h), days (7d) or a time (2026-11-01T02:00)") from error
+    return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
 
 
 def write(out: Path, name: str, figure: "Figure") -> None:

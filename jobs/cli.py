@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from jobs import doing, looking  # noqa: F401  # their commands
+from jobs import doing, looking, planning  # noqa: F401  # their commands
 from jobs.app import app
 from jobs.leave import leave
 from pipeline.errors import GnpError

@@ -2,12 +2,13 @@
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from jobs.app import Store, app, console
+from jobs.app import Store, app, console, since_when
 from pipeline.ledger import opened
 
 
@@ -16,6 +17,14 @@ def generate(
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe; see jobs/recipes/.", show_default=False)],
     store: Annotated[str, typer.Option(help="Where results go: a folder, or s3://bucket/prefix.", show_default=False)],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images, for a trial.")] = None,
+    since: Annotated[
+        str,
+        typer.Option(
+            help="Only shards that were written since: 36h, 7d, or 2026-11-01T02:00 (UTC). Nights that do what is new "
+            "need not list what is old.",
+            show_default=False,
+        ),
+    ] = "",
     address: Annotated[
         str | None,
         typer.Option(help="A Ray cluster, such as `auto`; default: that of RAY_ADDRESS, or else one for this run."),
@@ -54,6 +63,7 @@ def generate(
             store,
             console=console,
             limit=limit,
+            since=since_when(since, time.time()) if since else 0.0,
             address=address,
             retry_failed=retry_failed,
             max_failed=max_failed,
@@ -190,20 +200,25 @@ def gc(
     store: Store,
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, it is only listed.")] = False,
     older_than: Annotated[float, typer.Option(min=0, help="Hours; what is younger may be somebody's at work.")] = 24,
+    keep_versions: Annotated[
+        int | None, typer.Option(min=1, help="Also finished versions but for the last so many; by default, all stay.")
+    ] = None,
 ) -> None:
-    """Lists, or removes, what is of no use: data without a marker, claims of dead runs, unfinished uploads.
+    """Lists, or removes, what is of no use: data without a marker, claims of dead runs, unfinished uploads, versions.
 
-    Nothing that a marker names is ever touched, and nothing is removed while a run is at work.
+    Nothing that a marker names is ever touched, and nothing is removed while a run is at work. Of versions, the latest
+    stays, and those that training which is kept in this store has read; what only a removed version named goes the
+    next time.
     """
     from pipeline.garbage import find, remove
 
     ledger, age_s = opened(store), 3600 * older_than
-    found = find(ledger, age_s=age_s)
+    found = find(ledger, age_s=age_s, keep_versions=keep_versions)
     for item in found:
         sys.stdout.write(f"{item.key}: {item.why} ({item.size_bytes:,} bytes)\n")
     size = sum(item.size_bytes for item in found)
     if delete:
-        removed = remove(ledger, found, age_s=age_s)
+        removed = remove(ledger, found, age_s=age_s, keep_versions=keep_versions)
         sys.stdout.write(f"{removed} of {len(found)} removed\n")
     else:
         sys.stdout.write(f"{len(found)} things, {size:,} bytes; --delete removes them\n")

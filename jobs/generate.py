@@ -32,6 +32,7 @@ def run(
     *,
     console: Console,
     limit: int | None = None,
+    since: float = 0.0,
     address: str | None = None,
     retry_failed: bool = False,
     max_failed: int = 0,
@@ -45,7 +46,7 @@ def run(
         GnpError: The run could not start, or could not go on.
     """
     return carry_out(
-        partial(_prepare, recipe, store, limit),
+        partial(_prepare, recipe, store, limit, since),
         store,
         console=console,
         address=address,
@@ -55,11 +56,11 @@ def run(
     )
 
 
-def _prepare(recipe: Path, store: str, limit: int | None) -> tuple[Prepared, Pools]:
+def _prepare(recipe: Path, store: str, limit: int | None, since: float) -> tuple[Prepared, Pools]:
     from pipeline import config, plan  # here, in a process of its own: they take torch
 
     loaded = config.load(recipe)
-    return plan.prepare(loaded.job(limit=limit), Storage(store, create=True)), loaded.engine
+    return plan.prepare(loaded.job(limit=limit), Storage(store, create=True), since=since), loaded.engine
 
 
 def carry_out(

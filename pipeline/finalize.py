@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline import card, results
-from pipeline.errors import IntegrityError, MissingError
+from pipeline.errors import IntegrityError, MissingError, StorageError
 from pipeline.ledger import KINDS, Kind, Ledger, Marker, Unit, fingerprint
 from pipeline.sample import Part
 from pipeline.storage import Storage, sha256
@@ -39,6 +39,8 @@ _AT_ONCE = 1024
 # What is made of originals, and which of its components these lack.
 _OF_ORIGINALS: dict[Kind, dict[str, Any]] = {"adversarial": {"source": "", "attack": ""}, "clean": {}}
 _READERS = 16
+# So often a version is made anew because another became the latest meanwhile.
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,19 @@ def finalize(ledger: Ledger, *, partial: bool = False) -> Version:
     Raises:
         MissingError: Nothing is committed, or something is missing and `partial` was not given.
         IntegrityError: A result, a marker or a file of the standing version is damaged, or a row is there twice.
-        StorageError: The store failed.
+        StorageError: The store failed, or others keep finalizing it.
     """
+    storage = ledger.storage
+    for _ in range(_TRIES):
+        before = _latest_tag(storage)
+        version = _found_or_made(ledger, partial=partial)
+        if _publish(storage, version, before):
+            log.info("%s: %d images, %d rows", storage.at(version.key), version.images, version.rows)
+            return version
+    raise StorageError(f"{storage.at('latest.json')}: others keep finalizing this store; try again when they are done")
+
+
+def _found_or_made(ledger: Ledger, *, partial: bool) -> Version:
     storage = ledger.storage
     # What is made of something is listed before it: a run that commits meanwhile never seems to lack anything.
     units = sorted(unit for kind in reversed(KINDS) for unit in ledger.units(kind))
@@ -103,8 +116,6 @@ def finalize(ledger: Ledger, *, partial: bool = False) -> Version:
             pass
     else:
         _make(ledger, store, version)
-    _publish(storage, version)
-    log.info("%s: %d images, %d rows", storage.at(version.key), version.images, version.rows)
     return version
 
 
@@ -310,8 +321,19 @@ def _stands(storage: Storage, version: Version) -> bool:
     return True
 
 
-def _publish(storage: Storage, version: Version) -> None:
+def _latest_tag(storage: Storage) -> str:
+    """Which state of `latest.json` stands; empty while there is none."""
+    try:
+        return storage.stat("latest.json").version
+    except MissingError:
+        return ""
+
+
+def _publish(storage: Storage, version: Version, before: str) -> bool:
     """Makes a version the store's latest, once its files have been found to be those of its manifest.
+
+    Returns:
+        False where another version became the latest since `before`: of what is committed it may know more.
 
     Raises:
         IntegrityError: A file is missing, damaged or a stranger, or the manifest is not one.
@@ -333,7 +355,8 @@ def _publish(storage: Storage, version: Version) -> None:
             raise IntegrityError(f"{storage.at(stored.key)}: not in the manifest; remove it")
     for name in _COPIED:
         _put(storage, name, storage.get(f"{version.key}/{name}", sha256_hex=files[f"{version.key}/{name}"]))
-    _put(storage, "latest.json", _json({"version": version.id, "manifest": key, "manifest_sha256": sha256(raw)}))
+    said = _json({"version": version.id, "manifest": key, "manifest_sha256": sha256(raw)})
+    return _holds(storage, "latest.json", said) or storage.replace("latest.json", said, version=before)
 
 
 def _tables(ledger: Ledger, markers: Sequence[Marker]) -> Iterator[tuple[Unit, results.Table]]:
@@ -421,12 +444,15 @@ def _described(marker: Marker, name: str) -> dict[str, Any]:
 
 def _put(storage: Storage, key: str, data: bytes) -> None:
     """Writes an object unless these very bytes stand there."""
+    if not _holds(storage, key, data):
+        storage.put(key, data)
+
+
+def _holds(storage: Storage, key: str, data: bytes) -> bool:
     try:
-        if storage.get(key) == data:
-            return
+        return storage.get(key) == data
     except MissingError:
-        pass
-    storage.put(key, data)
+        return False
 
 
 def _json(value: Any) -> bytes:

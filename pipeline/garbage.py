@@ -1,5 +1,6 @@
 """What lies in a store and is of no use: writers that died leave data without a marker, runs leave claims."""
 
+import contextlib
 import json
 import re
 from collections import defaultdict
@@ -32,8 +33,14 @@ class Garbage:
     upload: bool = False
 
 
-def find(ledger: Ledger, *, age_s: float) -> list[Garbage]:
+def find(ledger: Ledger, *, age_s: float, keep_versions: int | None = None) -> list[Garbage]:
     """What has been of no use for at least `age_s`, by the store's clock.
+
+    Args:
+        ledger: The store.
+        age_s: What is younger may be somebody's at work.
+        keep_versions: So many finished versions are kept, the last ones, and beside them the latest and those that
+            training here has read; by default all. Objects that only the others name may go the next time.
 
     Raises:
         StorageError: The store failed, or may not be written (its clock is read off a write).
@@ -46,12 +53,12 @@ def find(ledger: Ledger, *, age_s: float) -> list[Garbage]:
     live = {run.id for run in runs.seen(storage, now=now) if run.live}
     return [
         *(orphan for orphan in _orphans(ledger, everything) if orphan.key in old_keys),
-        *_leavings(old, live, _versions_in_use(storage, now - age_s)),
+        *_leavings(old, live, _versions_in_use(storage, now - age_s, keep_versions)),
         *(Garbage(upload, 0, "an upload that nobody finished", True) for upload in storage.stale_uploads(age_s=age_s)),
     ]
 
 
-def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float) -> int:
+def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float, keep_versions: int | None = None) -> int:
     """Removes what `find` found, but what has come to life since; returns how many things it removed.
 
     Raises:
@@ -64,7 +71,7 @@ def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float) -> int:
             if index % _AT_ONCE == 0:  # again and again, lest the lease run out and a run begin
                 _require_nobody(storage, other())
                 before = storage.clock() - age_s
-                in_use = _versions_in_use(storage, before)
+                in_use = _versions_in_use(storage, before, keep_versions)
             if item.upload:
                 storage.abort_upload(item.key)
             elif _version(item.key) not in in_use and _still_old(ledger, item.key, before):
@@ -134,13 +141,26 @@ def _unit(key: str) -> Unit | None:
     return unit if unit is not None and key.startswith(f"{unit.data}-") else None
 
 
-def _versions_in_use(storage: Storage, before: float) -> set[str]:
-    """The versions that are finished, or that somebody may be making: what an earlier try left is not made younger."""
-    return {
-        _version(stored.key)
-        for stored in storage.list("versions")
-        if stored.modified > before or stored.key == f"versions/{_version(stored.key)}/manifest.json"
-    }
+def _versions_in_use(storage: Storage, before: float, keep: int | None) -> set[str]:
+    """The versions that are kept, or that somebody may be making: what an earlier try left is not made younger."""
+    files = list(storage.list("versions"))
+    young = {_version(stored.key) for stored in files if stored.modified > before}
+    manifests = [stored for stored in files if stored.key == f"versions/{_version(stored.key)}/manifest.json"]
+    finished = [_version(stored.key) for stored in sorted(manifests, key=lambda stored: -stored.modified)]
+    if keep is None:
+        return young | set(finished)
+    return young | set(finished[:keep]) | _read(storage)
+
+
+def _read(storage: Storage) -> set[str]:
+    """The versions that readers are at: the latest, and those that the last training run of each name has read."""
+    read = set()
+    with contextlib.suppress(MissingError):
+        read.add(str(json.loads(storage.get("latest.json"))["version"]))
+    for stored in storage.list("training"):
+        if re.fullmatch(r"training/[^/]+/current\.json", stored.key):
+            read |= {str(version) for version in storage.record(stored.key)["versions"].values()}
+    return read
 
 
 def _version(key: str) -> str:
@@ -148,8 +168,9 @@ def _version(key: str) -> str:
     return key.split("/")[1] if key.startswith("versions/") else ""
 
 
-def _leavings(old: Iterable[Stored], live: set[str], in_use: set[str]) -> Iterator[Garbage]:
-    """Claims and records of runs that have ended, and what a killed writer left half done."""
+def _leavings(old: Iterable[Stored], live: set[str], in_use: set[str]) -> list[Garbage]:
+    """Claims and records of runs that have ended, versions not kept, and what a killed writer left half done."""
+    leavings = []
     for stored in old:
         folder, _, rest = stored.key.partition("/")
         why = ""
@@ -160,6 +181,8 @@ def _leavings(old: Iterable[Stored], live: set[str], in_use: set[str]) -> Iterat
         elif folder in ("probe", ".scratch"):
             why = "left by a writer that was cut off"
         elif folder == "versions" and _version(stored.key) not in in_use:
-            why = "a version that was never finished"
+            why = "a version that was never finished, or is no longer kept"
         if why:
-            yield Garbage(stored.key, stored.size_bytes, why)
+            leavings.append(Garbage(stored.key, stored.size_bytes, why))
+    # A version is none without its manifest, which goes first: cut off, the rest is that of an unfinished one.
+    return sorted(leavings, key=lambda item: not item.key.endswith("/manifest.json"))

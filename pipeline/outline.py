@@ -97,7 +97,7 @@ def pending(outline: Outline, committed: Committed, *, workers: int = 1) -> list
         committed: What has been; see `scopes`.
         workers: How many generators there are: fewer shards than these are split into strided items.
     """
-    stride = -(-workers // len(outline.takes))
+    stride = -(-workers // max(len(outline.takes), 1))
     items = (
         Item(take, source, offset, stride)
         for source in outline.sources

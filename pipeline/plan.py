@@ -131,19 +131,20 @@ class Plan:
         }
 
 
-def resolve(job: Job, storage: Storage) -> Plan:
+def resolve(job: Job, storage: Storage, *, since: float = 0.0) -> Plan:
     """Finds the shards and settles what every model is, so that what cannot work fails here and by name.
 
     Args:
         job: What is asked for.
         storage: Where results go: the models' weights are kept there, and read from there the next time.
+        since: Only shards written at this time or later, in seconds since 1970; there may be none.
 
     Raises:
         MissingError: A shard does not exist.
         WeightsError: A model's weights cannot be had, or do not fit.
     """
     found, classes = shards.find(job.data.shards), job.data.classes
-    takes = _takes(job.data, found)
+    takes = _takes(job.data, [shard for shard in found if shard.modified >= since])
     # The first N images depend on which shards come first, all of them do not.
     limited = {"limit": job.data.limit, "shards": [shard.name for shard in found]} if job.data.limit else {}
     return Plan(
@@ -159,9 +160,9 @@ def resolve(job: Job, storage: Storage) -> Plan:
     )
 
 
-def prepare(job: Job, storage: Storage) -> Prepared:
+def prepare(job: Job, storage: Storage, *, since: float = 0.0) -> Prepared:
     """What a driver is given: a job resolved, on shards that are what they were; raises what those two steps raise."""
-    plan = resolve(job, storage)
+    plan = resolve(job, storage, since=since)
     require_unchanged(plan, Ledger(storage))
     return seal(plan)
 

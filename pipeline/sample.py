@@ -57,9 +57,11 @@ class ShardFile:
         name: What results call it: its file name without `.tar`.
         size_bytes: Its size when it was listed.
         version: The store's tag of its content when it was listed.
+        modified: When it was last written, in seconds since 1970, by the clock of where it lies.
     """
 
     url: str
     name: str
     size_bytes: int
     version: str
+    modified: float = 0.0

@@ -61,8 +61,8 @@ def find(patterns: Sequence[str]) -> tuple[ShardFile, ...]:
                 "a wildcard such as FOLDER/*.tar"
             )
         found += [
-            ShardFile(f"{folder}/{match}", shard_name(match), here[match].size_bytes, here[match].version)
-            for match in matches
+            ShardFile(f"{folder}/{match}", shard_name(match), item.size_bytes, item.version, item.modified)
+            for match, item in ((match, here[match]) for match in matches)
         ]
     seen: dict[str, str] = {}
     for shard in found:

@@ -174,6 +174,23 @@ def test_another_commit_is_another_version_and_the_old_one_stays(ledger: Ledger,
     assert json.loads(ledger.storage.get("latest.json"))["version"] == second.id
 
 
+def test_an_older_version_never_takes_the_place_of_a_newer_one(
+    ledger: Ledger, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nights finalize at once: the first, which knows less, is through with its files last."""
+    make_version, newer = finalize._make, list[finalize.Version]()
+
+    def slowly(*arguments: Any) -> None:
+        make_version(*arguments)
+        monkeypatch.setattr(finalize, "_make", make_version)
+        make(replace(job, attacks=(*job.attacks, attack("i"))), ledger)
+        newer.append(finalize.finalize(ledger))
+
+    monkeypatch.setattr(finalize, "_make", slowly)
+    assert [finalize.finalize(ledger)] == newer
+    assert json.loads(ledger.storage.get("latest.json"))["version"] == newer[0].id
+
+
 def test_rows_are_cut_into_files_of_at_most_so_many(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = finalize.finalize(ledger)
     (one,) = compacted(ledger, whole, "transfer")

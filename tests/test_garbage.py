@@ -184,6 +184,36 @@ def test_old_files_of_a_version_that_was_finished_just_now_stay(old: Ledger) -> 
     assert finalize.finalize(old) == version
 
 
+def versions_there(ledger: Ledger) -> set[str]:
+    return {stored.key.split("/")[1] for stored in ledger.storage.list("versions")}
+
+
+def test_only_the_last_versions_are_kept_and_those_that_are_read(
+    old: Ledger, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    made = []
+    for night in range(5):
+        write_shard(tmp_path / str(night) / "in" / f"n-{night}.tar", [sample(100 * (night + 1))])
+        planned = resolve(tiny_job(tmp_path / str(night) / "in", tiny_checkpoint, attacks=(attack("noise"),)))
+        old.record_plan(planned.describe())
+        run_all(planned, old)
+        made.append(finalize.finalize(old).id)
+        age(old.storage, [stored.key for stored in old.storage.list("versions")], (10 - night) * DAY_S)
+        for before in made[:-1]:
+            own = [stored.key for stored in old.storage.list(f"versions/{before}")]
+            age(old.storage, own, (10 - made.index(before)) * DAY_S)
+    old.storage.put_record("training/mine/current.json", {"versions": {"here": made[1]}}, once=False)
+    assert not keys(garbage.find(old, age_s=DAY_S))
+    found = garbage.find(old, age_s=DAY_S, keep_versions=2)
+    assert {item.key.split("/")[1] for item in found} == {made[0], made[2]}
+    assert found[0].key.endswith("/manifest.json")
+    garbage.remove(old, found[:1], age_s=DAY_S)
+    assert versions_there(old) == set(made), "without saying so, all are kept"
+    garbage.remove(old, found, age_s=DAY_S, keep_versions=2)
+    assert versions_there(old) == {made[1], made[3], made[4]}
+    assert not audit(old).problems
+
+
 def test_a_manifest_deeper_down_finishes_no_version(old: Ledger) -> None:
     stray = "versions/half/again/manifest.json"
     old.storage.put(stray, b"{}")

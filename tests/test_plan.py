@@ -1,3 +1,4 @@
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -100,6 +101,20 @@ def test_the_same_model_is_loaded_once(job: Job, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(models, "load", count)
     resolve(job)
     assert loaded == ["tiny"]
+
+
+def test_only_shards_written_since_are_taken_and_the_data_are_the_same(job: Job) -> None:
+    older, newer = (Path(take.shard.url.removeprefix("file://")) for take in resolve(job).takes)
+    os.utime(older, (1000, 1000))
+    os.utime(newer, (2000, 2000))
+    storage = Storage(str(newer.parent.parent / "store"), create=True)
+    for since, names in ((0, [older.stem, newer.stem]), (1500, [newer.stem]), (2000.0, [newer.stem]), (3000, [])):
+        planned = plan.resolve(job, storage, since=since)
+        assert [take.shard.name for take in planned.takes] == names
+        assert planned.dataset == resolve(job).dataset
+        assert outline.pending(planned.outline, Ledger(storage).committed(outline.all_scopes(planned.outline))) == [
+            outline.Item(take, source.id) for source in planned.sources for take in planned.takes
+        ]
 
 
 @pytest.mark.parametrize(("limit", "takes"), [(3, [3]), (10, [10]), (12, [10, 2]), (99, [10, 6])])

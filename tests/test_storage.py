@@ -52,6 +52,33 @@ def test_of_racing_writers_exactly_one_wins(storage: Storage) -> None:
     assert [str(number).encode() for number in won] == [storage.get("race")]
 
 
+def test_an_object_is_replaced_only_by_who_knows_what_stands(storage: Storage) -> None:
+    assert storage.replace("latest", b"1", version="")
+    assert not storage.replace("latest", b"2", version="")
+    first = storage.stat("latest").version
+    assert storage.replace("latest", b"2", version=first)
+    assert not storage.replace("latest", b"3", version=first)
+    assert storage.replace("latest", b"2", version=first), "a repeated write of the same bytes stands"
+    assert storage.get("latest") == b"2"
+
+
+def test_of_racing_replacers_exactly_one_wins(storage: Storage) -> None:
+    storage.put("race", b"before")
+    won, before, ready = [], storage.stat("race").version, threading.Barrier(8)
+
+    def race(number: int) -> None:
+        ready.wait()
+        if storage.replace("race", str(number).encode(), version=before):
+            won.append(number)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [str(number).encode() for number in won] == [storage.get("race")]
+
+
 def test_listing_gives_every_object_below_a_folder(storage: Storage) -> None:
     for key in ("x/1", "x/y/2", "xz/3"):
         storage.put(key, key.encode())

@@ -35,7 +35,7 @@ class Outcome:
         listed: Failures of earlier runs of this plan that were not tried again.
         incomplete: How many items of the plan something is still missing from, whoever's they were.
         made: What this run added: adversarial parts and their images; images quarantined.
-        usable: Whether any image of this data could be used, in this run or an earlier one.
+        usable: Whether any image of this data could be used, in this run or an earlier one, or there was none to use.
         stopped: Whether it was told to stop before the end.
         seconds: Wall-clock time.
     """
@@ -113,7 +113,7 @@ def run(
         listed=listed,
         incomplete=len(pending(outline, committed)),
         made=office.account.made["generator"] if office else Made(),
-        usable=_usable(outline, ledger),
+        usable=not outline.takes or _usable(outline, ledger),
         stopped=stopped,
         seconds=time.monotonic() - started,
     )

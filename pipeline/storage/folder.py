@@ -1,7 +1,10 @@
 """A folder as a store: written so that what a put has returned for outlasts a power loss."""
 
+import contextlib
+import fcntl
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import StorageError
@@ -45,6 +48,17 @@ def put_durably(root: Path, key: str, data: bytes, *, replace: bool) -> None:
             _sync_folder(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """While entered, no other process on this machine is."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

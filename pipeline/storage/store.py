@@ -24,6 +24,7 @@ from obstore.exceptions import (
     NotFoundError,
     NotSupportedError,
     PermissionDeniedError,
+    PreconditionError,
     UnauthenticatedError,
 )
 from obstore.store import LocalStore, S3Store
@@ -263,6 +264,33 @@ class Storage:
         except (FileExistsError, AlreadyExistsError, BaseError, OSError) as error:
             with contextlib.suppress(MissingError):
                 return self._stands(key, data)
+            raise StorageError(f"{self.at(key)}: {first_line(error)}") from error
+        return True
+
+    @_patiently
+    def replace(self, key: str, data: bytes, *, version: str) -> bool:
+        """Writes an object if what stands there has the version that `stat` said; "" is for: nothing stands there.
+
+        Returns:
+            Whether these bytes are what stands.
+
+        Raises:
+            StorageError: The store failed, and what stands cannot be read.
+        """
+        if not version:
+            return self.put_once(key, data)
+        if self._folder is not None:
+            with folder.locked(self._folder):
+                if self.stat(key).version == version:
+                    self.put(key, data)
+                return self._stands(key, data)
+        try:
+            obstore.put(self._store, key, data, mode={"e_tag": version}, use_multipart=False)
+        except PreconditionError:  # it may be our own write whose answer was lost, as of `put_once`
+            return self._stands(key, data)
+        except (BaseError, OSError) as error:
+            if self._stands(key, data):
+                return True
             raise StorageError(f"{self.at(key)}: {first_line(error)}") from error
         return True
 

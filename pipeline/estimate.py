@@ -1,0 +1,226 @@
+"""What a recipe will take before it is run: counted by its plan, and timed by what was measured where it ran before."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from pipeline import outline, shards
+from pipeline.attack.cost import gradients
+from pipeline.foreign import ForeignAttack
+from pipeline.ledger import Committed, Ledger, Marker, Unit
+from pipeline.outline import Take
+from pipeline.plan import Plan
+from pipeline.sample import Part
+
+# So many markers of a kind are read: what a part takes differs little from another.
+_READ = 8
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one attack from one source, one target over all attacks, or the originals come to.
+
+    Attributes:
+        stage: Who does it: `generator` or `scorer`.
+        name: What people call it.
+        done: Images that stand; for a target, answers about them.
+        left: Images that are missing; for a target, answers.
+        gradients: Of each image; 0 where none are taken.
+        seconds: Of a worker for each image, where that was measured; None where it was not.
+        size_bytes: Of what is stored for each image; None where nothing like it is.
+        objects: Objects that are missing; beside each lies a marker.
+        device: What it was measured on.
+    """
+
+    stage: str
+    name: str
+    done: int
+    left: int
+    gradients: int
+    seconds: float | None
+    size_bytes: float | None
+    objects: int
+    device: str
+
+    @property
+    def hours(self) -> float | None:
+        """Of one worker, for what is left."""
+        return 0.0 if not self.left else None if self.seconds is None else self.left * self.seconds / 3600
+
+    @property
+    def bytes_left(self) -> float | None:
+        """What is still to be stored."""
+        return 0.0 if not self.left else None if self.size_bytes is None else self.left * self.size_bytes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan comes to.
+
+    Attributes:
+        shards: How many it names.
+        shards_known: Of how many of them the images have been counted.
+        input_bytes: Their size together.
+        images: How many they hold, as far as known, the others at the same number of images a byte.
+        works: What there is to do.
+    """
+
+    shards: int
+    shards_known: int
+    input_bytes: int
+    images: int
+    works: tuple[Work, ...]
+
+    def hours(self, stage: str) -> float | None:
+        """Of one worker of a kind; None where something was not measured."""
+        return _total(work.hours for work in self.works if work.stage == stage)
+
+    @property
+    def bytes_left(self) -> float | None:
+        """What is still to be stored; None where something like it is not stored yet."""
+        return _total(work.bytes_left for work in self.works)
+
+
+def estimate(plan: Plan, ledger: Ledger) -> Estimate:
+    """What a plan comes to, and how much of it stands.
+
+    Where nothing of the plan's data is committed, its first shard is read to count its images.
+
+    Args:
+        plan: What is to be made.
+        ledger: Where: what lies there is not made again, and says what the rest will take. Nothing is written.
+
+    Raises:
+        StorageError: It cannot be read.
+        ShardError: The first shard is damaged.
+    """
+    names = plan.outline
+    committed = ledger.committed(outline.all_scopes(names))
+    counted = _Counted(plan, ledger, committed)
+    original = Unit(names.dataset, Part("", 0, 1))
+    attacks = [replace(original, source=source, attack=attack) for source in names.sources for attack in names.attacks]
+    costs = {
+        identity: 0 if isinstance(attack, ForeignAttack) else gradients(attack)
+        for identity, attack in plan.attacks.items()
+    }
+    called = {each.id: each.spec.name for each in plan.targets}
+    works = [
+        counted.work("generator", "originals", [original], 0),
+        *(
+            counted.work("generator", f"{_short(unit.source)} → {_short(unit.attack)}", [unit], costs[unit.attack])
+            for unit in attacks
+        ),
+        *(
+            counted.work("scorer", name, [replace(unit, target=target) for unit in (original, *attacks)], 0)
+            for target, name in called.items()
+        ),
+    ]
+    return Estimate(
+        shards=len(plan.takes),
+        shards_known=len(counted.parts),
+        input_bytes=sum(take.shard.size_bytes for take in plan.takes),
+        images=sum(counted.images.values()),
+        works=tuple(_timed(works, attacks)),
+    )
+
+
+class _Counted:
+    """Images and parts of a plan's shards, and what of them stands."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, committed: Committed) -> None:
+        self._ledger, self._committed, self._size = ledger, committed, plan.job.data.part_size
+        names = [take.shard.name for take in plan.takes]
+        self.parts = {name: count for name in names if (count := committed.count(name)) is not None}
+        self._elsewhere = sorted({str(ledger.plan(key)["dataset"]) for key in ledger.plans()} - {plan.dataset})
+        found = self._here(Unit(plan.dataset, Part("", 0, 1)))
+        self._n = fmean(int(marker.fact("n_ok")) for marker in found) if found else 0.0
+        per_byte = self._density(found, plan.takes)
+        self.images = {take.shard.name: self._of(take, per_byte) for take in plan.takes}
+
+    def _density(self, found: Sequence[Marker], takes: Sequence[Take]) -> float:
+        """Images a byte of shard."""
+        if found:
+            first = found[0]
+            return int(first.fact("n_in")) * first.unit.part.count / int(first.fact("shard")["size_bytes"])
+        with shards.spool(takes[0].shard) as shard:
+            return len(shard) / max(takes[0].shard.size_bytes, 1)
+
+    def _of(self, take: Take, per_byte: float) -> int:
+        name = take.shard.name
+        whole = round(self.parts[name] * self._n if name in self.parts else take.shard.size_bytes * per_byte)
+        return whole if take.images is None else min(whole, take.images)
+
+    def work(self, stage: str, name: str, units: Sequence[Unit], cost: int) -> Work:
+        """What some scopes lack together."""
+        done = left = objects = 0
+        for unit in units:
+            for shard, images in self.images.items():
+                count = self.parts.get(shard) or max(1, -(-images // self._size))
+                standing = self._committed.bits(unit.scope, shard).bit_count()
+                stands = round(images * standing / count)
+                done, left, objects = done + stands, left + images - stands, objects + count - standing
+        read = [marker for unit in units for marker in self._read(unit)]
+        n = sum(_count(marker) for marker in read)
+        return Work(
+            stage,
+            name,
+            done,
+            left,
+            cost,
+            seconds=sum(float(marker.fact("seconds")) for marker in read) / n if n else None,
+            size_bytes=sum(marker.size_bytes for marker in read) / n if n else None,
+            objects=objects,
+            device=str(read[0].fact("device")) if read else "",
+        )
+
+    def _read(self, unit: Unit) -> list[Marker]:
+        """Some markers of a scope; where it has none, of the same on other data, such as a trial's."""
+        others = (replace(unit, dataset=dataset).scope for dataset in self._elsewhere)
+        return self._here(unit) or [
+            self._ledger.marker(each)
+            for each in itertools.islice((each for scope in others for each in self._ledger.units(scope)), _READ)
+        ]
+
+    def _here(self, unit: Unit) -> list[Marker]:
+        """Some markers of a scope, of shards far apart."""
+        found = [(name, *place) for name, place in self._committed.scopes[unit.scope].items() if place[1]]
+        chosen = found[:: max(1, len(found) // _READ)][:_READ]
+        return [
+            self._ledger.marker(replace(unit, part=Part(shard, (bits & -bits).bit_length() - 1, count)))
+            for shard, count, bits in chosen
+        ]
+
+
+def _timed(works: Sequence[Work], attacks: Sequence[Unit]) -> list[Work]:
+    """Where an attack was not timed yet: as long a gradient as the source's others; as many bytes as any."""
+    sources = dict(zip((work.name for work in works[1:]), (unit.source for unit in attacks), strict=False))
+    per_gradient: dict[str, tuple[float, str]] = {}
+    for work in works:
+        if work.seconds is not None and work.gradients:
+            per_gradient.setdefault(sources[work.name], (work.seconds / work.gradients, work.device))
+    sizes: Mapping[str, float] = {work.stage: work.size_bytes for work in works if work.size_bytes is not None}
+
+    def timed(work: Work) -> Work:
+        size = sizes.get(work.stage) if work.size_bytes is None else work.size_bytes
+        each = per_gradient.get(sources.get(work.name, ""))
+        if work.seconds is None and work.gradients and each is not None:
+            return replace(work, seconds=each[0] * work.gradients, size_bytes=size, device=each[1])
+        return replace(work, size_bytes=size)
+
+    return [timed(work) for work in works]
+
+
+def _count(marker: Marker) -> int:
+    facts = marker.facts
+    return int(facts["n"] if "n" in facts else facts["n_ok"])
+
+
+def _short(identity: str) -> str:
+    """A name without the hash that follows it."""
+    return identity.rpartition("-")[0]
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    return None if any(value is None for value in found) else sum(value for value in found if value is not None)
