@@ -55,6 +55,13 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8"), re.DOTALL)
+    for line in block.splitlines()
+]
+
+
 @pytest.mark.timeout(900)
 def test_a_submitted_run_survives_a_node_s_loss_and_its_driver_s_and_then_does_only_what_is_new(
     nodes: Cluster, tiny_checkpoint: Path, tmp_path: Path
@@ -96,3 +103,17 @@ def test_a_submitted_run_survives_a_node_s_loss_and_its_driver_s_and_then_does_o
     submit(nodes, "fourth", recipe, store)
     assert end_of(nodes, "fourth")[1].startswith("nothing to do: ")
     assert audit(Ledger(Storage(str(store)))).problems == []
+    run_the_runbook(nodes, {"STORE": str(store), "RECIPE": str(recipe), "JOB": "second"})
+    assert audit(Ledger(Storage(str(store)))).problems == []
+
+
+def run_the_runbook(nodes: Cluster, told: dict[str, str]) -> None:
+    """Every command of docs/runbook.md, one after another."""
+    environment = {**os.environ, **nodes.environment, "TOKEN": nodes.environment["RAY_AUTH_TOKEN"], **told}
+    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
+    assert len(COMMANDS) > 15
+    for command in COMMANDS:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

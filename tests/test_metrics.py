@@ -97,7 +97,7 @@ def test_a_run_s_metrics_are_what_it_made(tmp_path: Path, tiny_checkpoint: Path)
     assert of_this_run("gnp_images_total", stage="scorer") == 3 * 3
     assert of_this_run("gnp_parts_total", stage="scorer") == 3
     assert of_this_run("gnp_quarantined_total") == 1
-    assert of_this_run("gnp_tries_failed_total", stage="generator") == 3
+    assert of_this_run("gnp_tries_failed_total", stage="generator", cause="item") == 3
     assert of_this_run("gnp_items_failed_total") == 1
     assert of_this_run("gnp_phase_seconds_total", stage="generator", phase="gradient") > 0
     assert of_this_run("gnp_memory_bytes", stage="generator") > 1e7

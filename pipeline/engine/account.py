@@ -49,10 +49,10 @@ class Account:
             add(metrics.COUNTED, counted, run=self.run, source=source, attack=attack, target=target)
             add(metrics.FOOLED, made.fooled[cell], run=self.run, source=source, attack=attack, target=target)
 
-    def try_failed(self, stage: Kind) -> None:
-        """Counts a try of an item that failed."""
+    def try_failed(self, stage: Kind, cause: Literal["store", "worker", "item"]) -> None:
+        """Counts a try of an item that failed: by the store's fault, with its worker's death, or otherwise."""
         self.tries_failed[stage] += 1
-        add(metrics.TRIES_FAILED, 1, run=self.run, stage=stage)
+        add(metrics.TRIES_FAILED, 1, run=self.run, stage=stage, cause=cause)
 
     def gave_up(self) -> None:
         """Counts an item that was given up."""

@@ -17,7 +17,9 @@ COUNTED = Counter(
 )
 FOOLED = Counter("gnp_fooled", "Of these, where the attack succeeded", ("run", "source", "attack", "target"))
 QUARANTINED = Counter("gnp_quarantined", "Images that could not be used", ("run",))
-TRIES_FAILED = Counter("gnp_tries_failed", "Tries of an item that failed", ("run", "stage"))
+TRIES_FAILED = Counter(
+    "gnp_tries_failed", "Tries of an item that failed (cause: store, worker, item)", ("run", "stage", "cause")
+)
 FAILED = Counter("gnp_items_failed", "Items given up", ("run",))
 LEFT = Gauge("gnp_items_left", "Items that are not through", ("run",))
 WORKERS = Gauge("gnp_workers", "Workers that are at an item", ("run", "stage"))

@@ -406,7 +406,7 @@ class Office:
         key = (pool.stage, item.name)
         self._tries[key] += 1
         self._failed_on[key].add(node)
-        self.account.try_failed(pool.stage)
+        self.account.try_failed(pool.stage, "store" if store_failed else "worker" if deadly else "item")
         log.warning("try %d of %d: %s: %s", self._tries[key], ATTEMPTS, item.name, reason)
         if self._tries[key] < ATTEMPTS or self._stopping:
             self._queues[pool.stage].append(item)
