@@ -151,6 +151,7 @@ PROVOKED: dict[str, Callable[[Place], list[object]]] = {
     "incomplete": incomplete,
     "no Ray": lambda place: place.generate(place.recipe, "--address", "foo"),
     "nobody listens": lambda place: place.generate(place.recipe, "--address", "127.0.0.1:9"),
+    "jobs": lambda place: place.generate(place.recipe, "--address", "http://127.0.0.1:8265"),
     "no room": lambda place: place.generate(place.altered("[engine]", "[engine]\ngenerators = 100")),
     "no epochs": lambda place: lesson(place, "epochs = 4", "epochs = 0"),
     "not finalized": lesson,

@@ -64,8 +64,10 @@ def _require_an_answer(where: str) -> None:
     """Refuses HOST:PORT where nobody listens: Ray itself would wait there for minutes, without saying for what.
 
     Raises:
-        CapacityError: Nobody does.
+        CapacityError: Nobody does, or it is where jobs are submitted, not where a program joins.
     """
+    if where.startswith(("http://", "https://")):
+        raise CapacityError(f"no Ray at {where}: jobs are submitted there; write ray job submit -- gnp generate …")
     host, _, port = where.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         try:

@@ -1,0 +1,85 @@
+"""Alert rules and the dashboard: what they ask for is what runs tell, and what to do about each alert is written."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import promql_parser
+import yaml
+
+from pipeline.engine import metrics
+
+_TOLD = {metrics.exported(metric): set(metric.info["tag_keys"]) for metric in metrics.ALL}
+
+
+def alerts(folder: Path, runbook: Path) -> list[str]:
+    """Faults of rules.yaml and rules.test.yaml, a line each.
+
+    Raises:
+        FileNotFoundError: There is no promtool.
+    """
+    rules = folder / "rules.yaml"
+    if shutil.which("promtool") is None:
+        raise FileNotFoundError("promtool, which comes with Prometheus, is not on PATH")
+    for command, file in (("check", rules), ("test", folder / "rules.test.yaml")):
+        done = subprocess.run(["promtool", command, "rules", file], capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = " ".join((done.stderr + done.stdout).split())
+            return [f"{file.name}: {said}"]
+    sections = re.findall(r"^## (\w+)$", runbook.read_text(encoding="utf-8"), re.MULTILINE)
+    found = []
+    for rule in (rule for group in yaml.safe_load(rules.read_text())["groups"] for rule in group["rules"]):
+        found += [f"rules.yaml: {rule['alert']}: {fault}" for fault in unknown(rule["expr"])]
+        anchor = f"docs/{runbook.name}#{rule['alert'].lower()}"
+        if rule["alert"] not in sections or rule["annotations"].get("runbook") != anchor:
+            found.append(f"rules.yaml: {rule['alert']}: no section of that name in {runbook.name}, or no link to it")
+    return found
+
+
+def dashboard(file: Path) -> list[str]:
+    """Faults of the dashboard's queries, a line each."""
+    panels = json.loads(file.read_text(encoding="utf-8"))["panels"]
+    return [
+        f"{file.name}: {panel['title']}: {fault}"
+        for panel in panels
+        for target in panel["targets"]
+        for fault in unknown(target["expr"])
+    ]
+
+
+def unknown(query: str) -> Iterator[str]:
+    """Yields each metric and label of a query that no run tells; or why it is no query."""
+    try:
+        selectors = list(_selectors(query))
+    except ValueError as error:
+        yield f"no PromQL ({error})"
+        return
+    known: set[str] = set()
+    for selector in selectors:
+        name = str(selector.name)
+        if name not in _TOLD:
+            yield f"{name}: no metric of a run"
+            continue
+        known |= _TOLD[name]
+        yield from (
+            f"{name}: has no label {matcher.name}"
+            for matcher in selector.matchers.matchers
+            if matcher.name not in _TOLD[name]
+        )
+    for label in {label for labels in re.findall(r"by \((.*?)\)", query) for label in labels.split(", ")} - known:
+        yield f"by ({label}): no label of what is asked for"
+
+
+def _selectors(query: str) -> list[promql_parser.VectorSelector]:
+    found: list[promql_parser.VectorSelector] = []
+
+    def look(node: object) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append(node)
+        return True
+
+    promql_parser.walk(promql_parser.parse(query), look)
+    return found

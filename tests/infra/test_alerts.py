@@ -1,0 +1,52 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from infra.check import alerts
+from tests.conftest import ROOT
+
+RUNBOOK, FOLDER = ROOT / "docs" / "runbook.md", ROOT / "infra" / "prometheus"
+DASHBOARD = ROOT / "infra" / "grafana" / "gnp.json"
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None and "CI" not in os.environ, reason="promtool, of Prometheus, is not installed"
+)
+
+
+@needs_promtool
+def test_the_alerts_ask_for_what_runs_tell_fire_when_they_should_and_are_in_the_runbook() -> None:
+    assert alerts.alerts(FOLDER, RUNBOOK) == []
+
+
+def test_the_dashboard_asks_for_what_runs_tell() -> None:
+    assert alerts.dashboard(DASHBOARD) == []
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        ("rules.yaml", "annotations:", "anotations:", "anotations"),
+        ("rules.yaml", "ray_gnp_items_failed_total", "ray_gnp_item_failed_total", "GnpItemsGivenUp"),
+        ("rules.yaml", "cause!=", "couse!=", "has no label couse"),
+        ("rules.yaml", "sum by (run) (ray_gnp_workers)", "sum by (run (ray_gnp_workers)", "GnpNoWorkers"),
+        ("rules.yaml", "runbook.md#gnpstalled", "runbook.md#gnpstaled", "GnpStalled"),
+        ("rules.test.yaml", "alertname: GnpStoreSlow", "alertnam: GnpStoreSlow", "alertnam"),
+        ("rules.test.yaml", 'values: "7x60"', 'values: "0x60"', "GnpNoWorkers"),
+    ],
+)
+def test_a_typo_is_found_and_named(tmp_path: Path, file: str, old: str, new: str, says: str) -> None:
+    shutil.copytree(FOLDER, tmp_path / "prometheus")
+    path = tmp_path / "prometheus" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    (fault, *_) = alerts.alerts(tmp_path / "prometheus", RUNBOOK)
+    assert fault.startswith((f"{file}: ", "rules.test.yaml: "))
+    assert says in fault
+
+
+def test_a_dashboard_s_typo_is_found_and_named(tmp_path: Path) -> None:
+    (path := tmp_path / "gnp.json").write_text(DASHBOARD.read_text().replace("ray_gnp_items_left", "ray_gnp_item_left"))
+    assert any("ray_gnp_item_left: no metric of a run" in fault for fault in alerts.dashboard(path))
