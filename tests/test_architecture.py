@@ -51,6 +51,7 @@ LAYERS: dict[str, set[str]] = {
         *("attack", "codec", "errors", "foreign", "ledger", "models", "outline", "sample", "shards", "storage"),
         "weights",
     },
+    "estimate": {"attack", "foreign", "ledger", "outline", "plan", "sample", "shards"},
     "stages": {
         *(
             "version",
