@@ -21,10 +21,11 @@ endif
 test: check  ## every test in two processes, and every check before them
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-check: docs  ## formatting, lint and types; the documentation and its links
+check: docs  ## formatting, lint and types; the documentation and its links; the files of infra/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m infra.check
 
 docs: $(VENV)/installed  ## the site of docs/, in build/docs; a link that leads nowhere is an error
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs

@@ -153,7 +153,7 @@ PROVOKED: dict[str, Callable[[Place], list[object]]] = {
     "nobody listens": lambda place: place.generate(place.recipe, "--address", "127.0.0.1:9"),
     "jobs": lambda place: place.generate(place.recipe, "--address", "http://127.0.0.1:8265"),
     "no room": lambda place: place.generate(place.altered("[engine]", "[engine]\ngenerators = 100")),
-    "no epochs": lambda place: lesson(place, "epochs = 4", "epochs = 0"),
+    "no epochs": lambda place: lesson(place, "epochs = 3", "epochs = 0"),
     "not finalized": lesson,
     "of nobody": of_nobody,
     "no base": lambda place: ["compare", place.folder / "store", "--base", "nobody", "--out", place.folder],

@@ -175,7 +175,7 @@ def test_the_loop_s_recipe_is_one() -> None:
         ("clean = 0.5", "clean = 1.0", "data.clean = 1.0: input should be less than 1"),
         ('name = "mambaout"', 'name = "nfnet"', "held_out: two are of one name"),
         ('epsilon = "64/255"', 'epsilon = ["1/255", "2/255"]', "budget: one epsilon and one number of steps"),
-        ("epochs = 4", "epochs = 0", "schedule: epochs = 0, batch_size = 64: at least 1, and 2"),
+        ("epochs = 3", "epochs = 0", "schedule: epochs = 0, batch_size = 64: at least 1, and 2"),
         ("learning_rate = 1e-3", "learning_rate = -1", "schedule: learning_rate must be positive"),
         ('stores = "build/loop/store"', "stores = []", "data.stores = []: is empty; at least one is wanted"),
     ],
@@ -279,9 +279,9 @@ def test_the_command_is_stopped_goes_on_and_then_has_nothing_to_do(
     assert own(process.stderr.read()) == ["stopped; what is committed stands: run the same command again to go on"]
     output, errors = training_of(recipe, store).communicate(timeout=300)
     assert own(errors) == []
-    assert re.search(r"^epoch \d of 4: step \d of 7, kept$", output, re.MULTILINE), output
+    assert re.search(r"^epoch \d of 3: step \d of 7, kept$", output, re.MULTILINE), output
     assert re.search(
-        r"^epoch 4 of 4: loss \d\.\d{3}; mambaout: clean [\d.]+%, stored adversarial ", output, re.MULTILINE
+        r"^epoch 3 of 3: loss \d\.\d{3}; mambaout: clean [\d.]+%, stored adversarial ", output, re.MULTILINE
     )
     assert f"trained; weights: {store}/training/hardened/weights.safetensors\n" in output
     output, errors = training_of(recipe, store).communicate(timeout=100)

@@ -1,0 +1,265 @@
+"""Whether the files beside the Kubernetes manifests would be accepted: functions that return faults, `FILE: what`."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import botocore.session
+import click
+import hcl2
+import jsonschema
+import ray.autoscaler
+import typer
+import yaml
+from botocore.validate import ParamValidator
+from lark.exceptions import LarkError
+from ray.autoscaler._private import util
+from ray.scripts import scripts
+
+from jobs import cli  # noqa: F401  # all commands
+from jobs.app import app
+
+ROOT = Path(__file__).parents[2]
+_TOOL_S = 60
+
+# Of the options that sbatch's manual lists, what a job here may ask for.
+_SBATCH = """
+    account array chdir comment constraint cpus-per-gpu cpus-per-task dependency error exclude exclusive export gpus
+    gpus-per-node gpus-per-task gres job-name licenses mail-type mail-user mem mem-per-cpu mem-per-gpu nodelist nodes
+    ntasks ntasks-per-node open-mode output partition qos requeue reservation signal switches time time-min tmp
+"""
+
+# Terraform's own blocks, and what may stand in those whose arguments are not a provider's.
+_BLOCKS = {"terraform", "provider", "variable", "locals", "data", "resource", "output"}
+_ARGUMENTS = {
+    "variable": {"type", "default", "description", "validation", "sensitive", "nullable"},
+    "output": {"description", "value", "sensitive", "depends_on"},
+    "terraform": {"required_version", "required_providers", "backend"},
+}
+
+
+def dockerfile(path: Path, root: Path = ROOT) -> list[str]:
+    """Faults of a Dockerfile: hadolint's, and where it does not fit the repository that it is built from.
+
+    Args:
+        path: The file; what is not sent to its build stands beside it, in NAME.dockerignore.
+        root: The repository.
+    """
+    text = path.read_text(encoding="utf-8")
+    ignore = path.with_name(f"{path.name}.dockerignore")
+    faults = list(_hadolint(text))
+    for source in _copied(_joined(text)):
+        if not (root / source).exists():
+            faults.append(f"COPY {source}: there is no such file")
+        elif _ignored(source, ignore.read_text(encoding="utf-8").splitlines()):
+            faults.append(f"COPY {source}: {ignore.name} keeps it out of the build")
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [extra for named in re.findall(r"\.\[([\w,]+)\]", text) for extra in named.split(",")]
+    faults += [f"[{extra}]: no such extra" for extra in extras if extra not in project["optional-dependencies"]]
+    if f'image.version="{project["version"]}"' not in text:
+        faults.append(f"image.version: not pyproject.toml's {project['version']}")
+    return _of(path, faults)
+
+
+def sbatch(path: Path) -> list[str]:
+    """Faults of a script for sbatch: bash's, shellcheck's, options that sbatch, ray or gnp do not know."""
+    text = path.read_text(encoding="utf-8")
+    faults = _run("bash", "-n", str(path)) or _run("shellcheck", "--format", "gcc", str(path))
+    asked = re.findall(r"^#SBATCH\s+(?:--)?([\w-]+)", text, re.MULTILINE)
+    faults += [f"#SBATCH {option}: no option of sbatch's" for option in asked if option not in _SBATCH.split()]
+    return _of(path, [*faults, *_misused(text)])
+
+
+def launcher(path: Path) -> list[str]:
+    """Faults of a file for Ray's cluster launcher: by Ray's schema, without its leave to add keys, and by EC2's."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        return _of(path, [" ".join(str(error).split())])
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
+    found = jsonschema.Draft7Validator(_strict(schema)).iter_errors(config)
+    faults = [f"{'.'.join(map(str, error.absolute_path)) or 'top'}: {error.message}" for error in found]
+    if not faults:
+        try:
+            util.validate_config(util.prepare_config(config))
+        except (ValueError, RuntimeError, click.ClickException) as error:
+            faults.append(str(error))
+        if config["provider"]["type"] == "aws":
+            faults += _refused_by_ec2(config["available_node_types"])
+    commands = [command for key in config if key.endswith("_commands") for command in config[key]]
+    faults += _misused("\n".join(commands))
+    faults += [
+        f"{command}: starts without RAY_AUTH_MODE=token"
+        for command in commands
+        if "ray start" in command and "RAY_AUTH_MODE=token" not in command
+    ]
+    return _of(path, faults)
+
+
+def terraform(folder: Path) -> list[str]:
+    """Faults of a Terraform module, as far as they can be told without its providers.
+
+    They are: syntax, blocks and arguments that Terraform itself does not know, variables and outputs without a
+    description, and names that are used and not declared, or declared and not used.
+    """
+    faults: list[str] = []
+    used: dict[str, Path] = {}
+    declared: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.tf")):
+        text = path.read_text(encoding="utf-8")
+        try:
+            blocks = hcl2.loads(text)
+        except LarkError as error:
+            return _of(path, [" ".join(str(error).split())[:200]])
+        faults += _of(path, _unknown(blocks))
+        declared |= dict.fromkeys(_declared(blocks), path)
+        used |= dict.fromkeys(_used(text), path)
+    for name in sorted(used.keys() - declared.keys()):
+        faults += _of(used[name], [f"{name} is not declared"])
+    for name in sorted(declared.keys() - used.keys()):
+        faults += _of(declared[name], [f"{name} is not used"] if name.startswith(("var.", "local.")) else [])
+    return faults
+
+
+def formatted(folder: Path) -> list[str]:
+    """Files below a folder that `terraform fmt` would write otherwise, or cannot read.
+
+    Raises:
+        FileNotFoundError: There is no terraform.
+    """
+    done = subprocess.run(
+        ["terraform", "fmt", "-check", "-recursive", "-no-color", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=_TOOL_S,
+        check=False,
+    )
+    if not done.returncode:
+        return []
+    wrong = [f"{Path(line).name}: not as terraform fmt writes it" for line in done.stdout.splitlines()]
+    return wrong or [" ".join(done.stderr.split())]
+
+
+def _of(path: Path, faults: Iterable[str]) -> list[str]:
+    return [f"{path.name}: {fault}" for fault in faults]
+
+
+def _joined(text: str) -> str:
+    """Without comments, and with lines that go on in the next put together."""
+    return re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
+
+
+def _run(tool: str, *arguments: str, text: str | None = None) -> list[str]:
+    """What a tool says where it finds fault; those that pip installs lie beside this Python."""
+    path = shutil.which(tool, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if path is None:
+        return [f"{tool}: not installed"]
+    done = subprocess.run([path, *arguments], input=text, capture_output=True, text=True, timeout=_TOOL_S, check=False)
+    return (done.stdout + done.stderr).strip().splitlines() if done.returncode else []
+
+
+def _hadolint(text: str) -> Iterator[str]:
+    """What hadolint says, with the line that it says it of."""
+    for said in _run("hadolint", "--no-color", "-", text=text):
+        found = re.match(r"\S+?:(\d+)(?::\d+)? (.*)", said)
+        yield f"{found[2]}: {text.splitlines()[int(found[1]) - 1].strip()}" if found else said
+
+
+def _copied(text: str) -> Iterator[str]:
+    """What a Dockerfile takes from the repository."""
+    for words in (shlex.split(line) for line in re.findall(r"^COPY (.*)", text, re.MULTILINE)):
+        if not any(word.startswith("--from") for word in words):
+            yield from [word for word in words if not word.startswith("--")][:-1]
+
+
+def _ignored(source: str, patterns: list[str]) -> bool:
+    """Whether a .dockerignore keeps a file or folder out: the last line that fits it, or a folder above, says so."""
+    parts = [source, *map(str, PurePosixPath(source).parents)]
+    fitting = [each for each in patterns if any(fnmatchcase(part, each.lstrip("!")) for part in parts)]
+    return bool(fitting) and not fitting[-1].startswith("!")
+
+
+def _strict(schema: Any) -> Any:
+    """The schema, refusing what its objects do not name."""
+    made = dict(schema)
+    for key in ("properties", "patternProperties"):
+        if key in schema:
+            made[key] = {name: _strict(each) for name, each in schema[key].items()}
+    if "properties" in schema:
+        made["additionalProperties"] = False
+    return made
+
+
+def _refused_by_ec2(types: dict[str, Any]) -> Iterator[str]:
+    """What EC2's own description of RunInstances does not take; SubnetIds is Ray's."""
+    ec2 = botocore.session.get_session().get_service_model("ec2")
+    shape = ec2.operation_model("RunInstances").input_shape
+    for name, each in types.items():
+        asked = {key: value for key, value in each["node_config"].items() if key != "SubnetIds"}
+        report = ParamValidator().validate({**asked, "MinCount": 1, "MaxCount": 1}, shape)
+        yield from (f"{name}.node_config: {line}" for line in report.generate_report().splitlines())
+
+
+def _misused(text: str) -> Iterator[str]:
+    """Commands of ray's and gnp's in a script that these programs do not have, and options that these do not take."""
+    known = _commands()
+    for program, name, rest in re.findall(r"\b(ray|gnp) ([a-z][\w-]*)((?: [^\s;&|']+)*)", _joined(text)):
+        called = f"{program} {name}"
+        if called not in known:
+            yield f"{called}: no such command"
+            continue
+        for word in re.split(r" --(?: |$)", rest)[0].split():
+            option = word.split("=")[0]
+            if option.startswith("-") and option not in known[called]:
+                yield f"{called}: no option {option}"
+
+
+def _commands() -> dict[str, set[str]]:
+    """The options of each command of ray's and gnp's."""
+    commands = {f"ray {name}": command for name, command in scripts.cli.commands.items()}
+    commands |= {f"gnp {name}": command for name, command in typer.main.get_group(app).commands.items()}
+    options = {name: {option for each in command.params for option in each.opts} for name, command in commands.items()}
+    options["ray symmetric-run"] |= options["ray start"]  # to which it hands on what it does not know itself
+    return options
+
+
+def _unknown(blocks: dict[str, Any]) -> Iterator[str]:
+    """What Terraform itself does not know, and what is not described."""
+    yield from (f"{kind}: no block of Terraform's" for kind in _names(blocks) - _BLOCKS)
+    for kind, arguments in _ARGUMENTS.items():
+        for block in blocks.get(kind, []):
+            for name, body in [(kind, block)] if kind == "terraform" else block.items():
+                bare = name.strip('"')
+                yield from (f"{bare}: {argument}: no such argument" for argument in _names(body) - arguments)
+                if "description" in arguments and "description" not in body:
+                    yield f"{bare}: no description"
+
+
+def _declared(blocks: dict[str, Any]) -> Iterator[str]:
+    """Yields var.NAME, local.NAME, TYPE.NAME and data.TYPE.NAME."""
+    for kind, prefix in (("variable", "var."), ("locals", "local.")):
+        for block in blocks.get(kind, []):
+            yield from (f"{prefix}{name}" for name in _names(block))
+    for kind, prefix in (("resource", ""), ("data", "data.")):
+        for block in blocks.get(kind, []):
+            yield from (f"{prefix}{type_}.{name}" for type_ in _names(block) for name in _names(block[f'"{type_}"']))
+
+
+def _names(body: dict[str, Any]) -> set[str]:
+    """What stands in a block, without what the parser adds: comments, and quotes."""
+    return {name.strip('"') for name in body if not name.startswith("__")}
+
+
+def _used(text: str) -> list[str]:
+    """The names of the same form that the text refers to."""
+    bare = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
+    return re.findall(r"(?<![\w.])(?:var\.\w+|local\.\w+|data\.aws_\w+\.\w+|aws_\w+\.\w+)", bare)

@@ -1,0 +1,44 @@
+"""What no schema says: no secret stands in an object, and every container says what it needs and may take."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from infra.check.schemas import Document
+
+# A name that ends as those of secrets do, with a value that is no variable's; or what keys look like.
+_SECRET = re.compile(
+    r"(secret|password|token|access_key)(_key|_id)?[\"']?\s*[=:]\s*[^\s$]"
+    r"|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY",
+    re.IGNORECASE,
+)
+
+
+def breaches(document: Document) -> Iterator[str]:
+    """Yields `path: what` for each rule that an object breaks, whose schema it fits."""
+    if document["kind"] == "Secret":
+        yield "top: a Secret belongs in the cluster, not in a file"
+    for path, node in _nodes(document):
+        where = ".".join(path)
+        if _SECRET.search(_setting(path, node)):
+            yield f"{where}: a literal secret; refer to a Secret instead"
+        if path[-2:-1] in (("containers",), ("initContainers",)) or path[-1:] == ("autoscalerOptions",):
+            for kind in ("requests", "limits"):
+                missing = {"cpu", "memory"} - node.get("resources", {}).get(kind, {}).keys()
+                if missing:
+                    yield f"{where}.resources.{kind}: no {' and no '.join(sorted(missing))}"
+
+
+def _setting(path: tuple[str, ...], node: Any) -> str:
+    """NAME=VALUE, of a field that holds a string, or of a variable of a container."""
+    if isinstance(node, str):
+        return f"{path[-1]}={node}"
+    return f"{node.get('name')}={node['value']}" if isinstance(node, dict) and node.get("value") else ""
+
+
+def _nodes(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields everything in an object, with the path to it."""
+    yield path, node
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in children:
+        yield from _nodes(child, (*path, str(name)))

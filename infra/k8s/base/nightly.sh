@@ -1,0 +1,35 @@
+#!/bin/sh
+# Makes a RayJob like the one named gnp and waits for its end: the CronJob's concurrencyPolicy sees this process, not the
+# RayJob. It has the name of the Job that this belongs to, so that a second try (this pod's machine went) finds it and
+# waits on, and goes with that Job.
+set -eu
+
+if ! kubectl get rayjob "$JOB_NAME" >/dev/null 2>&1; then
+    labels=$(kubectl get rayjob gnp -o jsonpath='{.metadata.labels}')
+    spec=$(kubectl get rayjob gnp -o jsonpath='{.spec}')
+    kubectl create -f - <<EOF
+{
+  "apiVersion": "ray.io/v1",
+  "kind": "RayJob",
+  "metadata": {
+    "name": "$JOB_NAME",
+    "labels": $labels,
+    "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "$JOB_NAME", "uid": "$JOB_UID"}]
+  },
+  "spec": $spec
+}
+EOF
+fi
+
+while true; do
+    # The API may be away for a while.
+    status=$(kubectl get rayjob "$JOB_NAME" -o jsonpath='{.status.jobDeploymentStatus} {.status.jobStatus}') || status=
+    case $status in
+    "Complete SUCCEEDED") exit 0 ;;
+    Complete* | Failed* | ValidationFailed*)
+        echo "$JOB_NAME: $status" >&2
+        exit 1
+        ;;
+    esac
+    sleep 30
+done

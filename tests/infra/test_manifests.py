@@ -1,0 +1,212 @@
+"""The Kubernetes manifests: all of them fit their schemas, and no slip of the pen in any of them goes unseen."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.autoscaler._private.kuberay.autoscaling_config import _generate_available_node_types_from_ray_cr_spec
+from ray.scripts.scripts import start
+
+from infra.check import manifests, schemas
+from pipeline import config
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "infra" / "k8s"
+# A field of every file, which is then misspelt.
+FIELDS = {
+    "base/kustomization.yaml": "generatorOptions",
+    "base/namespace.yaml": "labels",
+    "base/accounts.yaml": "automountServiceAccountToken",
+    "base/network.yaml": "namespaceSelector",
+    "base/disruption.yaml": "minAvailable",
+    "base/rayjob.yaml": "restartPolicy",
+    "base/nightly.yaml": "concurrencyPolicy",
+    "overlays/cpu/kustomization.yaml": "patches",
+    "overlays/cpu/small.yaml": "requests",
+    "overlays/eks/kustomization.yaml": "annotations",
+    "overlays/eks/machines.yaml": "tolerations",
+    "overlays/kueue/kustomization.yaml": "replicas",
+    "overlays/kueue/rayjob.yaml": "suspend",
+    "overlays/raycron/kustomization.yaml": "replacements",
+    "overlays/raycron/raycronjob.yaml": "schedule",
+}
+
+
+def _require(there: bool, what: str) -> None:
+    if not there and os.environ.get("CI"):
+        pytest.fail(f"no {what}")
+    if not there:
+        pytest.skip(f"no {what}")
+
+
+@pytest.fixture(scope="module")
+def published() -> schemas.Schemas:
+    """KubeRay's schemas, which are not ours to keep here."""
+    folder = Path(os.environ.get("GNP_SCHEMAS", ROOT.parent / "shared" / "schemas"))
+    _require(shutil.which("kubectl") is not None, "kubectl")
+    _require(folder.is_dir(), "schemas of KubeRay: set GNP_SCHEMAS")
+    return schemas.load(folder)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(K8S, tmp_path / "k8s"))
+
+
+def _faults(folder: Path, file: str, before: str, after: str, published: schemas.Schemas) -> list[str]:
+    """What is found where a file was changed; the overlays that it has no part in are left out, for speed."""
+    text = (folder / file).read_text()
+    assert before in text
+    (folder / file).write_text(text.replace(before, after, 1))
+    for overlay in (folder / "overlays").iterdir():
+        if overlay not in (folder / file).parents:
+            shutil.rmtree(overlay)
+    return manifests.check(folder, published)[1]
+
+
+def _of_kind(place: str, kind: str) -> dict[str, Any]:
+    (found,) = [document for document in manifests.render(K8S / place) if document["kind"] == kind]
+    return found
+
+
+def test_the_base_and_every_overlay_fit(published: schemas.Schemas) -> None:
+    checked, faults = manifests.check(K8S, published)
+    assert faults == []
+    assert checked.startswith(f"{len(FIELDS)} files, 5 kustomizations, ")
+
+
+def test_every_file_is_tried() -> None:
+    assert {str(file.relative_to(K8S)) for file in K8S.rglob("*.yaml")} == set(FIELDS)
+
+
+@pytest.mark.parametrize("file", FIELDS)
+def test_a_misspelt_field_is_named(file: str, copied: Path, published: schemas.Schemas) -> None:
+    misspelt = f"{FIELDS[file]}{FIELDS[file][-1]}"
+    assert any(misspelt in fault for fault in _faults(copied, file, FIELDS[file], misspelt, published))
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "fault"),
+    [
+        ("base/rayjob.yaml", "  backoffLimit: 2", "  backoffLimit: 2\n  backoffLimit: 3", "backoffLimit stands twice"),
+        ("base/rayjob.yaml", 'num-cpus: "0"', "num-cpus: 0", "rayStartParams.num-cpus: 0 is not of type 'string'"),
+        ("base/rayjob.yaml", "        maxReplicas: 8\n", "", "'maxReplicas' is a required property"),
+        ("base/rayjob.yaml", "memory: 24Gi, nvidia", "nvidia", "containers.0.resources.requests: no memory"),
+        ("base/rayjob.yaml", "requests: {cpu: 500m, ", "requests: {", "autoscalerOptions.resources.requests: no cpu"),
+        ("base/nightly.yaml", 'schedule: "0 2 * * *"', "suspend: false", "'schedule' is a required property"),
+        ("base/nightly.yaml", "value: /tmp}", "value: /tmp}\n{pad}- {name: A_TOKEN, value: abc}", "a literal secret"),
+        ("base/store.env", "GNP_STORE", "AWS_SECRET_ACCESS_KEY=abc\nGNP_STORE", "ConfigMap/gnp-store: data.AWS_SECRET"),
+        ("base/namespace.yaml", "kind: Namespace", "kind: Secret", "Secret/gnp: top: a Secret"),
+        ("base/namespace.yaml", "apiVersion", "apiVersionn", "Namespace/gnp: top: no apiVersion among apiVersionn"),
+        ("base/disruption.yaml", "kind: PodDis", "kind: Dis", "no schema for DisruptionBudget"),
+    ],
+)
+def test_other_faults_are_told(
+    file: str, before: str, after: str, fault: str, copied: Path, published: schemas.Schemas
+) -> None:
+    faults = _faults(copied, file, before, after.replace("{pad}", " " * 16), published)
+    assert any(fault in each for each in faults)
+
+
+@pytest.mark.usefixtures("published")
+def test_the_program_says_what_it_checked_or_what_it_lacks() -> None:
+    folder = os.environ.get("GNP_SCHEMAS", ROOT.parent / "shared" / "schemas")
+    command = [sys.executable, "-m", "infra.check", "--schemas"]
+    done = subprocess.run([*command, folder], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("8 kinds of files in infra/: no fault\n"), done.stdout
+    assert done.returncode == 0 or "not checked: " in done.stdout
+    done = subprocess.run([*command, "nowhere"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "nowhere: no *.json" in done.stderr
+
+
+# Labels, what `ray start` is given and resources are open maps, of which no schema knows the names.
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize(("place", "gpus"), [("base", 1), ("overlays/eks", 1), ("overlays/cpu", None)])
+def test_ray_understands_what_it_is_given(place: str, gpus: int | None) -> None:
+    cluster = _of_kind(place, "RayJob")["spec"]["rayClusterSpec"]
+    options = {option.removeprefix("--") for parameter in start.params for option in parameter.opts}
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["rayStartParams"].keys() <= options
+        resources = group["template"]["spec"]["containers"][0]["resources"]
+        assert resources["requests"].keys() == resources["limits"].keys()
+    groups = _generate_available_node_types_from_ray_cr_spec(cluster)  # as Ray's autoscaler reads it
+    assert groups["headgroup"]["resources"]["CPU"] == 0
+    for name, own, other in [("generators", "gnp_generator", "gnp_scorer"), ("scorers", "gnp_scorer", "gnp_generator")]:
+        assert groups[name]["resources"][own] == 1
+        assert other not in groups[name]["resources"]
+        assert groups[name]["resources"].get("GPU") == gpus
+
+
+@pytest.mark.usefixtures("published")
+def test_policies_are_for_the_pods_that_a_run_makes() -> None:
+    job = _of_kind("base", "RayJob")["spec"]
+    cluster = job["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    pods = [job["submitterPodTemplate"], *(group["template"] for group in groups)]
+    (labels,) = {tuple(pod["metadata"]["labels"].items()) for pod in pods}
+    (policy,) = [each["spec"] for each in manifests.render(K8S / "base") if each["metadata"]["name"] == "ray"]
+    for selector in (policy["podSelector"], policy["ingress"][0]["from"][0]["podSelector"]):
+        assert selector == {"matchLabels": dict(labels)}
+    assert _of_kind("base", "PodDisruptionBudget")["spec"]["selector"] == {
+        "matchLabels": {**dict(labels), "ray.io/node-type": "head"}
+    }
+    assert _of_kind("base", "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.usefixtures("published")
+def test_overlays_say_what_they_are_for() -> None:
+    role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::000000000000:role/gnp"}
+    accounts = [each["metadata"] for each in manifests.render(K8S / "overlays/eks") if each["kind"] == "ServiceAccount"]
+    assert {each["name"] for each in accounts if each.get("annotations") == role} == {"gnp-head", "gnp-worker"}
+    assert _of_kind("overlays/kueue", "RayJob")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gnp"
+    assert _of_kind("overlays/raycron", "RayCronJob")["spec"]["jobTemplate"] == _of_kind("base", "RayJob")["spec"]
+    named = [each["metadata"]["name"] for each in manifests.render(K8S / "overlays/raycron")]
+    assert [name for name in named if "nightly" in name] == ["nightly"]
+
+
+def test_the_recipe_is_one() -> None:
+    config.load(K8S / "base" / "recipe.toml")
+
+
+# A cluster that has the RayJob gnp alone; what is made in it ends as $END says.
+_KUBECTL = """#!/bin/sh
+case "$*" in
+"get rayjob gnp -o jsonpath={.metadata.labels}") cat labels.json ;;
+"get rayjob gnp -o jsonpath={.spec}") cat spec.json ;;
+"get rayjob nightly-1") test -e made.json ;;
+"get rayjob nightly-1 -o jsonpath="*) test -e made.json && echo "$END" ;;
+"create -f -") test ! -e made.json && cat > made.json ;;
+*) exit 64 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("Complete SUCCEEDED", 0), ("Complete STOPPED", 1), ("Failed FAILED", 1), ("Failed ", 1)]
+)
+def test_the_night_makes_a_copy_once_and_ends_as_it_ends(
+    end: str, code: int, tmp_path: Path, published: schemas.Schemas
+) -> None:
+    job = _of_kind("overlays/kueue", "RayJob")
+    (tmp_path / "labels.json").write_text(json.dumps(job["metadata"]["labels"]))
+    (tmp_path / "spec.json").write_text(json.dumps(job["spec"]))
+    (tmp_path / "kubectl").write_text(_KUBECTL)
+    (tmp_path / "kubectl").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_NAME": "nightly-1", "JOB_UID": "u", "END": end}
+    script = _of_kind("overlays/kueue", "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    assert script["command"] == ["sh", "/etc/nightly/nightly.sh"]
+    for _ in range(2):  # the second, where the first one's machine went
+        run = subprocess.run(["sh", K8S / "base" / "nightly.sh"], cwd=tmp_path, env=environment, check=False)
+        assert run.returncode == code
+    made = json.loads((tmp_path / "made.json").read_text())
+    assert manifests.judge(made, published) == []
+    assert (made["spec"], made["metadata"]["labels"]) == (job["spec"], job["metadata"]["labels"])
+    assert made["metadata"]["ownerReferences"][0]["uid"] == "u"
