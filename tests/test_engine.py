@@ -12,8 +12,11 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray.core.generated import autoscaler_pb2
+from ray.experimental import internal_kv
 
 from pipeline import engine, plan, runs
+from pipeline.engine import cluster
 from pipeline.engine.office import Office, _Slot
 from pipeline.errors import CapacityError, WeightsError
 from pipeline.ledger import Ledger
@@ -353,3 +356,27 @@ def test_a_cluster_of_two_nodes_runs_the_same_recipe(tmp_path: Path, tiny_checkp
     assert "done: 2 items" in done.stdout
     ledger = Ledger(Storage(str(store)))
     assert workers(ledger, "adversarial").keys().isdisjoint(workers(ledger, "transfer").keys())
+
+
+def test_what_an_autoscaler_may_start_counts_as_there() -> None:
+    """As Ray's autoscaler leaves it where all can read: groups of nodes, and how many of each there may be."""
+    live = cluster.connect(None)
+    group = autoscaler_pb2.NodeGroupConfig
+    head = group(name="head", max_count=1, resources={"memory": 8_000_000_000})
+    generators = group(name="generators", max_count=3, resources={"CPU": 8, "GPU": 1, "gnp_generator": 1})
+    scorers = group(name="scorers", max_count=1, resources={"CPU": 4, "gnp_scorer": 1})
+
+    def told(*groups: autoscaler_pb2.NodeGroupConfig) -> None:
+        said = autoscaler_pb2.ClusterConfig(node_group_configs=groups).SerializeToString()
+        place = ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE
+        internal_kv._internal_kv_put(ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, said, namespace=place)
+
+    try:
+        told(head, generators, scorers)
+        both = frozenset({"gnp_generator"}), frozenset({"gnp_scorer"})
+        assert cluster.connect(None) == [*[Node(8, 1, both[0])] * 3, Node(4, 0, both[1])]
+        told(head, group(name="any number", max_count=-1, resources={"CPU": 8}))
+        assert cluster.connect(None) == live, "without a limit, what is there counts"
+    finally:
+        told()
+    assert cluster.connect(None) == live

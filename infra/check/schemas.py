@@ -19,18 +19,30 @@ def load(folder: Path) -> Schemas:
     """Reads the schemas of custom resources, by apiVersion and kind.
 
     Args:
-        folder: JSON files with `group`, `version`, `kind` and `openAPIV3Schema`.
+        folder: JSON files with `group`, `version`, `kind` and `openAPIV3Schema`; or as a cluster hands them out, by
+            `kubectl get crd rayjobs.ray.io -o json`.
 
     Raises:
         FileNotFoundError: There are none.
     """
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = [
+        each for path in sorted(folder.glob("*.json")) for each in _of_versions(json.loads(path.read_text("utf-8")))
+    ]
     if not found:
         raise FileNotFoundError(f"{folder}: no *.json, which would be the schemas")
     return {
-        (f"{each['group']}/{each['version']}", each["kind"]): Draft202012Validator(strict(each["openAPIV3Schema"]))
-        for each in found
+        (f"{group}/{version}", kind): Draft202012Validator(strict(schema)) for group, version, kind, schema in found
     }
+
+
+def _of_versions(file: Document) -> Iterator[tuple[str, str, str, Document]]:
+    """Group, version, kind and schema of what a file holds."""
+    if "spec" not in file:
+        yield file["group"], file["version"], file["kind"], file["openAPIV3Schema"]
+        return
+    spec = file["spec"]
+    for version in spec["versions"]:
+        yield spec["group"], version["name"], spec["names"]["kind"], version["schema"]["openAPIV3Schema"]
 
 
 def strict(schema: Document) -> Document:

@@ -80,6 +80,18 @@ def test_the_base_and_every_overlay_fit(published: schemas.Schemas) -> None:
     assert checked.startswith(f"{len(FIELDS)} files, 5 kustomizations, ")
 
 
+def test_schemas_are_taken_as_a_cluster_hands_them_out(published: schemas.Schemas, tmp_path: Path) -> None:
+    folder = Path(os.environ.get("GNP_SCHEMAS", ROOT.parent / "shared" / "schemas"))
+    for path in folder.glob("*.json"):
+        own = json.loads(path.read_text())
+        versions = [{"name": own["version"], "schema": {"openAPIV3Schema": own["openAPIV3Schema"]}}]
+        spec = {"group": own["group"], "names": {"kind": own["kind"]}, "versions": versions}
+        (tmp_path / path.name).write_text(json.dumps({"kind": "CustomResourceDefinition", "spec": spec}))
+    exported = schemas.load(tmp_path)
+    assert exported.keys() == published.keys()
+    assert all(exported[each].schema == published[each].schema for each in published)
+
+
 def test_every_file_is_tried() -> None:
     assert {str(file.relative_to(K8S)) for file in K8S.rglob("*.yaml")} == set(FIELDS)
 
