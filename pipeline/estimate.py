@@ -1,20 +1,21 @@
 """What a recipe will take before it is run: counted by its plan, and timed by what was measured where it ran before."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from typing import TypeVar
 
 from pipeline import outline, shards
 from pipeline.attack.cost import gradients
 from pipeline.foreign import ForeignAttack
 from pipeline.ledger import Committed, Ledger, Marker, Unit
-from pipeline.outline import Take
 from pipeline.plan import Plan
 from pipeline.sample import Part
 
 # So many markers of a kind are read: what a part takes differs little from another.
 _READ = 8
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def estimate(plan: Plan, ledger: Ledger) -> Estimate:
     ]
     return Estimate(
         shards=len(plan.takes),
-        shards_known=len(counted.parts),
+        shards_known=counted.known,
         input_bytes=sum(take.shard.size_bytes for take in plan.takes),
         images=sum(counted.images.values()),
         works=tuple(_timed(works, attacks)),
@@ -129,34 +130,46 @@ class _Counted:
     """Images and parts of a plan's shards, and what of them stands."""
 
     def __init__(self, plan: Plan, ledger: Ledger, committed: Committed) -> None:
-        self._ledger, self._committed, self._size = ledger, committed, plan.job.data.part_size
-        names = [take.shard.name for take in plan.takes]
-        self.parts = {name: count for name in names if (count := committed.count(name)) is not None}
+        self._ledger, self._committed = ledger, committed
         self._elsewhere = sorted({str(ledger.plan(key)["dataset"]) for key in ledger.plans()} - {plan.dataset})
-        found = self._here(Unit(plan.dataset, Part("", 0, 1)))
-        self._n = fmean(int(marker.fact("n_ok")) for marker in found) if found else 0.0
-        per_byte = self._density(found, plan.takes)
-        self.images = {take.shard.name: self._of(take, per_byte) for take in plan.takes}
+        names = [take.shard.name for take in plan.takes]
+        known = {name: count for name in names if (count := committed.count(name)) is not None}
+        per_byte, share = self._density(plan)
+        self.known, self.parts, self.images = len(known), dict[str, int](), dict[str, int]()
+        for take in plan.takes:
+            name, held = take.shard.name, take.shard.size_bytes * per_byte
+            held = held if take.images is None else min(held, take.images)
+            self.parts[name] = known.get(name) or max(1, math.ceil(round(held) / plan.job.data.part_size))
+            self.images[name] = round(held * share)
 
-    def _density(self, found: Sequence[Marker], takes: Sequence[Take]) -> float:
-        """Images a byte of shard."""
-        if found:
-            first = found[0]
-            return int(first.fact("n_in")) * first.unit.part.count / int(first.fact("shard")["size_bytes"])
-        with shards.spool(takes[0].shard) as shard:
-            return len(shard) / max(takes[0].shard.size_bytes, 1)
-
-    def _of(self, take: Take, per_byte: float) -> int:
-        name = take.shard.name
-        whole = round(self.parts[name] * self._n if name in self.parts else take.shard.size_bytes * per_byte)
-        return whole if take.images is None else min(whole, take.images)
+    def _density(self, plan: Plan) -> tuple[float, float]:
+        """Images a byte of shard, and which share of them is taken: of some shards whose originals all stand."""
+        original = Unit(plan.dataset, Part("", 0, 1))
+        stand = self._committed.scopes[original.scope]
+        whole = [name for name, (count, bits) in stand.items() if bits == (1 << count) - 1]
+        size = held = read = taken = 0
+        for name in _spread(whole):
+            count = stand[name][0]
+            first, last = (
+                self._ledger.marker(replace(original, part=Part(name, index, count))) for index in (0, count - 1)
+            )
+            size += int(first.fact("shard")["size_bytes"])
+            held += _held(first) * (count - 1) + _held(last)
+            read += int(first.fact("n_in")) + int(last.fact("n_in"))
+            taken += int(first.fact("n_ok")) + int(last.fact("n_ok"))
+        if size and plan.job.data.limit is None:
+            return held / size, plan.job.data.fraction * (taken / read if read else 1)
+        if not plan.takes:
+            return 0.0, 1.0
+        with shards.spool(plan.takes[0].shard) as shard:
+            return len(shard) / max(plan.takes[0].shard.size_bytes, 1), plan.job.data.fraction
 
     def work(self, stage: str, name: str, units: Sequence[Unit], cost: int) -> Work:
         """What some scopes lack together."""
         done = left = objects = 0
         for unit in units:
             for shard, images in self.images.items():
-                count = self.parts.get(shard) or max(1, -(-images // self._size))
+                count = self.parts[shard]
                 standing = self._committed.bits(unit.scope, shard).bit_count()
                 stands = round(images * standing / count)
                 done, left, objects = done + stands, left + images - stands, objects + count - standing
@@ -185,10 +198,9 @@ class _Counted:
     def _here(self, unit: Unit) -> list[Marker]:
         """Some markers of a scope, of shards far apart."""
         found = [(name, *place) for name, place in self._committed.scopes[unit.scope].items() if place[1]]
-        chosen = found[:: max(1, len(found) // _READ)][:_READ]
         return [
             self._ledger.marker(replace(unit, part=Part(shard, (bits & -bits).bit_length() - 1, count)))
-            for shard, count, bits in chosen
+            for shard, count, bits in _spread(found)
         ]
 
 
@@ -209,6 +221,16 @@ def _timed(works: Sequence[Work], attacks: Sequence[Unit]) -> list[Work]:
         return replace(work, size_bytes=size)
 
     return [timed(work) for work in works]
+
+
+def _spread(found: Sequence[T]) -> Sequence[T]:
+    """Some of them, far apart."""
+    return found[:: max(1, len(found) // _READ)][:_READ]
+
+
+def _held(original: Marker) -> int:
+    """How many images its part of the shard holds, chosen or not."""
+    return int(original.fact("n_in")) + int(original.fact("n_not_chosen"))
 
 
 def _count(marker: Marker) -> int:

@@ -72,6 +72,22 @@ def test_what_stands_is_not_to_come_and_says_what_the_rest_will_take(job: plan.J
     assert {stored.key for stored in ledger.storage.list()} == before, "it reads only"
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.4])
+def test_images_are_counted_to_the_last_part(
+    tmp_path: Path, tiny_checkpoint: Path, ledger: Ledger, fraction: float
+) -> None:
+    """9 images in parts of 4: the last has one; of a fraction, as many as that chooses."""
+    for number in range(3):
+        write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(9)])
+    job = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi"),))
+    job = replace(job, data=replace(job.data, fraction=fraction))
+    before = estimate(resolve(job), ledger)
+    assert (before.images, before.works[0].objects) == (27 if fraction == 1 else 12, 9)
+    run_all(resolve(replace(job, data=replace(job.data, shards=(job.data.shards[0].replace("*", "s-0"),)))), ledger)
+    after = estimate(resolve(job), ledger)
+    assert (after.shards_known, after.images, after.works[0].objects) == (1, before.images, 6)
+
+
 def test_everything_done_is_nothing_to_come(job: plan.Job, ledger: Ledger) -> None:
     planned = resolve(job)
     run_all(planned, ledger)
