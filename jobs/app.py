@@ -54,7 +54,7 @@ def since_when(text: str, now: float) -> float:
     """`36h`, `7d` or a date and time, in seconds since 1970.
 
     Raises:
-        RecipeError: It is neither.
+        RecipeError: It is neither, or has not come yet.
     """
     span = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", text)
     if span:
@@ -63,7 +63,10 @@ def since_when(text: str, now: float) -> float:
         when = datetime.fromisoformat(text)
     except ValueError as error:
         raise RecipeError(f"--since {text}: expected hours (36h), days (7d) or a time (2026-11-01T02:00)") from error
-    return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
+    seconds = when.replace(tzinfo=when.tzinfo or UTC).timestamp()
+    if seconds > now:
+        raise RecipeError(f"--since {text}: that time has not come yet")
+    return seconds
 
 
 def write(out: Path, name: str, figure: "Figure") -> None:

@@ -18,13 +18,11 @@ def generate(
     store: Annotated[str, typer.Option(help="Where results go: a folder, or s3://bucket/prefix.", show_default=False)],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images, for a trial.")] = None,
     since: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Only shards that were written since: 36h, 7d, or 2026-11-01T02:00 (UTC). Nights that do what is new "
-            "need not list what is old.",
-            show_default=False,
+            help="Work on shards alone that were written since: 36h, 7d, or 2026-11-01T02:00 (UTC).", show_default=False
         ),
-    ] = "",
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(help="A Ray cluster, such as `auto`; default: that of RAY_ADDRESS, or else one for this run."),
@@ -63,7 +61,7 @@ def generate(
             store,
             console=console,
             limit=limit,
-            since=since_when(since, time.time()) if since else 0.0,
+            since=0.0 if since is None else since_when(since, time.time()),
             address=address,
             retry_failed=retry_failed,
             max_failed=max_failed,

@@ -107,6 +107,9 @@ def carry_out(
         sys.stderr.write(f"failed: {name}: {reason}\n")
     for failure in outcome.listed:
         sys.stderr.write(f"failed earlier, not tried again: {failure.item}: {failure.reason}\n")
+    if not prepared.outline.takes:
+        console.print("nothing to do: none of the recipe's shards was written in that time", markup=False)
+        return 0
     console.print(_closing_line(outcome, store), markup=False, highlight=False, soft_wrap=True)
     if outcome.stopped:
         return 130

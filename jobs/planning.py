@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @app.command()
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe; see jobs/recipes/.", show_default=False)],
-    store: Annotated[str, typer.Option(help="Where results go, or would: it is read only.", show_default=False)],
+    store: Annotated[str, typer.Option(help="Where results go, or would.", show_default=False)],
     generators: Annotated[int, typer.Option(min=1, help="How many workers will attack.")] = 1,
     scorers: Annotated[int, typer.Option(min=1, help="How many will score.")] = 1,
     price: Annotated[float | None, typer.Option(min=0, help="Of an hour of one worker, in your money.")] = None,
@@ -38,9 +38,10 @@ def plan(
     from pipeline.storage import Storage
 
     job = config.load(recipe).job()
-    with tempfile.TemporaryDirectory() as folder:  # weights that a run would keep in the store
-        there = store if "://" in store or Path(store).exists() else folder
-        found = estimate(resolve(job, Storage(folder)), Ledger(Storage(there)))
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Storage(store if "://" in store or Path(store).exists() else folder))
+        # Where a run has written, a tag means the weights that it kept there; else they are kept nowhere.
+        found = estimate(resolve(job, ledger.storage if ledger.plans() else Storage(folder)), ledger)
     if as_json:
         said = {**asdict(found), "hours": {stage: found.hours(stage) for stage in ("generator", "scorer")}}
         sys.stdout.write(json.dumps({**said, "bytes_left": found.bytes_left}, indent=1) + "\n")

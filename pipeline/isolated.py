@@ -12,7 +12,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 # Forked, a child would inherit locks that Ray's and the store's threads hold.
 _SPAWN = multiprocessing.get_context("spawn")
+# How long a process that may be starting is waited for, to be ended.
+_START_S = 5.0
 
 
 def isolated(function: Callable[[], T], *, what: str, minutes: float) -> T:
@@ -39,11 +41,11 @@ def isolated(function: Callable[[], T], *, what: str, minutes: float) -> T:
         Exception: Whatever the function raises; a defect bears the traceback of its process as a note.
     """
     here, there = _SPAWN.Pipe(duplex=False)
-    process = _SPAWN.Process(target=_call, args=(there, function), daemon=True)
+    process, started = _SPAWN.Process(target=_call, args=(there, function), daemon=True), Future[None]()
     try:
         # In a thread: what a signal raises in the main one would leave a process that was told half of what to do.
-        with ThreadPoolExecutor(1) as threads:
-            threads.submit(_start, process).result()
+        threading.Thread(target=_start, args=(process, started), daemon=True).start()
+        started.result()
         there.close()
         if not here.poll(60 * minutes):
             raise CapacityError(f"{what} took longer than {minutes:g} minutes")
@@ -55,6 +57,8 @@ def isolated(function: Callable[[], T], *, what: str, minutes: float) -> T:
         how += "; out of memory?" if code == -signal.SIGKILL else ""
         raise CapacityError(f"{what}: its process died ({how})") from None
     finally:
+        with contextlib.suppress(TimeoutError):  # a signal may have come between: then it is not known to have started
+            started.exception(_START_S)
         if process.pid is not None:
             process.kill()
             process.join()
@@ -64,11 +68,16 @@ def isolated(function: Callable[[], T], *, what: str, minutes: float) -> T:
     return cast(T, value)
 
 
-def _start(process: BaseProcess) -> None:
+def _start(process: BaseProcess, started: "Future[None]") -> None:
     """Starts a process that Ctrl-C does not reach: a terminal sends it to all, and the caller says what comes of it."""
-    resource_tracker.ensure_running()  # first, for when it starts, it lets the signal through again
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    process.start()
+    try:
+        resource_tracker.ensure_running()  # first, for when it starts, it lets the signal through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        process.start()
+    except BaseException as error:
+        started.set_exception(error)
+    else:
+        started.set_result(None)
 
 
 def _call(there: Connection, function: Callable[[], object]) -> None:

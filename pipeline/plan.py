@@ -101,7 +101,8 @@ class Plan:
     Attributes:
         job: What was asked for.
         dataset: Identity of the prepared images.
-        takes: The shards.
+        takes: The shards that are worked on.
+        shards: The names of all, also of those that a run leaves alone.
         sources: By the job's order.
         attacks: Identity → attack.
         targets: By the job's order.
@@ -110,6 +111,7 @@ class Plan:
     job: Job
     dataset: str
     takes: tuple[Take, ...]
+    shards: tuple[str, ...]
     sources: tuple[Source | Foreign, ...]
     attacks: dict[str, Attack | ForeignAttack]
     targets: tuple[Model, ...]
@@ -124,7 +126,7 @@ class Plan:
         return {
             "dataset": self.dataset,
             "data": {"name": self.job.data.name, **self.job.data.prepared},
-            "shards": [take.shard.name for take in self.takes],
+            "shards": list(self.shards),
             "sources": {model.id: model.identity for model in self.sources},
             "attacks": {identity: described(attack) for identity, attack in self.attacks.items()},
             "targets": {model.id: model.identity for model in self.targets},
@@ -137,20 +139,22 @@ def resolve(job: Job, storage: Storage, *, since: float = 0.0) -> Plan:
     Args:
         job: What is asked for.
         storage: Where results go: the models' weights are kept there, and read from there the next time.
-        since: Only shards written at this time or later, in seconds since 1970; there may be none.
+        since: Only shards written at this time or later are worked on, in seconds since 1970; there may be none. The
+            plan is the same as without, so that what is missing of older ones is known to be.
 
     Raises:
         MissingError: A shard does not exist.
         WeightsError: A model's weights cannot be had, or do not fit.
     """
     found, classes = shards.find(job.data.shards), job.data.classes
-    takes = _takes(job.data, [shard for shard in found if shard.modified >= since])
+    takes = _takes(job.data, found)
     # The first N images depend on which shards come first, all of them do not.
     limited = {"limit": job.data.limit, "shards": [shard.name for shard in found]} if job.data.limit else {}
     return Plan(
         job=job,
         dataset=named(job.data.name, {**job.data.prepared, **limited}),
-        takes=takes,
+        takes=tuple(take for take in takes if take.shard.modified >= since),
+        shards=tuple(take.shard.name for take in takes),
         sources=tuple(
             spec if isinstance(spec, Foreign) else weights.resolve_source(spec, storage, classes=classes)
             for spec in job.sources
@@ -169,7 +173,7 @@ def prepare(job: Job, storage: Storage, *, since: float = 0.0) -> Prepared:
 
 def seal(plan: Plan) -> Prepared:
     """A plan as a driver holds it."""
-    return Prepared(plan.outline, pickle.dumps(replace(plan, takes=())))
+    return Prepared(plan.outline, pickle.dumps(replace(plan, takes=(), shards=())))
 
 
 def unseal(sealed: bytes) -> Plan:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -129,3 +130,17 @@ def test_a_caller_that_is_stopped_while_it_starts_says_nothing_of_it() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
     assert (run.returncode, run.stderr) == (130, b"")
+
+
+def test_a_signal_while_the_thread_that_starts_it_begins_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        begin(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        isolated(partial(time.sleep, 100), what="sleeping", minutes=1)
+    time.sleep(2)  # one that is forgotten would start meanwhile
+    assert not any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children())
