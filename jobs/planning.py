@@ -27,7 +27,8 @@ def plan(
     """Says what a recipe will take: images, gradients, hours, bytes, and what of it is already done.
 
     Hours and bytes are what the store's own parts took, on the device that made them; where there are none yet, do a
-    trial of the recipe (`gnp generate --limit 100`) into the same store on the machines that will do the work.
+    trial of the recipe (`gnp generate --limit 100`) into the same store on the machines that will do the work. A
+    trial's images are a dataset of their own there.
 
     Example: `gnp plan jobs/recipes/imagenet.toml --store s3://bucket/prefix --generators 16 --scorers 4 --price 1.20`
     """
