@@ -3,6 +3,7 @@ import random
 import tempfile
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,21 +36,25 @@ def test_put_once_keeps_the_first_and_says_whose_stands(storage: Storage) -> Non
     assert storage.get("marker") == b"mine"
 
 
-def test_of_racing_writers_exactly_one_wins(storage: Storage) -> None:
-    won: list[int] = []
-    ready = threading.Barrier(8)
+def winners(write: Callable[[bytes], bool]) -> list[bytes]:
+    """What was written by those of eight that are told that they have won."""
+    won, ready = list[bytes](), threading.Barrier(8)
 
     def race(number: int) -> None:
         ready.wait()
-        if storage.put_once("race", str(number).encode()):
-            won.append(number)
+        if write(str(number).encode()):
+            won.append(str(number).encode())
 
     threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [str(number).encode() for number in won] == [storage.get("race")]
+    return won
+
+
+def test_of_racing_writers_exactly_one_wins(storage: Storage) -> None:
+    assert winners(lambda data: storage.put_once("race", data)) == [storage.get("race")]
 
 
 def test_an_object_is_replaced_only_by_who_knows_what_stands(storage: Storage) -> None:
@@ -64,19 +69,8 @@ def test_an_object_is_replaced_only_by_who_knows_what_stands(storage: Storage) -
 
 def test_of_racing_replacers_exactly_one_wins(storage: Storage) -> None:
     storage.put("race", b"before")
-    won, before, ready = [], storage.stat("race").version, threading.Barrier(8)
-
-    def race(number: int) -> None:
-        ready.wait()
-        if storage.replace("race", str(number).encode(), version=before):
-            won.append(number)
-
-    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [str(number).encode() for number in won] == [storage.get("race")]
+    before = storage.stat("race").version
+    assert winners(lambda data: storage.replace("race", data, version=before)) == [storage.get("race")]
 
 
 def test_listing_gives_every_object_below_a_folder(storage: Storage) -> None:
