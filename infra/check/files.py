@@ -18,15 +18,13 @@ import click
 import hcl2
 import jsonschema
 import ray.autoscaler
-import typer
 import yaml
 from botocore.validate import ParamValidator
 from lark.exceptions import LarkError
 from ray.autoscaler._private import util
-from ray.scripts import scripts
 
-from jobs import cli  # noqa: F401  # all commands
-from jobs.app import app
+from infra.check.commands import joined, misused
+from pipeline.pools import RESOURCES
 
 ROOT = Path(__file__).parents[2]
 _TOOL_S = 60
@@ -37,6 +35,9 @@ _SBATCH = """
     gpus-per-node gpus-per-task gres job-name licenses mail-type mail-user mem mem-per-cpu mem-per-gpu nodelist nodes
     ntasks ntasks-per-node open-mode output partition qos requeue reservation signal switches time time-min tmp
 """
+
+# What a node may declare.
+_RESOURCES = {"CPU", "GPU", "memory", "object_store_memory", *RESOURCES.values()}
 
 # Terraform's own blocks, and what may stand in those whose arguments are not a provider's.
 _BLOCKS = {"terraform", "provider", "variable", "locals", "data", "resource", "output"}
@@ -57,7 +58,7 @@ def dockerfile(path: Path, root: Path = ROOT) -> list[str]:
     text = path.read_text(encoding="utf-8")
     ignore = path.with_name(f"{path.name}.dockerignore")
     faults = list(_hadolint(text))
-    for source in _copied(_joined(text)):
+    for source in _copied(joined(text)):
         if not (root / source).exists():
             faults.append(f"COPY {source}: there is no such file")
         elif _ignored(source, ignore.read_text(encoding="utf-8").splitlines()):
@@ -76,7 +77,7 @@ def sbatch(path: Path) -> list[str]:
     faults = _run("bash", "-n", str(path)) or _run("shellcheck", "--format", "gcc", str(path))
     asked = re.findall(r"^#SBATCH\s+(?:--)?([\w-]+)", text, re.MULTILINE)
     faults += [f"#SBATCH {option}: no option of sbatch's" for option in asked if option not in _SBATCH.split()]
-    return _of(path, [*faults, *_misused(text)])
+    return _of(path, [*faults, *misused(text)])
 
 
 def launcher(path: Path) -> list[str]:
@@ -95,8 +96,10 @@ def launcher(path: Path) -> list[str]:
             faults.append(str(error))
         if config["provider"]["type"] == "aws":
             faults += _refused_by_ec2(config["available_node_types"])
+    declared = {name for each in config.get("available_node_types", {}).values() for name in each.get("resources", {})}
+    faults += [f"resources.{name}: nothing of Ray's or ours" for name in sorted(declared - _RESOURCES)]
     commands = [command for key in config if key.endswith("_commands") for command in config[key]]
-    faults += _misused("\n".join(commands))
+    faults += misused("\n".join(commands))
     faults += [
         f"{command}: starts without RAY_AUTH_MODE=token"
         for command in commands
@@ -153,11 +156,6 @@ def _of(path: Path, faults: Iterable[str]) -> list[str]:
     return [f"{path.name}: {fault}" for fault in faults]
 
 
-def _joined(text: str) -> str:
-    """Without comments, and with lines that go on in the next put together."""
-    return re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
-
-
 def _run(tool: str, *arguments: str, text: str | None = None) -> list[str]:
     """What a tool says where it finds fault; those that pip installs lie beside this Python."""
     path = shutil.which(tool, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -207,29 +205,6 @@ def _refused_by_ec2(types: dict[str, Any]) -> Iterator[str]:
         asked = {key: value for key, value in each["node_config"].items() if key != "SubnetIds"}
         report = ParamValidator().validate({**asked, "MinCount": 1, "MaxCount": 1}, shape)
         yield from (f"{name}.node_config: {line}" for line in report.generate_report().splitlines())
-
-
-def _misused(text: str) -> Iterator[str]:
-    """Commands of ray's and gnp's in a script that these programs do not have, and options that these do not take."""
-    known = _commands()
-    for program, name, rest in re.findall(r"\b(ray|gnp) ([a-z][\w-]*)((?: [^\s;&|']+)*)", _joined(text)):
-        called = f"{program} {name}"
-        if called not in known:
-            yield f"{called}: no such command"
-            continue
-        for word in re.split(r" --(?: |$)", rest)[0].split():
-            option = word.split("=")[0]
-            if option.startswith("-") and option not in known[called]:
-                yield f"{called}: no option {option}"
-
-
-def _commands() -> dict[str, set[str]]:
-    """The options of each command of ray's and gnp's."""
-    commands = {f"ray {name}": command for name, command in scripts.cli.commands.items()}
-    commands |= {f"gnp {name}": command for name, command in typer.main.get_group(app).commands.items()}
-    options = {name: {option for each in command.params for option in each.opts} for name, command in commands.items()}
-    options["ray symmetric-run"] |= options["ray start"]  # to which it hands on what it does not know itself
-    return options
 
 
 def _unknown(blocks: dict[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from infra.check.references import dangling
 from infra.check.rules import breaches
 from infra.check.schemas import Document, Schemas, misfits
 
@@ -49,9 +50,13 @@ def check(folder: Path, schemas: Schemas) -> tuple[str, list[str]]:
             faults.append(f"{place.relative_to(folder)}: {error}")
             continue
         objects += len(documents)
+        of_this = []
         for document in documents:
-            named = f"{place.relative_to(folder)}: {document['kind']}/{document['metadata']['name']}"
-            faults += [f"{named}: {fault}" for fault in judge(document, schemas)]
+            named = f"{document['kind']}/{document['metadata']['name']}"
+            of_this += [f"{named}: {fault}" for fault in judge(document, schemas)]
+        # What does not fit its schema, or was not held against one, cannot be followed.
+        of_this += dangling(documents) if schemas and not of_this else []
+        faults += [f"{place.relative_to(folder)}: {fault}" for fault in of_this]
     return f"{len(files)} files, {len(places)} kustomizations, {objects} objects", faults
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from infra.check.nodes import nodes
 from infra.check.schemas import Document
 
 # A name that ends as those of secrets do, with a value that is no variable's; or what keys look like.
@@ -18,7 +19,7 @@ def breaches(document: Document) -> Iterator[str]:
     """Yields `path: what` for each rule that an object breaks, whose schema it fits."""
     if document["kind"] == "Secret":
         yield "top: a Secret belongs in the cluster, not in a file"
-    for path, node in _nodes(document):
+    for path, node in nodes(document):
         where = ".".join(path)
         if _SECRET.search(_setting(path, node)):
             yield f"{where}: a literal secret; refer to a Secret instead"
@@ -34,11 +35,3 @@ def _setting(path: tuple[str, ...], node: Any) -> str:
     if isinstance(node, str):
         return f"{path[-1]}={node}"
     return f"{node.get('name')}={node['value']}" if isinstance(node, dict) and node.get("value") else ""
-
-
-def _nodes(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields everything in an object, with the path to it."""
-    yield path, node
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, child in children:
-        yield from _nodes(child, (*path, str(name)))

@@ -52,6 +52,7 @@ TYPOS = [
     ("ray/aws.yaml", "", "    min_workers: 1\n    max_workers: 8", "    min_worker: 1", "min_worker"),
     ("ray/aws.yaml", "", "max_workers: 10", "max_workers: 1", "max_workers"),
     ("ray/aws.yaml", "", "{CPU: 0}", "{CPU: none}", "resources.CPU"),
+    ("ray/aws.yaml", "", "{gnp_scorer: 1}", "{gnp_scorers: 1}", "resources.gnp_scorers: nothing of Ray's or ours"),
     ("ray/aws.yaml", "", "head_node_type: head", "head_node_type: heads", "head_node_type"),
     ("ray/aws.yaml", "", "InstanceMarketOptions", "InstanceMarketOption", "InstanceMarketOption"),
     ("ray/aws.yaml", "", "{MarketType: spot}", "{MarketTyp: spot}", "MarketTyp"),

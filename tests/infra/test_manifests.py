@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 from ray.autoscaler._private.kuberay.autoscaling_config import _generate_available_node_types_from_ray_cr_spec
-from ray.scripts.scripts import start
 
 from infra.check import manifests, schemas
-from pipeline import config
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "infra" / "k8s"
@@ -116,6 +114,29 @@ def test_a_misspelt_field_is_named(file: str, copied: Path, published: schemas.S
         ("base/namespace.yaml", "kind: Namespace", "kind: Secret", "Secret/gnp: top: a Secret"),
         ("base/namespace.yaml", "apiVersion", "apiVersionn", "Namespace/gnp: top: no apiVersion among apiVersionn"),
         ("base/disruption.yaml", "kind: PodDis", "kind: Dis", "no schema for DisruptionBudget"),
+        # What no schema knows: names, labels, commands, what Ray is told.
+        ("base/rayjob.yaml", "sh -c 'gnp ", "sh -c 'gpn ", "RayJob/gnp: spec.entrypoint: gpn generate"),
+        ("base/rayjob.yaml", "gnp generate", "gnp genrate", "spec.entrypoint: gnp genrate: no such command"),
+        ("base/rayjob.yaml", "recipe.toml --store", "recipe.toml --stoer", "No such option: --stoer"),
+        ("base/rayjob.yaml", ' --store "$GNP_STORE"', "", "spec.entrypoint: gnp generate: Missing option '--store'"),
+        ("base/rayjob.yaml", '"$GNP_STORE" &&', '"$GNP_STOR" &&', "$GNP_STOR: not set in the head's pod"),
+        ("base/rayjob.yaml", "/etc/gnp/recipe.toml", "/etc/gnp/receipt.toml", "no ConfigMap puts it there"),
+        ("base/rayjob.yaml", "--reason DRAIN", "--reson DRAIN", "ray drain-node: no option --reson"),
+        ("base/rayjob.yaml", 'gnp_scorer\\"', 'gnp_scorers\\"', "resources: gnp_scorers: none of ours"),
+        ("base/rayjob.yaml", '{\\"gnp_scorer', '\\"gnp_scorer', "rayStartParams.resources: "),
+        ("base/rayjob.yaml", "        num-cpus:", "        num-cpu:", "ray start has no --num-cpu"),
+        ("base/rayjob.yaml", "rayVersion: 2", "rayVersion: 1", "the image has 2"),
+        ("base/rayjob.yaml", "{name: gnp-store}", "{name: gnp-stores}", "there is no ConfigMap gnp-stores"),
+        ("base/rayjob.yaml", "{name: gnp-recipe}", "{name: gnp-recipes}", "there is no ConfigMap gnp-recipes"),
+        ("base/rayjob.yaml", "name: gnp-credentials", "name: gnp-credential", "gnp-credential: not one of gnp-cred"),
+        ("base/rayjob.yaml", "serviceAccountName: gnp-head", "serviceAccountName: gnp", "no ServiceAccount gnp"),
+        ("base/rayjob.yaml", "{name: recipe, mountPath", "{name: recip, mountPath", "no volume recip"),
+        ("base/rayjob.yaml", "/part-of: gnp", "/part-of: gnpp", "NetworkPolicy/ray: spec.podSelector: "),
+        ("base/disruption.yaml", "node-type: head", "node-type: heads", "PodDisruptionBudget/gnp-head: spec.selector"),
+        ("base/network.yaml", "matchLabels: &ray {app", "matchLabels: &ray {apps", "no pod has these labels"),
+        ("base/nightly.yaml", "name: gnp-nightly", "name: gnp-night", "there is no ConfigMap gnp-night"),
+        ("base/nightly.yaml", "kind: Role\n  name: nightly", "kind: Role\n  name: night", "there is no Role night"),
+        ("base/recipe.toml", "steps = 10", "step = 10", "ConfigMap/gnp-recipe: data.recipe.toml: "),
     ],
 )
 def test_other_faults_are_told(
@@ -137,16 +158,11 @@ def test_the_program_says_what_it_checked_or_what_it_lacks() -> None:
     assert "nowhere: no *.json" in done.stderr
 
 
-# Labels, what `ray start` is given and resources are open maps, of which no schema knows the names.
-
-
 @pytest.mark.usefixtures("published")
 @pytest.mark.parametrize(("place", "gpus"), [("base", 1), ("overlays/eks", 1), ("overlays/cpu", None)])
 def test_ray_understands_what_it_is_given(place: str, gpus: int | None) -> None:
     cluster = _of_kind(place, "RayJob")["spec"]["rayClusterSpec"]
-    options = {option.removeprefix("--") for parameter in start.params for option in parameter.opts}
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        assert group["rayStartParams"].keys() <= options
         resources = group["template"]["spec"]["containers"][0]["resources"]
         assert resources["requests"].keys() == resources["limits"].keys()
     groups = _generate_available_node_types_from_ray_cr_spec(cluster)  # as Ray's autoscaler reads it
@@ -158,22 +174,6 @@ def test_ray_understands_what_it_is_given(place: str, gpus: int | None) -> None:
 
 
 @pytest.mark.usefixtures("published")
-def test_policies_are_for_the_pods_that_a_run_makes() -> None:
-    job = _of_kind("base", "RayJob")["spec"]
-    cluster = job["rayClusterSpec"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    pods = [job["submitterPodTemplate"], *(group["template"] for group in groups)]
-    (labels,) = {tuple(pod["metadata"]["labels"].items()) for pod in pods}
-    (policy,) = [each["spec"] for each in manifests.render(K8S / "base") if each["metadata"]["name"] == "ray"]
-    for selector in (policy["podSelector"], policy["ingress"][0]["from"][0]["podSelector"]):
-        assert selector == {"matchLabels": dict(labels)}
-    assert _of_kind("base", "PodDisruptionBudget")["spec"]["selector"] == {
-        "matchLabels": {**dict(labels), "ray.io/node-type": "head"}
-    }
-    assert _of_kind("base", "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-
-
-@pytest.mark.usefixtures("published")
 def test_overlays_say_what_they_are_for() -> None:
     role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::000000000000:role/gnp"}
     accounts = [each["metadata"] for each in manifests.render(K8S / "overlays/eks") if each["kind"] == "ServiceAccount"]
@@ -182,10 +182,6 @@ def test_overlays_say_what_they_are_for() -> None:
     assert _of_kind("overlays/raycron", "RayCronJob")["spec"]["jobTemplate"] == _of_kind("base", "RayJob")["spec"]
     named = [each["metadata"]["name"] for each in manifests.render(K8S / "overlays/raycron")]
     assert [name for name in named if "nightly" in name] == ["nightly"]
-
-
-def test_the_recipe_is_one() -> None:
-    config.load(K8S / "base" / "recipe.toml")
 
 
 # A cluster that has the RayJob gnp alone; what is made in it ends as $END says.
