@@ -113,13 +113,29 @@ def size(pools: Pools, nodes: Sequence[Node], *, scoring: float) -> Sizing:
     """
     if sum(node.cpus for node in nodes) < 1:
         raise CapacityError("the cluster declares no CPU; start Ray with at least one")
-    own = {stage: [node for node in nodes if name in node.declares] for stage, name in RESOURCES.items()}
-    if all(own.values()) and not any(len(node.declares) > 1 for node in nodes):
+    if apart(nodes):
+        own = {stage: [node for node in nodes if name in node.declares] for stage, name in RESOURCES.items()}
         return Sizing(
             _alone("generator", pools.generators, pools.gpus_per_generator, pools.cpus_per_worker, own["generator"]),
             _alone("scorer", pools.scorers, pools.gpus_per_scorer, pools.cpus_per_worker, own["scorer"]),
         )
     return _together(pools, nodes, scoring)
+
+
+def apart(nodes: Sequence[Node]) -> bool:
+    """Whether nodes keep the two kinds of workers apart: some are declared for each, and none for both."""
+    declared = {node.declares for node in nodes if node.declares}
+    return declared == {frozenset({name}) for name in RESOURCES.values()}
+
+
+def half_apart(nodes: Sequence[Node]) -> str:
+    """What to tell whoever declared resources, where they keep nothing apart; else nothing."""
+    if apart(nodes) or not any(node.declares for node in nodes):
+        return ""
+    both = sum(len(node.declares) > 1 for node in nodes)
+    missing = sorted(set(RESOURCES.values()).difference(*(node.declares for node in nodes)))
+    why = f"no node declares {missing[0]}" if missing else f"{both} of {len(nodes)} nodes declare both of them"
+    return f"generators and scorers share all nodes: {why} ({' and '.join(sorted(RESOURCES.values()))} keep them apart)"
 
 
 def _alone(

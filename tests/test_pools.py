@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import CapacityError
-from pipeline.pools import Crew, Node, Pools, Sizing, size
+from pipeline.pools import Crew, Node, Pools, Sizing, half_apart, size
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,21 @@ def test_scorers_whose_nodes_have_no_device_do_without() -> None:
 @pytest.mark.parametrize("declares", [GENERATORS, SCORERS, GENERATORS | SCORERS])
 def test_nodes_kept_for_one_pool_alone_or_for_both_are_for_either(declares: frozenset[str]) -> None:
     assert size(Pools(), [Node(16, 4, declares)], scoring=0.25) == size(Pools(), [Node(16, 4)], scoring=0.25)
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ([GENERATORS, SCORERS, frozenset()], ""),
+        ([frozenset()], ""),
+        ([GENERATORS, frozenset()], "generators and scorers share all nodes: no node declares gnp_scorer"),
+        ([GENERATORS, SCORERS, GENERATORS | SCORERS], "share all nodes: 1 of 3 nodes declare both of them"),
+    ],
+)
+def test_who_declares_what_keeps_nothing_apart_is_told(declared: list[frozenset[str]], said: str) -> None:
+    told = half_apart([Node(4, 0, each) for each in declared])
+    assert said in told
+    assert bool(said) == bool(told)
 
 
 def test_a_pool_that_does_not_fit_its_own_nodes_is_refused() -> None:

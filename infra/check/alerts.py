@@ -13,10 +13,12 @@ import yaml
 from pipeline.engine import metrics
 
 _TOLD = {metrics.exported(metric): set(metric.info["tag_keys"]) for metric in metrics.ALL}
+# What kube-state-metrics tells of a CronJob.
+_TOLD |= {f"kube_cronjob_{name}": {"namespace", "cronjob"} for name in ("created", "status_last_successful_time")}
 
 
 def alerts(folder: Path, runbook: Path) -> list[str]:
-    """Faults of rules.yaml and rules.test.yaml, a line each.
+    """Faults of rules.yaml, of its test, and of the configuration that reads it, a line each.
 
     Raises:
         FileNotFoundError: There is no promtool.
@@ -24,8 +26,12 @@ def alerts(folder: Path, runbook: Path) -> list[str]:
     rules = folder / "rules.yaml"
     if shutil.which("promtool") is None:
         raise FileNotFoundError("promtool, which comes with Prometheus, is not on PATH")
-    for command, file in (("check", rules), ("test", folder / "rules.test.yaml")):
-        done = subprocess.run(["promtool", command, "rules", file], capture_output=True, text=True, check=False)
+    for command, file in (
+        (["check", "rules"], rules),
+        (["test", "rules"], folder / "rules.test.yaml"),
+        (["check", "config"], folder / "prometheus.yaml"),
+    ):
+        done = subprocess.run(["promtool", *command, file], capture_output=True, text=True, check=False)
         if done.returncode:
             said = " ".join((done.stderr + done.stdout).split())
             return [f"{file.name}: {said}"]

@@ -61,14 +61,15 @@ def _labels(document: Document) -> Iterator[dict[str, str]]:
         if isinstance(node, dict) and "containers" in node.get("spec", {}):
             group = {"headGroupSpec": "head", "workerGroupSpecs": "worker"}
             kinds = [group[part] for part in path if part in group]
-            yield {**node["metadata"]["labels"], **({"ray.io/node-type": kinds[0]} if kinds else {})}
+            own = {"ray.io/is-ray-node": "yes", "ray.io/node-type": kinds[0]} if kinds else {}
+            yield {**node["metadata"].get("labels", {}), **own}
 
 
 def _unlabelled(document: Document, pods: Sequence[dict[str, str]]) -> Iterator[str]:
     """Selectors of this namespace that no pod answers to."""
     for path, node in nodes(document):
         if path[-1:] in (("podSelector",), ("selector",)) and not _elsewhere(document, path):
-            wanted = node.get("matchLabels", {}).items()
+            wanted = (node if document["kind"] == "Service" else node.get("matchLabels", {})).items()
             if not any(wanted <= labels.items() for labels in pods):
                 yield f"{'.'.join(path)}: {dict(wanted)}: no pod has these labels"
 

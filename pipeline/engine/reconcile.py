@@ -18,7 +18,7 @@ from pipeline.errors import CapacityError
 from pipeline.isolated import isolated
 from pipeline.ledger import Committed, Failure, Ledger
 from pipeline.outline import Item, Outline, Prepared, all_scopes, complete, pending
-from pipeline.pools import Pools, size
+from pipeline.pools import Pools, half_apart, size
 from pipeline.progress import Made, Progress, Tally
 from pipeline.storage import Storage
 
@@ -71,7 +71,7 @@ def run(
         retry_failed: Try again what earlier runs of this plan gave up, and images that could not be used.
         stop: Set it to end the run early. SIGTERM and Ctrl-C do, where this is called in the main thread.
         on_progress: Called every few seconds, from another thread.
-        on_notice: Called with a line about other runs that are at the same plan.
+        on_notice: Called with a line that whoever runs it should know: other runs at the same plan, and the like.
 
     Raises:
         CapacityError: The cluster cannot hold the pools, or no worker could start in time.
@@ -93,8 +93,11 @@ def run(
     if _left(outline, committed, listed):
         preflight = partial(_preflight, prepared.sealed, storage.url)
         scoring = isolated(preflight, what="loading the models", minutes=pools.start_minutes)
-        sizing = size(pools, connect(address), scoring=scoring)
+        nodes = connect(address)
+        sizing = size(pools, nodes, scoring=scoring)
         log.info("%s", sizing)
+        if shared := half_apart(nodes):
+            on_notice(shared)
         items = _left(outline, committed, listed, workers=sizing.generator.count)
         office = Office(prepared, plan_id, storage, sizing, pools, items=len(items))
         with heart(office, storage), watch(outline.described, ledger, office, on_progress), signals_set(stop):

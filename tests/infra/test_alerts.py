@@ -35,6 +35,8 @@ def test_the_dashboard_asks_for_what_runs_tell() -> None:
         ("rules.yaml", "runbook.md#gnpstalled", "runbook.md#gnpstaled", "GnpStalled"),
         ("rules.test.yaml", "alertname: GnpStoreSlow", "alertnam: GnpStoreSlow", "alertnam"),
         ("rules.test.yaml", 'values: "7x60"', 'values: "0x60"', "GnpNoWorkers"),
+        ("rules.yaml", "kube_cronjob_created", "kube_cronjobs_created", "GnpNightMissed"),
+        ("prometheus.yaml", "dns_sd_configs", "dns_sd_config", "dns_sd_config"),
     ],
 )
 def test_a_typo_is_found_and_named(tmp_path: Path, file: str, old: str, new: str, says: str) -> None:
@@ -43,7 +45,7 @@ def test_a_typo_is_found_and_named(tmp_path: Path, file: str, old: str, new: str
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     (fault, *_) = alerts.alerts(tmp_path / "prometheus", RUNBOOK)
-    assert fault.startswith((f"{file}: ", "rules.test.yaml: "))
+    assert fault.startswith((f"{file}: ", "rules.test.yaml: ")), fault
     assert says in fault
 
 

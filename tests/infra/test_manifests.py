@@ -134,6 +134,7 @@ def test_a_misspelt_field_is_named(file: str, copied: Path, published: schemas.S
         ("base/rayjob.yaml", "/part-of: gnp", "/part-of: gnpp", "NetworkPolicy/ray: spec.podSelector: "),
         ("base/disruption.yaml", "node-type: head", "node-type: heads", "PodDisruptionBudget/gnp-head: spec.selector"),
         ("base/network.yaml", "matchLabels: &ray {app", "matchLabels: &ray {apps", "no pod has these labels"),
+        ("base/network.yaml", "is-ray-node", "is-ray-nodes", "Service/gnp-metrics: spec.selector: "),
         ("base/nightly.yaml", "name: gnp-nightly", "name: gnp-night", "there is no ConfigMap gnp-night"),
         ("base/nightly.yaml", "kind: Role\n  name: nightly", "kind: Role\n  name: night", "there is no Role night"),
         ("base/recipe.toml", "steps = 10", "step = 10", "ConfigMap/gnp-recipe: data.recipe.toml: "),
