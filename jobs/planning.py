@@ -3,13 +3,14 @@
 import json
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.app import app, console
+from jobs.app import app, console, since_when
 
 if TYPE_CHECKING:
     from pipeline.estimate import Estimate
@@ -21,16 +22,27 @@ def plan(
     store: Annotated[str, typer.Option(help="Where results go, or would.", show_default=False)],
     generators: Annotated[int, typer.Option(min=1, help="How many workers will attack.")] = 1,
     scorers: Annotated[int, typer.Option(min=1, help="How many will score.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take the first so many samples only, as gnp generate does.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only shards written since: 36h, 7d or a time.", show_default=False)
+    ] = None,
+    rates_from: Annotated[
+        str | None,
+        typer.Option(help="Another store, which says how long work takes: a trial's.", show_default=False),
+    ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of an hour of one worker, in your money.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Says what a recipe will take: images, gradients, hours, bytes, and what of it is already done.
 
     Hours and bytes are what the store's own parts took, on the device that made them; where there are none yet, do a
-    trial of the recipe (`gnp generate --limit 100`) into the same store on the machines that will do the work. A
-    trial's images are a dataset of their own there.
+    trial of the recipe into a store of its own, on the machines that will do the work, and name that one, too:
 
-    Example: `gnp plan jobs/recipes/imagenet.toml --store s3://bucket/prefix --generators 16 --scorers 4 --price 1.20`
+    `gnp generate RECIPE --store s3://bucket/trial --limit 100`
+
+    `gnp plan RECIPE --store s3://bucket/prefix --rates-from s3://bucket/trial --generators 16 --scorers 4 --price 1.20`
     """
     from pipeline import config
     from pipeline.estimate import estimate
@@ -38,15 +50,20 @@ def plan(
     from pipeline.plan import resolve
     from pipeline.storage import Storage
 
-    job = config.load(recipe).job()
+    job, begin = config.load(recipe).job(limit=limit), since_when(since, time.time()) if since else 0.0
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Storage(store if "://" in store or Path(store).exists() else folder))
+        begun = bool(ledger.plans())
         # Where a run has written, a tag means the weights that it kept there; else they are kept nowhere.
-        found = estimate(resolve(job, ledger.storage if ledger.plans() else Storage(folder)), ledger)
+        planned = resolve(job, ledger.storage if begun else Storage(folder), since=begin)
+        found = estimate(planned, ledger, rates=Ledger(Storage(rates_from)) if rates_from else None)
     if as_json:
         said = {**asdict(found), "hours": {stage: found.hours(stage) for stage in ("generator", "scorer")}}
-        sys.stdout.write(json.dumps({**said, "bytes_left": found.bytes_left}, indent=1) + "\n")
+        said |= {"unmeasured": found.unmeasured, "bytes_left": found.bytes_left}
+        sys.stdout.write(json.dumps(said, indent=1) + "\n")
         return
+    if not begun:
+        console.print(f"{store}: no run has written here yet", markup=False, highlight=False, soft_wrap=True)
     _show(found)
     for line in _closing(found, generators, scorers, price):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -57,7 +74,7 @@ def _show(found: "Estimate") -> None:
 
     known = f", {found.shards_known} of them counted" if found.shards_known < found.shards else ""
     table = Table(title=f"{found.images:,} images in {found.shards:,} shards{known} ({_bytes(found.input_bytes)})")
-    for column in ("", "done", "left", "gradients", "s an image", "worker-hours", "to store", "measured on"):
+    for column in ("", "done", "left", "gradients", "s an image", "one worker's", "to store", "measured on"):
         table.add_column(column, justify="left" if column in ("", "measured on") else "right")
     for work in found.works:
         table.add_row(
@@ -66,7 +83,7 @@ def _show(found: "Estimate") -> None:
             f"{work.left:,}",
             f"{work.gradients * work.left:,}" if work.gradients else "",
             "–" if work.seconds is None else f"{work.seconds:.3g}",
-            "–" if work.hours is None else f"{work.hours:,.2f}",
+            "–" if work.hours is None else _time(work.hours),
             "–" if work.bytes_left is None else _bytes(work.bytes_left),
             work.device,
         )
@@ -80,17 +97,32 @@ def _closing(found: "Estimate", generators: int, scorers: int, price: float | No
     objects = sum(work.objects for work in found.works)
     stored = "" if found.bytes_left is None else f", {_bytes(found.bytes_left)}"
     lines = [f"to come: {objects:,} objects and as many markers{stored}"]
-    hours = found.hours("generator"), found.hours("scorer")
-    if hours[0] is None or hours[1] is None:
-        return [*lines, "no time: not all of this was measured here yet; do a trial with gnp generate --limit 100"]
-    spent = max(hours[0] / generators, hours[1] / scorers)
-    cost = "" if price is None else f", {price * (hours[0] + hours[1]):,.2f} at {price:g} an hour of a worker"
-    busier = "generators" if hours[0] / generators > hours[1] / scorers else "scorers"
-    return [
-        *lines,
-        f"{hours[0]:,.2f} hours of generators, {hours[1]:,.2f} of scorers{cost}",
-        f"{spent:,.2f} hours with {generators} generators and {scorers} scorers; the {busier} are what it waits for",
+    if found.unmeasured:
+        lines.append(
+            f"without the time for what was not measured yet: {', '.join(found.unmeasured)}; a trial measures it: "
+            "gnp generate --limit 100 into another store, which --rates-from then names"
+        )
+    generating, scoring = found.hours("generator"), found.hours("scorer")
+    if not generating + scoring:
+        return lines
+    spent, busy = max(generating / generators, scoring / scorers), generating + scoring
+    last = "generators" if generating / generators > scoring / scorers else "scorers"
+    lines += [
+        f"of one worker: {_time(generating)} of a generator and {_time(scoring)} of a scorer's answers",
+        f"{_time(spent)} with {generators} generators and {scorers} scorers, which the {last} take longest for",
     ]
+    if price is not None:
+        held = spent * (generators + scorers)
+        lines.append(
+            f"{price * busy:,.2f} at {price:g} an hour of a worker, for what they are busy; {price * held:,.2f} if all "
+            "are kept until the end"
+        )
+    return lines
+
+
+def _time(hours: float) -> str:
+    seconds = 3600 * hours
+    return f"{seconds:.3g} s" if seconds < 100 else f"{hours * 60:.3g} min" if hours < 2 else f"{hours:,.1f} h"
 
 
 def _bytes(size: float) -> str:

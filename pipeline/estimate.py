@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -73,17 +73,23 @@ class Estimate:
     images: int
     works: tuple[Work, ...]
 
-    def hours(self, stage: str) -> float | None:
-        """Of one worker of a kind; None where something was not measured."""
-        return _total(work.hours for work in self.works if work.stage == stage)
+    def hours(self, stage: str) -> float:
+        """Of one worker of a kind, for what was measured."""
+        return sum(work.hours or 0.0 for work in self.works if work.stage == stage)
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """What is still to be made, and was nowhere made before, so that its hours are not among `hours`."""
+        return [work.name for work in self.works if work.hours is None]
 
     @property
     def bytes_left(self) -> float | None:
         """What is still to be stored; None where something like it is not stored yet."""
-        return _total(work.bytes_left for work in self.works)
+        sizes = [work.bytes_left for work in self.works]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
-def estimate(plan: Plan, ledger: Ledger) -> Estimate:
+def estimate(plan: Plan, ledger: Ledger, *, rates: Ledger | None = None) -> Estimate:
     """What a plan comes to, and how much of it stands.
 
     Where nothing of the plan's data is committed, its first shard is read to count its images.
@@ -91,6 +97,7 @@ def estimate(plan: Plan, ledger: Ledger) -> Estimate:
     Args:
         plan: What is to be made.
         ledger: Where: what lies there is not made again, and says what the rest will take. Nothing is written.
+        rates: Another store that says what was not measured in this one, such as a trial's.
 
     Raises:
         StorageError: It cannot be read.
@@ -98,7 +105,7 @@ def estimate(plan: Plan, ledger: Ledger) -> Estimate:
     """
     names = plan.outline
     committed = ledger.committed(outline.all_scopes(names))
-    counted = _Counted(plan, ledger, committed)
+    counted = _Counted(plan, ledger, committed, [ledger, *([rates] if rates else [])])
     original = Unit(names.dataset, Part("", 0, 1))
     attacks = [replace(original, source=source, attack=attack) for source in names.sources for attack in names.attacks]
     costs = {
@@ -129,9 +136,13 @@ def estimate(plan: Plan, ledger: Ledger) -> Estimate:
 class _Counted:
     """Images and parts of a plan's shards, and what of them stands."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, committed: Committed) -> None:
+    def __init__(self, plan: Plan, ledger: Ledger, committed: Committed, measured: Sequence[Ledger]) -> None:
         self._ledger, self._committed = ledger, committed
-        self._elsewhere = sorted({str(ledger.plan(key)["dataset"]) for key in ledger.plans()} - {plan.dataset})
+        self._measured = [
+            (store, dataset)
+            for store in measured
+            for dataset in sorted({str(store.plan(key)["dataset"]) for key in store.plans()})
+        ]
         names = [take.shard.name for take in plan.takes]
         known = {name: count for name in names if (count := committed.count(name)) is not None}
         per_byte, share = self._density(plan)
@@ -188,12 +199,13 @@ class _Counted:
         )
 
     def _read(self, unit: Unit) -> list[Marker]:
-        """Some markers of a scope; where it has none, of the same on other data, such as a trial's."""
-        others = (replace(unit, dataset=dataset).scope for dataset in self._elsewhere)
-        return self._here(unit) or [
-            self._ledger.marker(each)
-            for each in itertools.islice((each for scope in others for each in self._ledger.units(scope)), _READ)
-        ]
+        """Some markers of a scope; where it has none, of the same on other data or in another store, as a trial's."""
+        others = (
+            store.marker(each)
+            for store, dataset in self._measured
+            for each in store.units(replace(unit, dataset=dataset).scope)
+        )
+        return self._here(unit) or list(itertools.islice(others, _READ))
 
     def _here(self, unit: Unit) -> list[Marker]:
         """Some markers of a scope, of shards far apart."""
@@ -241,8 +253,3 @@ def _count(marker: Marker) -> int:
 def _short(identity: str) -> str:
     """A name without the hash that follows it."""
     return identity.rpartition("-")[0]
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    found = list(values)
-    return None if any(value is None for value in found) else sum(value for value in found if value is not None)

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def test_an_empty_store_has_everything_to_come_and_no_rates(job: plan.Job, ledge
         ("generator tiny → gnp-mi", 16, 4, 4),
         ("scorer tiny", 48, 0, 12),
     ]
-    assert (found.hours("generator"), found.bytes_left) == (None, None)
+    assert (found.hours("generator"), found.bytes_left) == (0, None)
+    assert found.unmeasured == ["originals", "tiny → mi", "tiny → gnp-mi", "tiny"]
     assert {work.done for work in works.values()} == {0}
 
 
@@ -106,6 +108,18 @@ def test_a_trial_says_what_the_whole_will_take(job: plan.Job, ledger: Ledger) ->
     assert all(work.seconds and work.size_bytes and work.device for work in found.works)
 
 
+def test_a_trial_in_another_store_says_it_too(job: plan.Job, ledger: Ledger, tmp_path: Path) -> None:
+    trial = resolve(replace(job, attacks=job.attacks[:1], data=replace(job.data, limit=4)))
+    ledger.record_plan(trial.describe())
+    run_all(trial, ledger)
+    other = Ledger(Storage(str(tmp_path / "other"), create=True))
+    assert estimate(resolve(job), other, rates=ledger).unmeasured == []
+    wider = replace(job, targets=(*job.targets, replace(job.targets[0], name="new", policy="direct")))
+    found = estimate(resolve(wider), other, rates=ledger)
+    assert found.unmeasured == ["new"]
+    assert found.hours("scorer") == estimate(resolve(job), other, rates=ledger).hours("scorer")
+
+
 def test_the_command_says_it_and_makes_no_store(
     gnp: Run,  # noqa: F811
     tmp_path: Path,
@@ -117,11 +131,22 @@ def test_the_command_says_it_and_makes_no_store(
     code, out, _ = gnp("plan", recipe, "--store", tmp_path / "nothing")
     assert (code, (tmp_path / "nothing").exists()) == (0, False)
     assert "to come: 16 objects and as many markers\n" in out
-    assert out.endswith("do a trial with gnp generate --limit 100\n")
+    assert out.startswith(f"{tmp_path / 'nothing'}: no run has written here yet\n")
+    assert out.endswith("gnp generate --limit 100 into another store, which --rates-from then names\n")
+    code, out, _ = gnp("plan", recipe, "--store", tmp_path / "nothing", "--limit", 4)
+    assert "4 images in" in out
+    code, out, _ = gnp("plan", recipe, "--store", tmp_path / "nothing", "--since", "2100-01-01")
+    assert code == 2
     run_all(resolve(job), ledger)
     code, out, _ = gnp("plan", recipe, "--store", tmp_path / "store", "--price", 2, "--json")
     said = json.loads(out)
     assert (code, said["images"], set(said["hours"])) == (0, 16, {"generator", "scorer"})
+    recipe.write_text(recipe.read_text().replace('["mi"]', '["mi", "i"]'))
+    code, out, _ = gnp("plan", recipe, "--store", tmp_path / "store", "--price", 2, "--generators", 2)
+    assert code == 0
+    assert re.search(r"of one worker: \S+ s of a generator and \S+ s of a scorer's answers\n", out)
+    assert " with 2 generators and 1 scorers, which the " in out
+    assert "0.00 at 2 an hour of a worker, for what they are busy; 0.00 if all" in out
 
 
 @pytest.mark.parametrize(
