@@ -8,7 +8,7 @@ STORE  ?= folder
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo cluster loop test check docs reference bench chaos scale peers format lock picture report-picture terminal-picture clean
+.PHONY: demo cluster loop test journeys check docs reference bench chaos scale peers format lock picture report-picture terminal-picture clean
 
 demo: $(VENV)/installed  ## the main job on real photographs, end to end; STORE=s3 runs it on a real S3 server
 ifeq ($(STORE),s3)
@@ -18,8 +18,11 @@ else
 	$(BIN)/python -m jobs.demo
 endif
 
-test: check  ## every test in two processes, and every check before them
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+test: check  ## every check, then every test in two processes, but for the longest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m "not journey"
+
+journeys: $(VENV)/installed  ## the longest tests: clusters, training, and losses in the midst of them
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m journey
 
 check: docs  ## formatting, lint and types; the documentation and its links; the files of infra/
 	$(BIN)/ruff format --check .
