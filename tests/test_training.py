@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pipeline import codec, finalize, lessons, models, training
 from pipeline.classifier import Classifier
-from pipeline.errors import IntegrityError, MissingError, RecipeError
+from pipeline.errors import CapacityError, IntegrityError, MissingError, RecipeError
 from pipeline.examples import Batch
 from pipeline.ledger import Ledger
 from pipeline.models import ModelSpec
@@ -259,6 +259,7 @@ def own(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if "logging.cc" not in line]
 
 
+@pytest.mark.journey
 @pytest.mark.timeout(600)
 def test_the_command_is_stopped_goes_on_and_then_has_nothing_to_do(
     made: Path, tiny_checkpoint: Path, tmp_path: Path
@@ -288,6 +289,22 @@ def test_the_command_is_stopped_goes_on_and_then_has_nothing_to_do(
     assert (own(errors), "nothing to do: trained before" in output) == ([], True)
 
 
+@pytest.mark.journey
+@pytest.mark.usefixtures("ray_on_four_devices")
+@pytest.mark.parametrize(
+    ("gpus", "said"), [(0, "room for 4, of 1 CPU each"), (2, "room for 2, of 1 CPU and 2 GPUs each")]
+)
+def test_more_workers_than_there_is_room_for_are_refused(
+    gpus: float, said: str, made: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    finalize.finalize(Ledger(Storage(str(made))))
+    lesson = lesson_on(made, tiny_checkpoint)
+    lesson = replace(lesson, engine=replace(lesson.engine, workers=5, gpus_per_worker=gpus))
+    with pytest.raises(CapacityError, match=rf"engine\.workers = 5: the cluster has {said}; ask for fewer"):
+        training.train(lesson, str(tmp_path / "out"))
+
+
+@pytest.mark.journey
 @pytest.mark.usefixtures("ray_on_four_devices")
 @pytest.mark.timeout(600)
 def test_a_worker_that_is_killed_changes_nothing(made: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

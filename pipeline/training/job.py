@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from pipeline.attack.recipe import provenance
 from pipeline.engine import cluster
 from pipeline.errors import CapacityError, GnpError, MissingError
 from pipeline.ledger import fingerprint, opened, slug
+from pipeline.pools import Node
 from pipeline.snapshot import Choice, Snapshot
 from pipeline.storage import Storage
 from pipeline.training import card
@@ -105,6 +106,7 @@ def _fit(told: Told, address: str | None) -> None:
     gpus = told.lesson.engine.gpus_per_worker
     if gpus is None:
         gpus = float(any(node.gpus for node in nodes))
+    _require_room(told.lesson.engine.workers, gpus, nodes)
     with tempfile.TemporaryDirectory() as folder:  # Ray keeps notes of its own; what counts goes to the store
         trainer = TorchTrainer(
             train_rank,
@@ -125,6 +127,20 @@ def _fit(told: Told, address: str | None) -> None:
             if known is not None:
                 raise known from error
             raise CapacityError(f"training {told.lesson.name}: {cluster.gist(_cause(reasons[0]))}") from error
+
+
+def _require_room(workers: int, gpus: float, nodes: Sequence[Node]) -> None:
+    """Refuses workers that Ray Train would wait for in silence.
+
+    Raises:
+        CapacityError: They do not fit.
+    """
+    room = sum(int(min(node.cpus, node.gpus / gpus if gpus else node.cpus) + 1e-6) for node in nodes)
+    if room < workers:
+        each = f"1 CPU and {gpus:g} GPUs" if gpus else "1 CPU"
+        raise CapacityError(
+            f"engine.workers = {workers}: the cluster has room for {room}, of {each} each; ask for fewer"
+        )
 
 
 def _in_a_thread(work: Callable[[], object]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _generate_available_node_types_from_ray_cr_spec
 
 from infra.check import manifests, schemas
@@ -183,6 +184,19 @@ def test_overlays_say_what_they_are_for() -> None:
     assert _of_kind("overlays/raycron", "RayCronJob")["spec"]["jobTemplate"] == _of_kind("base", "RayJob")["spec"]
     named = [each["metadata"]["name"] for each in manifests.render(K8S / "overlays/raycron")]
     assert [name for name in named if "nightly" in name] == ["nightly"]
+
+
+@pytest.mark.usefixtures("published")
+def test_prometheus_asks_where_ray_tells() -> None:
+    service = _of_kind("base", "Service")
+    (job,) = yaml.safe_load((ROOT / "infra/prometheus/prometheus.yaml").read_text())["scrape_configs"]
+    (asked,) = job["dns_sd_configs"]
+    assert asked["names"] == [f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.cluster.local"]
+    cluster = _of_kind("base", "RayJob")["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["rayStartParams"]["metrics-export-port"] == str(asked["port"])
+    (policy,) = [each["spec"] for each in manifests.render(K8S / "base") if each["metadata"]["name"] == "ray"]
+    assert asked["port"] in [port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])]
 
 
 # A cluster that has the RayJob gnp alone; what is made in it ends as $END says.
