@@ -19,10 +19,10 @@ else
 endif
 
 test: check  ## every check, then every test in two processes, but for the longest
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m "not journey"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations 25 -m "not journey"
 
 journeys: $(VENV)/installed  ## the longest tests: clusters, training, and losses in the midst of them
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m journey
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations 25 -m journey
 
 check: docs  ## formatting, lint and types; the documentation and its links; the files of infra/
 	$(BIN)/ruff format --check .

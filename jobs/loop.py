@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from jobs import digits, generate, tables, train
@@ -38,6 +39,7 @@ def main() -> int:
     store, console = str(folder / "store"), Console(width=None if sys.stdout.isatty() else 120)
     images, training, again = (_recipe(name, folder) for name in ("-images", "-training", ""))
     console.print("[bold]1[/bold]  six networks, trained on clean digits")
+    torch.set_num_threads(1)  # more would round otherwise, and training makes other networks of that
     digits.prepare(folder, NETWORKS, seed=seed)
     for told, prepare in (
         (f"gnp generate {images.name}", partial(_prepare, images, store, "untrained")),
