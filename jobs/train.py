@@ -37,7 +37,10 @@ def carry_out(lesson: Lesson, store: str, *, console: Console, address: str | No
     def told(progress: Progress) -> None:
         console.print(_line(progress, lesson.schedule.epochs), markup=False, highlight=False, soft_wrap=True)
 
-    outcome = training.train(lesson, store, address=address, on_progress=told)
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    outcome = training.train(lesson, store, address=address, on_progress=told, on_notice=say)
     show(outcome, console)
     what = "trained" if outcome.trained else "nothing to do: trained before"
     console.print(f"{what}; weights: {outcome.weights}", markup=False, highlight=False, soft_wrap=True)
@@ -62,7 +65,7 @@ def _line(progress: Progress, epochs: int) -> str:
 def show(outcome: Outcome, console: Console) -> None:
     """Accuracy before and after, with 95% intervals."""
     first, last = outcome.epochs[0]["held_out"], outcome.epochs[-1]["held_out"]
-    table = Table(title="accuracy on what was not trained on")
+    table = Table(title="accuracy on what was held out")
     for column in ("held out", "images", "before", "after", "n"):
         table.add_column(column, justify="right" if column in ("before", "after", "n") else "left")
     for name, kinds in first.items():

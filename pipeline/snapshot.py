@@ -143,6 +143,12 @@ def together(snapshots: Sequence[Snapshot]) -> Snapshot:
     return Snapshot(tuple(piece for each in snapshots for piece in each.pieces))
 
 
+def shared(one: Snapshot, other: Snapshot) -> int:
+    """How many originals of one are originals of the other, too, in whatever store: those of the same parts."""
+    there = {piece.marker.unit for piece in other.originals}
+    return sum(len(piece.chosen) for piece in one.originals if piece.marker.unit in there)
+
+
 def is_called(identity: str, name: str) -> bool:
     """Whether a name, or an identity itself, stands for an identity."""
     return identity == name or identity.rpartition("-")[0] == slug(name)

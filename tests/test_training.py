@@ -196,7 +196,8 @@ def test_the_card_and_the_events_have_the_figures() -> None:
 
     identity = {"model": {"model": "m", "digest": "d" * 64}, "attack": {"name": "i", "epsilon": "8/255"}}
     epochs = [figures(0, None, 1), figures(1, 0.5, 8)]
-    said = card.text("mine", identity, epochs, weights="somewhere")
+    said = card.text("mine", identity, epochs, weights="somewhere", notices=["held_out vit: none is"])
+    assert "\n\n**held_out vit: none is**\n\n| held out" in said
     assert "| vit | 10 | stored adversarial | 10.0% (1.8 … 40.4) | 80.0% (49.0 … 94.3) |" in said
     assert "| vit | 0 | white-box | – | – |" in said
     assert "| 1 | 0.500 | 90.0% | 80.0% |  |" in said
@@ -319,7 +320,9 @@ def test_a_worker_that_is_killed_changes_nothing(made: Path, tiny_checkpoint: Pa
     finalize.finalize(other)
     lesson = lesson_on(made, tiny_checkpoint)
     lesson = replace(lesson, data=replace(lesson.data, stores=(str(made), str(tmp_path / "other"))))
-    whole = training.train(lesson, str(tmp_path / "whole"))
+    notices: list[str] = []
+    whole = training.train(lesson, str(tmp_path / "whole"), on_notice=notices.append)
+    assert notices == ["held_out noisy: 26 of its 26 originals are trained on, too; choose other datasets"]
     killed: list[int] = []
 
     def kill_one() -> None:

@@ -49,6 +49,7 @@ def _checks(published: schemas.Schemas) -> dict[str, tuple[str, Callable[[], lis
     terraform, prometheus = _INFRA / "terraform", _INFRA / "prometheus"
     return {
         "the image": ("", lambda: files.dockerfile(_INFRA / "docker" / "Dockerfile")),
+        "Kubernetes' scripts": ("", lambda: _each(sorted((_INFRA / "k8s").rglob("*.sh")), files.script)),
         "Slurm": ("", lambda: files.sbatch(_INFRA / "slurm" / "gnp.sbatch")),
         "Ray's launcher": ("", lambda: _each(sorted((_INFRA / "ray").glob("*.yaml")), files.launcher)),
         "Terraform": ("", lambda: _each(sorted(each for each in terraform.iterdir()), files.terraform)),

@@ -72,12 +72,16 @@ def dockerfile(path: Path, root: Path = ROOT) -> list[str]:
 
 
 def sbatch(path: Path) -> list[str]:
-    """Faults of a script for sbatch: bash's, shellcheck's, options that sbatch, ray or gnp do not know."""
-    text = path.read_text(encoding="utf-8")
+    """Faults of a script for sbatch: those of any, and options that sbatch does not know."""
+    asked = re.findall(r"^#SBATCH\s+(?:--)?([\w-]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    faults = [f"#SBATCH {option}: no option of sbatch's" for option in asked if option not in _SBATCH.split()]
+    return [*script(path), *_of(path, faults)]
+
+
+def script(path: Path) -> list[str]:
+    """Faults of a shell's script: the shell's, shellcheck's, and options that ray or gnp do not know."""
     faults = _run("bash", "-n", str(path)) or _run("shellcheck", "--format", "gcc", str(path))
-    asked = re.findall(r"^#SBATCH\s+(?:--)?([\w-]+)", text, re.MULTILINE)
-    faults += [f"#SBATCH {option}: no option of sbatch's" for option in asked if option not in _SBATCH.split()]
-    return _of(path, [*faults, *misused(text)])
+    return _of(path, [*faults, *misused(path.read_text(encoding="utf-8"))])
 
 
 def launcher(path: Path) -> list[str]:

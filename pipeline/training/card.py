@@ -14,7 +14,14 @@ from pipeline.rates import Rate
 KINDS = {"clean": "clean", "transfer": "stored adversarial", "white_box": "white-box"}
 
 
-def text(name: str, identity: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]], *, weights: str) -> str:
+def text(
+    name: str,
+    identity: Mapping[str, Any],
+    epochs: Sequence[Mapping[str, Any]],
+    *,
+    weights: str,
+    notices: Sequence[str] = (),
+) -> str:
     """The card, in Markdown.
 
     Args:
@@ -22,6 +29,7 @@ def text(name: str, identity: Mapping[str, Any], epochs: Sequence[Mapping[str, A
         identity: What was trained, on what, how.
         epochs: Figures before training and after each epoch.
         weights: Where the trained weights lie.
+        notices: What makes the figures less than they seem.
     """
     lines = [
         f"# {name}",
@@ -29,10 +37,11 @@ def text(name: str, identity: Mapping[str, Any], epochs: Sequence[Mapping[str, A
         f"Adversarially trained from `{identity['model']['model']}`, state {identity['model']['digest'][:12]}. "
         f"Weights: `{weights}`.",
         "",
-        "Accuracy on images that were not trained on, with 95% intervals (Wilson); stored adversarial images are from "
+        "Accuracy on what was held out, with 95% intervals (Wilson); stored adversarial images are from "
         "models and by attacks as the recipe names them; white-box ones are attacked on the model itself by "
         f"`{identity['attack']['name']}` at ε = {identity['attack']['epsilon']}, and rounded as stored.",
         "",
+        *(line for notice in notices for line in (f"**{notice}**", "")),
         "| held out | images | | before | after |",
         "| --- | --- | --- | --- | --- |",
     ]

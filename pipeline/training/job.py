@@ -52,7 +52,12 @@ class Outcome:
 
 
 def train(
-    lesson: Lesson, store: str, *, address: str | None = None, on_progress: Callable[[Progress], None] = lambda _: None
+    lesson: Lesson,
+    store: str,
+    *,
+    address: str | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_notice: Callable[[str], None] = log.warning,
 ) -> Outcome:
     """Trains, from where an earlier process of the same lesson was cut off.
 
@@ -64,6 +69,7 @@ def train(
         store: Where what comes of it is kept.
         address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
         on_progress: Told, in another thread, of each epoch that is over and each state that is kept.
+        on_notice: Called with a line that whoever trains should know; the card has it as well.
 
     Raises:
         RecipeError: A name is none of a store's.
@@ -91,14 +97,30 @@ def train(
         trained_on=snapshot.together([_taken(url, lesson.data.choice, pinned) for url in lesson.data.stores]),
         held_out={each.name: _taken(each.store, each.choice, pinned) for each in lesson.held_out},
     )
+    notices = _not_held_out(told)
+    for line in notices:
+        on_notice(line)
     with followed(records, on_progress):
         _fit(told, address)
     trained = storage.get(f"{records.folder}/weights.safetensors")
     storage.put(records.weights, trained)
     epochs = records.epochs()
-    said = card.text(lesson.name, identity, epochs, weights=storage.at(records.weights))
+    said = card.text(lesson.name, identity, epochs, weights=storage.at(records.weights), notices=notices)
     storage.put(f"{records.folder}/README.md", said.encode())
     return _outcome(records, trained=True)
+
+
+def _not_held_out(told: Told) -> list[str]:
+    """What is held out in name only."""
+    found = []
+    for name, held_out in told.held_out.items():
+        images = sum(len(piece.chosen) for piece in held_out.originals)
+        seen = snapshot.shared(held_out, told.trained_on)
+        if seen:
+            found.append(
+                f"held_out {name}: {seen} of its {images} originals are trained on, too; choose other datasets"
+            )
+    return found
 
 
 def _fit(told: Told, address: str | None) -> None:

@@ -19,6 +19,7 @@ INFRA = ROOT / "infra"
 CHECKS: dict[str, Callable[[Path], list[str]]] = {
     "docker/Dockerfile": files.dockerfile,
     "slurm/gnp.sbatch": files.sbatch,
+    "k8s/base/nightly.sh": files.script,
     "ray/aws.yaml": files.launcher,
     "ray/on-premise.yaml": files.launcher,
     "terraform/aws": files.terraform,
@@ -47,6 +48,8 @@ TYPOS = [
     ("slurm/gnp.sbatch", "", "--object-store-memory", "--objects-memory", "--objects-memory"),
     ("slurm/gnp.sbatch", "", "gnp finalize", "gnp finalise", "gnp finalise: no such command"),
     ("slurm/gnp.sbatch", "", '--store "$3"', '--stores "$3"', "--stores"),
+    ("k8s/base/nightly.sh", "", "labels=$(", "lables=$(", "labels is referenced but not assigned"),
+    ("k8s/base/nightly.sh", "", "    esac\n    sleep", "    esc\n    sleep", "nightly.sh: "),
     ("ray/aws.yaml", "", "max_workers: 10", "max_worker: 10", "max_worker"),
     ("ray/aws.yaml", "", "use_internal_ips", "use_internal_ip", "use_internal_ip"),
     ("ray/aws.yaml", "", "    min_workers: 1\n    max_workers: 8", "    min_worker: 1", "min_worker"),

@@ -153,7 +153,7 @@ def test_the_program_says_what_it_checked_or_what_it_lacks() -> None:
     folder = os.environ.get("GNP_SCHEMAS", ROOT.parent / "shared" / "schemas")
     command = [sys.executable, "-m", "infra.check", "--schemas"]
     done = subprocess.run([*command, folder], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("8 kinds of files in infra/: no fault\n"), done.stdout
+    assert done.stdout.startswith("9 kinds of files in infra/: no fault\n"), done.stdout
     assert done.returncode == 0 or "not checked: " in done.stdout
     done = subprocess.run([*command, "nowhere"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -203,6 +203,7 @@ def test_prometheus_asks_where_ray_tells() -> None:
 _KUBECTL = """#!/bin/sh
 case "$*" in
 "get rayjob gnp -o jsonpath={.metadata.labels}") cat labels.json ;;
+"get rayjob gnp -o jsonpath={.metadata.annotations."*) cat applied.json ;;
 "get rayjob gnp -o jsonpath={.spec}") cat spec.json ;;
 "get rayjob nightly-1") test -e made.json ;;
 "get rayjob nightly-1 -o jsonpath="*) test -e made.json && echo "$END" ;;
@@ -213,14 +214,24 @@ esac
 
 
 @pytest.mark.parametrize(
-    ("end", "code"), [("Complete SUCCEEDED", 0), ("Complete STOPPED", 1), ("Failed FAILED", 1), ("Failed ", 1)]
+    ("end", "code", "annotated"),
+    [
+        ("Complete SUCCEEDED", 0, True),
+        ("Complete SUCCEEDED", 0, False),
+        ("Complete STOPPED", 1, True),
+        ("Failed FAILED", 1, True),
+        ("Failed ", 1, True),
+    ],
 )
 def test_the_night_makes_a_copy_once_and_ends_as_it_ends(
-    end: str, code: int, tmp_path: Path, published: schemas.Schemas
+    end: str, code: int, annotated: bool, tmp_path: Path, published: schemas.Schemas
 ) -> None:
     job = _of_kind("overlays/kueue", "RayJob")
     (tmp_path / "labels.json").write_text(json.dumps(job["metadata"]["labels"]))
-    (tmp_path / "spec.json").write_text(json.dumps(job["spec"]))
+    # As `kubectl apply` writes it down; what Kueue has admitted is another.
+    applied = {**job, "metadata": {**job["metadata"], "annotations": {"a": '{"spec":{}}'}}}
+    (tmp_path / "applied.json").write_text(f"{json.dumps(applied, separators=(',', ':'))}\n" if annotated else "")
+    (tmp_path / "spec.json").write_text(json.dumps({**job["spec"], "suspend": False} if annotated else job["spec"]))
     (tmp_path / "kubectl").write_text(_KUBECTL)
     (tmp_path / "kubectl").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_NAME": "nightly-1", "JOB_UID": "u", "END": end}

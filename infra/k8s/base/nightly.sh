@@ -6,7 +6,16 @@ set -eu
 
 if ! kubectl get rayjob "$JOB_NAME" >/dev/null 2>&1; then
     labels=$(kubectl get rayjob gnp -o jsonpath='{.metadata.labels}')
-    spec=$(kubectl get rayjob gnp -o jsonpath='{.spec}')
+    # As it was applied, if that is known: what a queue has admitted has been given its machines (nodeSelector), too.
+    applied=$(kubectl get rayjob gnp \
+        -o jsonpath='{.metadata.annotations.kubectl\.kubernetes\.io/last-applied-configuration}')
+    case $applied in
+    *'"spec":'*)
+        spec=${applied#*'"spec":'}
+        spec=${spec%\}*} # the brace that closes the whole
+        ;;
+    *) spec=$(kubectl get rayjob gnp -o jsonpath='{.spec}') ;;
+    esac
     kubectl create -f - <<EOF
 {
   "apiVersion": "ray.io/v1",
