@@ -44,6 +44,7 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_ADDRESS": f"http://127.0.0.1:{self._dashboard}",
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self.head: subprocess.Popen[bytes] | None = None

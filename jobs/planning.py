@@ -32,7 +32,9 @@ def plan(
         str | None,
         typer.Option(help="Another store, which says how long work takes: a trial's.", show_default=False),
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of an hour of one worker, in your money.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, max=1e6, help="Of an hour of one worker, in your money.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Says what a recipe will take: images, gradients, hours, bytes, and what of it is already done.
@@ -65,15 +67,16 @@ def plan(
     if not begun:
         console.print(f"{store}: no run has written here yet", markup=False, highlight=False, soft_wrap=True)
     _show(found)
-    for line in _closing(found, generators, scorers, price):
+    for line in _closing(found, generators, scorers, price, since=bool(since)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(found: "Estimate") -> None:
     from rich.table import Table
 
-    known = f", {found.shards_known} of them counted" if found.shards_known < found.shards else ""
-    table = Table(title=f"{found.images:,} images in {found.shards:,} shards{known} ({_bytes(found.input_bytes)})")
+    counted = f", {found.shards_known} of them counted" if found.shards_known < found.shards else ""
+    shards = f"{_number(found.shards, 'shard')}{counted} ({_bytes(found.input_bytes)})"
+    table = Table(title=f"{_number(found.images, 'image')} in {shards}")
     for column in ("", "done", "left", "gradients", "s an image", "one worker's", "to store", "measured on"):
         table.add_column(column, justify="left" if column in ("", "measured on") else "right")
     for work in found.works:
@@ -90,8 +93,12 @@ def _show(found: "Estimate") -> None:
     console.print(table)
 
 
-def _closing(found: "Estimate", generators: int, scorers: int, price: float | None) -> list[str]:
+def _closing(found: "Estimate", generators: int, scorers: int, price: float | None, *, since: bool) -> list[str]:
     left = sum(work.left for work in found.works)
+    if not found.shards:
+        return ["nothing to do: none of the recipe's shards was written in that time"]
+    if not left and since:
+        return ["nothing to do: the store holds everything that this recipe makes of these shards"]
     if not left:
         return ["nothing to do: the store holds everything that this recipe makes"]
     objects = sum(work.objects for work in found.works)
@@ -109,7 +116,8 @@ def _closing(found: "Estimate", generators: int, scorers: int, price: float | No
     last = "generators" if generating / generators > scoring / scorers else "scorers"
     lines += [
         f"of one worker: {_time(generating)} of a generator and {_time(scoring)} of a scorer's answers",
-        f"{_time(spent)} with {generators} generators and {scorers} scorers, which the {last} take longest for",
+        f"{_time(spent)} with {_number(generators, 'generator')} and {_number(scorers, 'scorer')}, of which the {last} "
+        "take longest",
     ]
     if price is not None:
         held = spent * (generators + scorers)
@@ -118,6 +126,10 @@ def _closing(found: "Estimate", generators: int, scorers: int, price: float | No
             "are kept until the end"
         )
     return lines
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _time(hours: float) -> str:

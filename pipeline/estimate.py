@@ -61,9 +61,9 @@ class Estimate:
 
     Attributes:
         shards: How many it names.
-        shards_known: Of how many of them the images have been counted.
+        shards_known: Of how many of them the parts have been counted.
         input_bytes: Their size together.
-        images: How many they hold, as far as known, the others at the same number of images a byte.
+        images: How many they hold: counted in some of them, and at as many a byte, within their parts, in the others.
         works: What there is to do.
     """
 
@@ -145,13 +145,17 @@ class _Counted:
         ]
         names = [take.shard.name for take in plan.takes]
         known = {name: count for name in names if (count := committed.count(name)) is not None}
+        self._held: dict[str, int] = {}
         per_byte, share = self._density(plan)
         self.known, self.parts, self.images = len(known), dict[str, int](), dict[str, int]()
         for take in plan.takes:
-            name, held = take.shard.name, take.shard.size_bytes * per_byte
+            name, part_size = take.shard.name, plan.job.data.part_size
+            held = self._held.get(name, take.shard.size_bytes * per_byte)
             held = held if take.images is None else min(held, take.images)
-            self.parts[name] = known.get(name) or max(1, math.ceil(round(held) / plan.job.data.part_size))
-            self.images[name] = round(held * share)
+            count = known.get(name) or max(1, math.ceil(round(held) / part_size))
+            # All of its parts but the last are full.
+            held = min(max(held, (count - 1) * part_size + 1), count * part_size) if name in known else held
+            self.parts[name], self.images[name] = count, round(held * share)
 
     def _density(self, plan: Plan) -> tuple[float, float]:
         """Images a byte of shard, and which share of them is taken: of some shards whose originals all stand."""
@@ -165,7 +169,8 @@ class _Counted:
                 self._ledger.marker(replace(original, part=Part(name, index, count))) for index in (0, count - 1)
             )
             size += int(first.fact("shard")["size_bytes"])
-            held += _held(first) * (count - 1) + _held(last)
+            self._held[name] = _held(first) * (count - 1) + _held(last)
+            held += self._held[name]
             read += int(first.fact("n_in")) + int(last.fact("n_in"))
             taken += int(first.fact("n_ok")) + int(last.fact("n_ok"))
         if size and plan.job.data.limit is None:

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_images_are_counted_to_the_last_part(
     assert (after.shards_known, after.images, after.works[0].objects) == (1, before.images, 6)
 
 
+def test_shards_of_unlike_images_are_counted_one_by_one(tmp_path: Path, tiny_checkpoint: Path, ledger: Ledger) -> None:
+    """As many images a byte as the others would make 1 of the padded shard's 2, and more of the others' 4."""
+    write_shard(tmp_path / "in" / "s-0.tar", [{**sample(index), "txt": bytes(50_000)} for index in range(2)])
+    write_shard(tmp_path / "in" / "s-1.tar", [sample(10 + index) for index in range(4)])
+    job = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi"),))
+    run_all(resolve(job), ledger)
+    only = replace(job, data=replace(job.data, shards=(job.data.shards[0].replace("*", "s-0"),)))
+    assert (estimate(resolve(job), ledger).images, estimate(resolve(only), ledger).images) == (6, 2)
+
+
 def test_everything_done_is_nothing_to_come(job: plan.Job, ledger: Ledger) -> None:
     planned = resolve(job)
     run_all(planned, ledger)
@@ -137,6 +148,10 @@ def test_the_command_says_it_and_makes_no_store(
     assert "4 images in" in out
     code, out, _ = gnp("plan", recipe, "--store", tmp_path / "nothing", "--since", "2100-01-01")
     assert code == 2
+    for shard in (tmp_path / "in").iterdir():
+        os.utime(shard, (1e9, 1e9))
+    code, out, _ = gnp("plan", recipe, "--store", tmp_path / "nothing", "--since", "2020-01-01")
+    assert out.endswith("nothing to do: none of the recipe's shards was written in that time\n")
     run_all(resolve(job), ledger)
     code, out, _ = gnp("plan", recipe, "--store", tmp_path / "store", "--price", 2, "--json")
     said = json.loads(out)
@@ -145,7 +160,7 @@ def test_the_command_says_it_and_makes_no_store(
     code, out, _ = gnp("plan", recipe, "--store", tmp_path / "store", "--price", 2, "--generators", 2)
     assert code == 0
     assert re.search(r"of one worker: \S+ s of a generator and \S+ s of a scorer's answers\n", out)
-    assert " with 2 generators and 1 scorers, which the " in out
+    assert " with 2 generators and 1 scorer, of which the " in out
     assert "0.00 at 2 an hour of a worker, for what they are busy; 0.00 if all" in out
 
 

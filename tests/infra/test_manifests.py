@@ -30,7 +30,7 @@ FIELDS = {
     "overlays/eks/kustomization.yaml": "annotations",
     "overlays/eks/machines.yaml": "tolerations",
     "overlays/kueue/kustomization.yaml": "replicas",
-    "overlays/kueue/rayjob.yaml": "suspend",
+    "overlays/kueue/rayjob.yaml": "enableInTreeAutoscaling",
     "overlays/raycron/kustomization.yaml": "replacements",
     "overlays/raycron/raycronjob.yaml": "schedule",
 }
@@ -206,7 +206,7 @@ case "$*" in
 "get rayjob gnp -o jsonpath={.metadata.annotations."*) cat applied.json ;;
 "get rayjob gnp -o jsonpath={.spec}") cat spec.json ;;
 "get rayjob nightly-1") test -e made.json ;;
-"get rayjob nightly-1 -o jsonpath="*) test -e made.json && echo "$END" ;;
+"get rayjob nightly-1 --ignore-not-found -o jsonpath="*) test "$END" = gone || echo "$END" ;;
 "create -f -") test ! -e made.json && cat > made.json ;;
 *) exit 64 ;;
 esac
@@ -219,6 +219,7 @@ esac
         ("Complete SUCCEEDED", 0, True),
         ("Complete SUCCEEDED", 0, False),
         ("Complete STOPPED", 1, True),
+        ("gone", 1, True),
         ("Failed FAILED", 1, True),
         ("Failed ", 1, True),
     ],
@@ -231,7 +232,7 @@ def test_the_night_makes_a_copy_once_and_ends_as_it_ends(
     # As `kubectl apply` writes it down; what Kueue has admitted is another.
     applied = {**job, "metadata": {**job["metadata"], "annotations": {"a": '{"spec":{}}'}}}
     (tmp_path / "applied.json").write_text(f"{json.dumps(applied, separators=(',', ':'))}\n" if annotated else "")
-    (tmp_path / "spec.json").write_text(json.dumps({**job["spec"], "suspend": False} if annotated else job["spec"]))
+    (tmp_path / "spec.json").write_text(json.dumps({**job["spec"], "suspend": True} if annotated else job["spec"]))
     (tmp_path / "kubectl").write_text(_KUBECTL)
     (tmp_path / "kubectl").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_NAME": "nightly-1", "JOB_UID": "u", "END": end}

@@ -31,9 +31,14 @@ EOF
 fi
 
 while true; do
-    # The API may be away for a while.
-    status=$(kubectl get rayjob "$JOB_NAME" -o jsonpath='{.status.jobDeploymentStatus} {.status.jobStatus}') || status=
+    # The API may be away for a while; that the RayJob is gone is an answer, too, and an empty one.
+    status=$(kubectl get rayjob "$JOB_NAME" --ignore-not-found \
+        -o jsonpath='{.status.jobDeploymentStatus} {.status.jobStatus}') || status=unknown
     case $status in
+    "")
+        echo "$JOB_NAME: was deleted" >&2
+        exit 1
+        ;;
     "Complete SUCCEEDED") exit 0 ;;
     Complete* | Failed* | ValidationFailed*)
         echo "$JOB_NAME: $status" >&2
