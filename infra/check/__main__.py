@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.check import alerts, files, manifests, schemas
+from infra.check import alerts, files, manifests, schemas, terraform
 
 _ROOT = Path(__file__).parents[2]
 _INFRA = _ROOT / "infra"
@@ -37,7 +37,7 @@ def main() -> int:
         if tool and shutil.which(tool) is None:
             left_out.append(f"{what} (no {tool})")
         else:
-            found += check()
+            found += _faults(what, check)
     print("\n".join(found) or f"{len(checks)} kinds of files in infra/: no fault")
     if left_out:
         print(f"not checked: {', '.join(left_out)}")
@@ -46,18 +46,26 @@ def main() -> int:
 
 def _checks(published: schemas.Schemas) -> dict[str, tuple[str, Callable[[], list[str]]]]:
     """By what is checked: the tool that it takes, and what gives the faults."""
-    terraform, prometheus = _INFRA / "terraform", _INFRA / "prometheus"
+    modules, prometheus = _INFRA / "terraform", _INFRA / "prometheus"
     return {
         "the image": ("", lambda: files.dockerfile(_INFRA / "docker" / "Dockerfile")),
         "Kubernetes' scripts": ("", lambda: _each(sorted((_INFRA / "k8s").rglob("*.sh")), files.script)),
         "Slurm": ("", lambda: files.sbatch(_INFRA / "slurm" / "gnp.sbatch")),
         "Ray's launcher": ("", lambda: _each(sorted((_INFRA / "ray").glob("*.yaml")), files.launcher)),
-        "Terraform": ("", lambda: _each(sorted(each for each in terraform.iterdir()), files.terraform)),
-        "Terraform's format": ("terraform", lambda: files.formatted(terraform)),
+        "Terraform": ("", lambda: _each(sorted(modules.iterdir()), terraform.module)),
+        "Terraform's format": ("terraform", lambda: terraform.formatted(modules)),
         "Kubernetes": ("kubectl", lambda: manifests.check(_INFRA / "k8s", published)[1]),
         "alerts": ("promtool", lambda: alerts.alerts(prometheus, _ROOT / "docs" / "runbook.md")),
         "the dashboard": ("", lambda: alerts.dashboard(_INFRA / "grafana" / "gnp.json")),
     }
+
+
+def _faults(what: str, check: Callable[[], list[str]]) -> list[str]:
+    """What a check finds; where a file is so unlike what it should be that the check cannot follow it, that."""
+    try:
+        return check()
+    except Exception as error:  # whatever is wrong with a file is a fault of the file
+        return [f"{what}: cannot be followed: {type(error).__name__}: {error}"]
 
 
 def _each(paths: list[Path], check: Callable[[Path], list[str]]) -> list[str]:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import promql_parser
 import yaml
@@ -15,6 +16,31 @@ from pipeline.engine import metrics
 _TOLD = {metrics.exported(metric): set(metric.info["tag_keys"]) for metric in metrics.ALL}
 # What kube-state-metrics tells of a CronJob.
 _TOLD |= {f"kube_cronjob_{name}": {"namespace", "cronjob"} for name in ("created", "status_last_successful_time")}
+# What Grafana reads of a dashboard, as far as it is used here: a place, and what may stand there.
+_DASHBOARD = {
+    "": "annotations panels refresh schemaVersion tags templating time timezone title uid version",
+    "annotations": "list",
+    "panels": "datasource description fieldConfig gridPos id options targets title type",
+    "panels.datasource": "type uid",
+    "panels.fieldConfig": "defaults overrides",
+    "panels.fieldConfig.defaults": "custom decimals max min unit",
+    "panels.fieldConfig.defaults.custom": "fillOpacity stacking",
+    "panels.fieldConfig.defaults.custom.stacking": "mode",
+    "panels.gridPos": "h w x y",
+    "panels.options": "legend reduceOptions tooltip",
+    "panels.options.legend": "displayMode placement",
+    "panels.options.reduceOptions": "calcs",
+    "panels.options.tooltip": "mode",
+    "panels.targets": "expr legendFormat refId",
+    "templating": "list",
+    "templating.list": "current datasource includeAll label multi name query refresh type",
+    "templating.list.current": "text value",
+    "templating.list.datasource": "type uid",
+    "templating.list.query": "query refId",
+    "time": "from to",
+}
+_FIELDS = {f"{place}.{name}".lstrip(".") for place, names in _DASHBOARD.items() for name in names.split()}
+_PANELS = {"stat", "timeseries"}
 
 
 def alerts(folder: Path, runbook: Path) -> list[str]:
@@ -46,14 +72,29 @@ def alerts(folder: Path, runbook: Path) -> list[str]:
 
 
 def dashboard(file: Path) -> list[str]:
-    """Faults of the dashboard's queries, a line each."""
-    panels = json.loads(file.read_text(encoding="utf-8"))["panels"]
-    return [
-        f"{file.name}: {panel['title']}: {fault}"
-        for panel in panels
-        for target in panel["targets"]
-        for fault in unknown(target["expr"])
-    ]
+    """Faults of the dashboard's fields and queries, a line each."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return [f"{file.name}: {error}"]
+    faults = [f"{file.name}: {path}: Grafana reads no such field" for path in sorted(set(_paths(told)) - _FIELDS)]
+    if faults:
+        return faults
+    for panel in told["panels"]:
+        named = f"{file.name}: {panel['title']}"
+        if panel["type"] not in _PANELS:
+            faults.append(f"{named}: {panel['type']}: no kind of panel that is used here")
+        faults += [f"{named}: {fault}" for target in panel["targets"] for fault in unknown(target["expr"])]
+    return faults
+
+
+def _paths(node: Any, path: str = "") -> Iterator[str]:
+    """Yields the path of every field, through lists as if these were not there."""
+    for name, child in node.items() if isinstance(node, dict) else ():
+        yield f"{path}{name}"
+        yield from _paths(child, f"{path}{name}.")
+    for child in node if isinstance(node, list) else ():
+        yield from _paths(child, path)
 
 
 def unknown(query: str) -> Iterator[str]:

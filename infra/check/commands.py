@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -36,22 +36,48 @@ def misused(text: str) -> Iterator[str]:
 
 def refused(command: str) -> Iterator[str]:
     """Yields what ray or gnp would refuse of a command, or of several in one `sh -c`; nothing else may stand in it."""
-    words = shlex.split(command)
-    if words[:2] == ["sh", "-c"]:
-        words = list(shlex.shlex("".join(words[2:3]), posix=True, punctuation_chars=True))
-    single: list[str] = []
-    for word in [*words, "&&"]:
-        if word not in ("&&", "||", ";"):
-            single.append(word)
-            continue
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        yield f"{command}: {error}"
+        return
+    for single in _singles(words[2] if words[:2] == ["sh", "-c"] and len(words) == 3 else command):
         yield from _refused(single)
-        single = []
+
+
+def refused_in(command: Sequence[str]) -> Iterator[str]:
+    """Yields what ray or gnp would refuse of their commands among others in a `sh -c`."""
+    script = " ".join(command[2:]) if list(command[:2]) == ["sh", "-c"] else " ".join(command)
+    for single in _singles(script):
+        begins = [index for index, word in enumerate(single) if word in _PROGRAMS]
+        yield from _refused(single[begins[0] :]) if begins else ()
+
+
+def unstartable(parameters: Mapping[str, str]) -> Iterator[str]:
+    """Yields what `ray start` would refuse of what KubeRay hands to it, resources aside."""
+    given = [f"--{name}={value}" for name, value in parameters.items() if name != "resources"]
+    yield from _refused(["ray", "start", *given])
+
+
+def _singles(script: str) -> Iterator[list[str]]:
+    """The words of each command in a script that `&&`, `||`, `;` and `|` join."""
+    single: list[str] = []
+    lexer = shlex.shlex(script, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    for word in [*lexer, ";"]:
+        if word not in ("&&", "||", ";", "|"):
+            single.append(word)
+        elif single:
+            yield single
+            single = []
 
 
 def _refused(words: list[str]) -> Iterator[str]:
     program = _PROGRAMS.get(" ".join(words[:1]))
     if program is None:
         yield f"{' '.join(words)}: neither ray nor gnp"
+        return
+    if words[1:] == ["--help"]:
         return
     called = " ".join(words[:2])
     command = program.commands.get(" ".join(words[1:2]))

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -15,15 +16,13 @@ from typing import Any
 
 import botocore.session
 import click
-import hcl2
 import jsonschema
 import ray.autoscaler
 import yaml
 from botocore.validate import ParamValidator
-from lark.exceptions import LarkError
 from ray.autoscaler._private import util
 
-from infra.check.commands import joined, misused
+from infra.check.commands import joined, misused, refused, refused_in
 from pipeline.pools import RESOURCES
 
 ROOT = Path(__file__).parents[2]
@@ -36,16 +35,12 @@ _SBATCH = """
     ntasks ntasks-per-node open-mode output partition qos requeue reservation signal switches time time-min tmp
 """
 
+# What Slurm tells a job of, as far as it is asked here.
+_SLURM = "SLURM_JOB_ID SLURM_JOB_NUM_NODES SLURMD_NODENAME"
+_SIGNALS = {each.name for each in signal.Signals}
+
 # What a node may declare.
 _RESOURCES = {"CPU", "GPU", "memory", "object_store_memory", *RESOURCES.values()}
-
-# Terraform's own blocks, and what may stand in those whose arguments are not a provider's.
-_BLOCKS = {"terraform", "provider", "variable", "locals", "data", "resource", "output"}
-_ARGUMENTS = {
-    "variable": {"type", "default", "description", "validation", "sensitive", "nullable"},
-    "output": {"description", "value", "sensitive", "depends_on"},
-    "terraform": {"required_version", "required_providers", "backend"},
-}
 
 
 def dockerfile(path: Path, root: Path = ROOT) -> list[str]:
@@ -63,6 +58,11 @@ def dockerfile(path: Path, root: Path = ROOT) -> list[str]:
             faults.append(f"COPY {source}: there is no such file")
         elif _ignored(source, ignore.read_text(encoding="utf-8").splitlines()):
             faults.append(f"COPY {source}: {ignore.name} keeps it out of the build")
+    (command,) = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)
+    faults += refused(shlex.join(json.loads(command)))
+    faults += [f"{name}: pip is handed no such file" for name in _constraints(text) if not (root / name).exists()]
+    if "RAY_AUTH_MODE=token" not in text:
+        faults.append("ENV: no RAY_AUTH_MODE=token: whoever reaches a Ray may run anything")
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [extra for named in re.findall(r"\.\[([\w,]+)\]", text) for extra in named.split(",")]
     faults += [f"[{extra}]: no such extra" for extra in extras if extra not in project["optional-dependencies"]]
@@ -73,8 +73,21 @@ def dockerfile(path: Path, root: Path = ROOT) -> list[str]:
 
 def sbatch(path: Path) -> list[str]:
     """Faults of a script for sbatch: those of any, and options that sbatch does not know."""
-    asked = re.findall(r"^#SBATCH\s+(?:--)?([\w-]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    text = path.read_text(encoding="utf-8")
+    asked = re.findall(r"^#SBATCH\s+(?:--)?([\w-]+)", text, re.MULTILINE)
     faults = [f"#SBATCH {option}: no option of sbatch's" for option in asked if option not in _SBATCH.split()]
+    faults += [f"#{word}: neither SBATCH nor a comment" for word in re.findall(r"^#(?!SBATCH\b)([A-Z]+)\b", text, re.M)]
+    faults += [f"{name}: no signal" for name in re.findall(r"--signal=B:(\w+)@", text) if f"SIG{name}" not in _SIGNALS]
+    faults += [
+        f"${name}: Slurm sets none such" for name in re.findall(r"\$(SLURM\w+)", text) if name not in _SLURM.split()
+    ]
+    faults += [f"scontrol {name}: no such command" for name in re.findall(r"scontrol (\w+)", text) if name != "requeue"]
+    faults += (
+        [] if "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=" in text else ["no token: whoever reaches Ray may run anything"]
+    )
+    begun = re.search(r"^[^#\n]", text, re.MULTILINE)
+    if begun and "\n#SBATCH" in text[begun.start() :]:
+        faults.append("#SBATCH: after the first command, where sbatch does not look")
     return [*script(path), *_of(path, faults)]
 
 
@@ -103,57 +116,18 @@ def launcher(path: Path) -> list[str]:
     declared = {name for each in config.get("available_node_types", {}).values() for name in each.get("resources", {})}
     faults += [f"resources.{name}: nothing of Ray's or ours" for name in sorted(declared - _RESOURCES)]
     commands = [command for key in config if key.endswith("_commands") for command in config[key]]
-    faults += misused("\n".join(commands))
+    for command in commands:  # whatever lies before the program's name
+        faults += refused_in([re.sub(r"\S*/(ray|gnp) ", r"\1 ", command)])
+    heads = [each for name, each in config.get("available_node_types", {}).items() if name == config["head_node_type"]]
+    faults += [
+        f"{config['head_node_type']}: no work is for the head: CPU: 0" for each in heads if each["resources"]["CPU"]
+    ]
     faults += [
         f"{command}: starts without RAY_AUTH_MODE=token"
         for command in commands
         if "ray start" in command and "RAY_AUTH_MODE=token" not in command
     ]
     return _of(path, faults)
-
-
-def terraform(folder: Path) -> list[str]:
-    """Faults of a Terraform module, as far as they can be told without its providers.
-
-    They are: syntax, blocks and arguments that Terraform itself does not know, variables and outputs without a
-    description, and names that are used and not declared, or declared and not used.
-    """
-    faults: list[str] = []
-    used: dict[str, Path] = {}
-    declared: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.tf")):
-        text = path.read_text(encoding="utf-8")
-        try:
-            blocks = hcl2.loads(text)
-        except LarkError as error:
-            return _of(path, [" ".join(str(error).split())[:200]])
-        faults += _of(path, _unknown(blocks))
-        declared |= dict.fromkeys(_declared(blocks), path)
-        used |= dict.fromkeys(_used(text), path)
-    for name in sorted(used.keys() - declared.keys()):
-        faults += _of(used[name], [f"{name} is not declared"])
-    for name in sorted(declared.keys() - used.keys()):
-        faults += _of(declared[name], [f"{name} is not used"] if name.startswith(("var.", "local.")) else [])
-    return faults
-
-
-def formatted(folder: Path) -> list[str]:
-    """Files below a folder that `terraform fmt` would write otherwise, or cannot read.
-
-    Raises:
-        FileNotFoundError: There is no terraform.
-    """
-    done = subprocess.run(
-        ["terraform", "fmt", "-check", "-recursive", "-no-color", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=_TOOL_S,
-        check=False,
-    )
-    if not done.returncode:
-        return []
-    wrong = [f"{Path(line).name}: not as terraform fmt writes it" for line in done.stdout.splitlines()]
-    return wrong or [" ".join(done.stderr.split())]
 
 
 def _of(path: Path, faults: Iterable[str]) -> list[str]:
@@ -183,6 +157,11 @@ def _copied(text: str) -> Iterator[str]:
             yield from [word for word in words if not word.startswith("--")][:-1]
 
 
+def _constraints(text: str) -> set[str]:
+    """What pip is told to hold versions to."""
+    return set(re.findall(r"--constraint (\S+)", joined(text)))
+
+
 def _ignored(source: str, patterns: list[str]) -> bool:
     """Whether a .dockerignore keeps a file or folder out: the last line that fits it, or a folder above, says so."""
     parts = [source, *map(str, PurePosixPath(source).parents)]
@@ -209,36 +188,17 @@ def _refused_by_ec2(types: dict[str, Any]) -> Iterator[str]:
         asked = {key: value for key, value in each["node_config"].items() if key != "SubnetIds"}
         report = ParamValidator().validate({**asked, "MinCount": 1, "MaxCount": 1}, shape)
         yield from (f"{name}.node_config: {line}" for line in report.generate_report().splitlines())
+        if not report.has_errors():
+            yield from (f"{name}.node_config.{fault}" for fault in _not_listed(asked, shape))
 
 
-def _unknown(blocks: dict[str, Any]) -> Iterator[str]:
-    """What Terraform itself does not know, and what is not described."""
-    yield from (f"{kind}: no block of Terraform's" for kind in _names(blocks) - _BLOCKS)
-    for kind, arguments in _ARGUMENTS.items():
-        for block in blocks.get(kind, []):
-            for name, body in [(kind, block)] if kind == "terraform" else block.items():
-                bare = name.strip('"')
-                yield from (f"{bare}: {argument}: no such argument" for argument in _names(body) - arguments)
-                if "description" in arguments and "description" not in body:
-                    yield f"{bare}: no description"
-
-
-def _declared(blocks: dict[str, Any]) -> Iterator[str]:
-    """Yields var.NAME, local.NAME, TYPE.NAME and data.TYPE.NAME."""
-    for kind, prefix in (("variable", "var."), ("locals", "local.")):
-        for block in blocks.get(kind, []):
-            yield from (f"{prefix}{name}" for name in _names(block))
-    for kind, prefix in (("resource", ""), ("data", "data.")):
-        for block in blocks.get(kind, []):
-            yield from (f"{prefix}{type_}.{name}" for type_ in _names(block) for name in _names(block[f'"{type_}"']))
-
-
-def _names(body: dict[str, Any]) -> set[str]:
-    """What stands in a block, without what the parser adds: comments, and quotes."""
-    return {name.strip('"') for name in body if not name.startswith("__")}
-
-
-def _used(text: str) -> list[str]:
-    """The names of the same form that the text refers to."""
-    bare = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
-    return re.findall(r"(?<![\w.])(?:var\.\w+|local\.\w+|data\.aws_\w+\.\w+|aws_\w+\.\w+)", bare)
+def _not_listed(given: Any, shape: Any) -> Iterator[str]:
+    """Values that are not among those that EC2 lists, which its validator does not look at."""
+    if shape.type_name == "structure":
+        for name, each in given.items():
+            yield from (f"{name}.{fault}" for fault in _not_listed(each, shape.members[name]))
+    elif shape.type_name == "list":
+        for each in given:
+            yield from _not_listed(each, shape.member)
+    elif getattr(shape, "enum", []) and given not in shape.enum:
+        yield f"{given}: EC2 knows none such"

@@ -7,30 +7,36 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ray.scripts.scripts import start
-
 from infra.check import commands
 from infra.check.nodes import nodes
-from infra.check.schemas import Document
+from infra.check.schemas import Document, Schemas
 from pipeline import config
 from pipeline.errors import RecipeError
 from pipeline.pools import RESOURCES
 
 # Whoever runs it makes these, and lets them be absent.
 _SECRETS = {"gnp-credentials"}
-_RAY_START = {option.removeprefix("--") for parameter in start.params for option in parameter.opts}
 
 
-def dangling(documents: Sequence[Document]) -> Iterator[str]:
+def dangling(documents: Sequence[Document], schemas: Schemas) -> Iterator[str]:
     """Yields `Kind/name: path: what` for what objects that are applied together name, and what is not there.
 
     Args:
         documents: Each fits its schema.
+        schemas: Of custom resources.
     """
+    resources = {(version.partition("/")[0], f"{kind.lower()}s") for version, kind in schemas}
+    ports = {port["containerPort"] for document in documents for _, node in nodes(document) for port in _ports(node)}
     there = {(document["kind"], document["metadata"]["name"]): document for document in documents}
     pods = [labels for document in documents for labels in _labels(document)]
     for (kind, name), document in there.items():
-        faults = [*_missing(document, set(there)), *_unlabelled(document, pods), *_misled(document, there)]
+        faults = [
+            *_missing(document, set(there)),
+            *_unlabelled(document, pods),
+            *_misled(document, there),
+            *_closed(document, ports),
+            *(f"rules: {group}/{each}: no such resource" for group, each in _ruled(document) - resources),
+        ]
         yield from (f"{kind}/{name}: {fault}" for fault in faults)
 
 
@@ -53,6 +59,27 @@ def _missing(document: Document, there: set[tuple[str, str]]) -> Iterator[str]:
             yield from (f"{where}: no volume {each['name']}" for each in mounts if each["name"] not in volumes)
         if named is not None and named not in there:
             yield f"{where}: there is no {named[0]} {named[1]}"
+
+
+def _ruled(document: Document) -> set[tuple[str, str]]:
+    """Group and resource of all that a Role is about."""
+    rules = document["rules"] if document["kind"] == "Role" else []
+    return {(group, each) for rule in rules for group in rule["apiGroups"] for each in rule["resources"]}
+
+
+def _ports(node: Any) -> list[dict[str, Any]]:
+    """What a container listens on."""
+    found: list[dict[str, Any]] = node.get("ports", []) if isinstance(node, dict) and "image" in node else []
+    return found
+
+
+def _closed(document: Document, ports: set[int]) -> Iterator[str]:
+    """Ports that are let in to, or named by a Service, and on which no container listens."""
+    ingress = document["spec"].get("ingress", []) if document["kind"] == "NetworkPolicy" else []
+    let_in = ingress or ([document["spec"]] if document["kind"] == "Service" else [])
+    for port in (port["port"] for rule in let_in for port in rule.get("ports", [])):
+        if port not in ports:
+            yield f"spec: port {port}: no container listens there"
 
 
 def _labels(document: Document) -> Iterator[dict[str, str]]:
@@ -89,12 +116,12 @@ def _misled(document: Document, there: dict[tuple[str, str], Document]) -> Itera
         if path[-1:] == ("rayVersion",) and node != metadata.version("ray"):
             yield f"{where}: {node}: the image has {metadata.version('ray')}"
         elif path[-1:] == ("rayStartParams",):
-            yield from (f"{where}: ray start has no --{each}" for each in node.keys() - _RAY_START)
+            yield from (f"{where}: {fault}" for fault in commands.unstartable(node))
             yield from (f"{where}.resources: {fault}" for fault in _undeclared(node.get("resources", '"{}"')))
         elif path[-1:] == ("entrypoint",):
             yield from (f"{where}: {fault}" for fault in commands.refused(node))
         elif path[-1:] == ("command",):
-            yield from (f"{where}: {fault}" for fault in commands.misused(" ".join(node)))
+            yield from (f"{where}: {fault}" for fault in commands.refused_in(node))
         elif isinstance(node, dict) and "rayClusterSpec" in node:
             head = node["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
             yield from (f"{where}.entrypoint: {fault}" for fault in _not_given(node["entrypoint"], head, there))

@@ -14,6 +14,9 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 
+# As Pod Security's level `restricted` wants every container.
+_BARE = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
 
 def breaches(document: Document) -> Iterator[str]:
     """Yields `path: what` for each rule that an object breaks, whose schema it fits."""
@@ -28,6 +31,16 @@ def breaches(document: Document) -> Iterator[str]:
                 missing = {"cpu", "memory"} - node.get("resources", {}).get(kind, {}).keys()
                 if missing:
                     yield f"{where}.resources.{kind}: no {' and no '.join(sorted(missing))}"
+        if path[-2:-1] in (("containers",), ("initContainers",)) and node.get("securityContext") != _BARE:
+            yield f"{where}.securityContext: the namespace is restricted, and wants {_BARE}"
+        if isinstance(node, dict) and "containers" in node and not _restricted(node.get("securityContext", {})):
+            yield f"{where}.securityContext: the namespace is restricted: runAsNonRoot, seccompProfile"
+        if path[-1:] == ("rayClusterSpec",) and node.get("authOptions") != {"mode": "token"}:
+            yield f"{where}.authOptions: no token is asked for: whoever reaches the head may run anything"
+
+
+def _restricted(context: dict[str, Any]) -> bool:
+    return context.get("runAsNonRoot") is True and context.get("seccompProfile") == {"type": "RuntimeDefault"}
 
 
 def _setting(path: tuple[str, ...], node: Any) -> str:

@@ -49,6 +49,16 @@ def test_a_typo_is_found_and_named(tmp_path: Path, file: str, old: str, new: str
     assert says in fault
 
 
-def test_a_dashboard_s_typo_is_found_and_named(tmp_path: Path) -> None:
-    (path := tmp_path / "gnp.json").write_text(DASHBOARD.read_text().replace("ray_gnp_items_left", "ray_gnp_item_left"))
-    assert any("ray_gnp_item_left: no metric of a run" in fault for fault in alerts.dashboard(path))
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("ray_gnp_items_left", "ray_gnp_item_left", "ray_gnp_item_left: no metric of a run"),
+        ("legendFormat", "legendFormt", "panels.targets.legendFormt: Grafana reads no such field"),
+        ('"timeseries"', '"timeserie"', "timeserie: no kind of panel"),
+        ('"panels": [', '"panels": [,', "Expecting value"),
+    ],
+)
+def test_a_dashboard_s_typo_is_found_and_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in DASHBOARD.read_text()
+    (path := tmp_path / "gnp.json").write_text(DASHBOARD.read_text().replace(old, new))
+    assert any(says in fault for fault in alerts.dashboard(path))

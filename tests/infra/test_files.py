@@ -1,6 +1,7 @@
 """The files of infra/ beside the Kubernetes manifests: each passes its check, and no seeded typo does."""
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -11,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
-from infra.check import files
+from infra.check import files, terraform
+from infra.check.__main__ import _faults
 from tests.conftest import ROOT
 
 INFRA = ROOT / "infra"
@@ -22,8 +25,8 @@ CHECKS: dict[str, Callable[[Path], list[str]]] = {
     "k8s/base/nightly.sh": files.script,
     "ray/aws.yaml": files.launcher,
     "ray/on-premise.yaml": files.launcher,
-    "terraform/aws": files.terraform,
-    "terraform/s3-compatible": files.terraform,
+    "terraform/aws": terraform.module,
+    "terraform/s3-compatible": terraform.module,
 }
 
 # CI has terraform, or fails.
@@ -48,6 +51,15 @@ TYPOS = [
     ("slurm/gnp.sbatch", "", "--object-store-memory", "--objects-memory", "--objects-memory"),
     ("slurm/gnp.sbatch", "", "gnp finalize", "gnp finalise", "gnp finalise: no such command"),
     ("slurm/gnp.sbatch", "", '--store "$3"', '--stores "$3"', "--stores"),
+    ("docker/Dockerfile", "", "RAY_AUTH_MODE=token", "RAY_AUTH_MOD=token", "no RAY_AUTH_MODE=token"),
+    ("docker/Dockerfile", "", "--constraint requirements.lock", "--constraint requirement.lock", "requirement.lock"),
+    ("docker/Dockerfile", "", 'CMD ["gnp"', 'CMD ["gpn"', "gpn --help: neither ray nor gnp"),
+    ("slurm/gnp.sbatch", "", "#SBATCH --requeue", "#SBTACH --requeue", "#SBTACH: neither SBATCH nor a comment"),
+    ("slurm/gnp.sbatch", "", "B:USR1@120", "B:URS1@120", "URS1: no signal"),
+    ("slurm/gnp.sbatch", "", "$SLURM_JOB_NUM_NODES", "$SLURM_JOB_NUMNODES", "$SLURM_JOB_NUMNODES: Slurm sets none"),
+    ("slurm/gnp.sbatch", "", "scontrol requeue", "scontrol reqeue", "scontrol reqeue: no such command"),
+    ("slurm/gnp.sbatch", "", "RAY_AUTH_MODE=token", "RAY_AUTH_MOD=token", "no token"),
+    ("slurm/gnp.sbatch", "", "pipefail\n", "pipefail\n#SBATCH --mem=1G\n", "#SBATCH: after the first command"),
     ("k8s/base/nightly.sh", "", "labels=$(", "lables=$(", "labels is referenced but not assigned"),
     ("k8s/base/nightly.sh", "", "    esac\n    sleep", "    esc\n    sleep", "nightly.sh: "),
     ("ray/aws.yaml", "", "max_workers: 10", "max_worker: 10", "max_worker"),
@@ -59,6 +71,10 @@ TYPOS = [
     ("ray/aws.yaml", "", "head_node_type: head", "head_node_type: heads", "head_node_type"),
     ("ray/aws.yaml", "", "InstanceMarketOptions", "InstanceMarketOption", "InstanceMarketOption"),
     ("ray/aws.yaml", "", "{MarketType: spot}", "{MarketTyp: spot}", "MarketTyp"),
+    ("ray/aws.yaml", "", "{MarketType: spot}", "{MarketType: sopt}", "MarketType.sopt: EC2 knows none such"),
+    ("ray/aws.yaml", "", "g5.2xlarge", "g5.2xlrage", "InstanceType.g5.2xlrage: EC2 knows none such"),
+    ("ray/aws.yaml", "", "{CPU: 0}", "{CPU: 2}", "head: no work is for the head: CPU: 0"),
+    ("ray/aws.yaml", "", "--object-store-memory=500000000 --auto", "--object-store-memory=5OO --auto", "'5OO' is not"),
     ("ray/aws.yaml", "", "--autoscaling-config", "--autoscaler-config", "--autoscaler-config"),
     ("ray/aws.yaml", "", "RAY_AUTH_MODE=token ray start --address", "ray start --address", "RAY_AUTH_MODE"),
     ("ray/aws.yaml", "", "&subnets [", "&subnets {", "aws.yaml: while parsing"),
@@ -67,6 +83,21 @@ TYPOS = [
     ("ray/on-premise.yaml", "", "--num-gpus=0", "--num-gpu=0", "--num-gpu"),
     ("ray/on-premise.yaml", "", "ray start --head", "ray strat --head", "ray strat: no such command"),
     ("terraform/aws", "variables.tf", 'variable "prefix"', 'variable "prefixes"', "var.prefix is not declared"),
+    (
+        "terraform/aws",
+        "bucket.tf",
+        "versioning_configuration {",
+        "versioning_configuraton {",
+        "versioning_configuraton: no",
+    ),
+    ("terraform/aws", "bucket.tf", "days_after_initiation", "days_after_initation", "days_after_initation: no such"),
+    ("terraform/aws", "bucket.tf", '"aws_s3_bucket_policy"', '"aws_s3_buckt_policy"', "aws_s3_buckt_policy: no type"),
+    ("terraform/aws", "bucket.tf", "results.arn", "results.anr", ".anr: no attribute"),
+    ("terraform/aws", "variables.tf", "startswith(", "starstwith(", "starstwith(): no function"),
+    ("terraform/aws", "access.tf", "s3:PutObject", "s3:PutObjet", "s3:PutObjet: no right of AWS's"),
+    ("terraform/aws", "machines.tf", "ec2:RunInstances", "ec2:RunInstance", "ec2:RunInstance: no right of AWS's"),
+    ("terraform/aws", "access.tf", '"StringEquals"', '"StringEqual"', "StringEqual: no test of IAM's"),
+    ("terraform/s3-compatible", "versions.tf", "s3_use_path_style", "s3_use_pathstyle", "s3_use_pathstyle: no such"),
     ("terraform/aws", "variables.tf", 'variable "prefix"', 'variable "prefixes"', "var.prefixes is not used"),
     ("terraform/aws", "variables.tf", "  description", "  descripton", "descripton: no such argument"),
     ("terraform/aws", "variables.tf", "error_message = ", "error_message ", "variables.tf: Unexpected token"),
@@ -125,7 +156,7 @@ def test_a_typo_is_named(name: str, file: str, right: str, wrong: str, said: str
 
 @wants_terraform
 def test_terraform_s_own_formatter_has_nothing_to_change() -> None:
-    assert files.formatted(INFRA / "terraform") == []
+    assert terraform.formatted(INFRA / "terraform") == []
 
 
 @wants_terraform
@@ -139,7 +170,7 @@ def test_what_terraform_would_format_otherwise_or_cannot_read_is_named(
     copied = shutil.copytree(INFRA / "terraform", tmp_path / "terraform")
     changed = copied / "s3-compatible" / "main.tf"
     changed.write_text(changed.read_text(encoding="utf-8").replace(right, wrong, 1), encoding="utf-8")
-    (fault,) = files.formatted(copied)
+    (fault,) = terraform.formatted(copied)
     assert said in fault
 
 
@@ -236,3 +267,18 @@ def test_a_slurm_job_without_a_store_says_what_it_wants(tmp_path: Path) -> None:
     assert running.wait(60) == 2
     assert running.stderr is not None
     assert "RECIPE STORE" in running.stderr.read()
+
+
+def test_machines_have_the_names_that_their_rights_are_for() -> None:
+    launcher = yaml.safe_load((INFRA / "ray/aws.yaml").read_text())
+    (name,) = re.findall(
+        r'variable "name" \{.*?default\s+= "(\w+)"', (INFRA / "terraform/aws/variables.tf").read_text(), re.S
+    )
+    assert launcher["cluster_name"] == name
+    profiles = {each["node_config"]["IamInstanceProfile"]["Name"] for each in launcher["available_node_types"].values()}
+    assert profiles == {f"{name}-head", f"{name}-worker"}
+
+
+def test_what_no_check_can_follow_is_a_fault_too() -> None:
+    found = {"a": "field"}
+    assert _faults("a file", lambda: [found["b"]]) == ["a file: cannot be followed: KeyError: 'b'"]
