@@ -122,7 +122,23 @@ def test_the_demo_survives_a_node_s_loss_and_its_driver_s_and_a_second_run_does_
     submit(nodes, "fifth", *generate)
     assert end_of(nodes, "fifth")[1].rstrip().splitlines()[-1].startswith("nothing to do: ")
     assert audit(Ledger(Storage(str(store)))).problems == []
-    run_the_runbook(nodes, {"STORE": str(store), "RECIPE": str(recipe), "JOB": "second"})
+
+
+@pytest.mark.journey
+@pytest.mark.timeout(1200)
+def test_every_command_of_the_runbook_runs_while_a_run_is_at_work(
+    nodes: Cluster, demo_assets: Path, tmp_path: Path
+) -> None:
+    """In its order: the run is stopped, which lets it put away what is in hand, goes on, and is finalized."""
+    store = tmp_path / "store"
+    recipe, _ = nightly(tmp_path, demo_assets)
+    submit(nodes, "tonight", str(BIN / "gnp"), "generate", str(recipe), "--store", str(store))
+    until(lambda: committed(store) >= 2)
+    run_the_runbook(nodes, {"STORE": str(store), "RECIPE": str(recipe), "JOB": "tonight"})
+    status, said = end_of(nodes, "tonight")
+    assert status == "STOPPED"
+    assert re.search(r"^stopped \(\d+ images attacked, 0 quarantined\); what is committed stands", said, re.MULTILINE)
+    assert committed(store) == PARTS * ATTACKS
     assert audit(Ledger(Storage(str(store)))).problems == []
 
 
