@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 FAULTS = ["scorer", "driver", "lost-response", "flip", "poison"]
 
 
+@pytest.mark.journey
 @pytest.mark.timeout(900)
 def test_a_small_campaign_loses_nothing_makes_nothing_twice_and_nothing_wrong(tmp_path: Path) -> None:
     # A process of its own: it runs a Ray cluster and an S3 server of its own, and kills them.

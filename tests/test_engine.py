@@ -70,6 +70,7 @@ def test_pools_that_would_wait_for_ever_are_refused(tmp_path: Path, tiny_checkpo
         engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(generators=4, scorers=1))
 
 
+@pytest.mark.journey
 def test_of_a_thousand_items_the_one_that_always_raises_is_listed_and_all_others_are_done(
     tmp_path: Path, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,6 +111,7 @@ def test_what_the_actors_cannot_load_is_refused_by_the_driver(tmp_path: Path, ti
         engine.run(plan.seal(planned), store.url, pools=Pools())
 
 
+@pytest.mark.journey
 def test_an_item_that_takes_too_long_is_stopped_tried_again_and_listed(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(8)])
     endless = attack("mi", name="endless", steps=10**6)
@@ -140,6 +142,7 @@ def squatter(devices: int) -> Iterator[None]:
         ray.kill(actor)
 
 
+@pytest.mark.journey
 def test_when_there_is_no_room_for_workers_the_run_ends_with_a_reason(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
     planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))

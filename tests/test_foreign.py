@@ -162,6 +162,7 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         foreign.read(str(tmp_path / "nowhere"), source="net")
 
 
+@pytest.mark.journey
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_on_four_devices")
 def test_the_same_images_from_elsewhere_get_the_same_scores(

@@ -41,6 +41,7 @@ def run(recipe: Path, capsys: pytest.CaptureFixture[str], **settings: int) -> tu
     return code, said.getvalue(), capsys.readouterr().err
 
 
+@pytest.mark.journey
 def test_what_failed_is_listed_tolerated_passed_over_and_retried(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_folder_that_holds_other_code_of_our_names_changes_nothing(recipe: Pat
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.journey
 def test_two_runs_side_by_side_share_the_work_and_both_end(recipe: Path) -> None:
     for number in range(6):
         write_shard(recipe.parent / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(4)])
@@ -97,6 +99,7 @@ def test_two_runs_side_by_side_share_the_work_and_both_end(recipe: Path) -> None
     assert len(data) == sum(len(list(ledger.units(kind))) for kind in KINDS), "nothing is made twice"
 
 
+@pytest.mark.journey
 def test_what_was_not_tried_is_not_passed_over_with_its_shard(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shard(recipe.parent / "in" / "bad.tar", [sample(index) for index in range(6)])
     (recipe.parent / "in" / "good.tar").unlink()

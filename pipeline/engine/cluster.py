@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -49,6 +50,11 @@ def connect(address: str | None) -> list[Node]:
         for node in (_to_come() or [node["Resources"] for node in ray.nodes() if node["Alive"]])
         if node.get("CPU")
     ]
+
+
+def room(nodes: Sequence[Node], gpus: float) -> int:
+    """How many workers of one core, and so many devices, the nodes hold."""
+    return sum(int(min(node.cpus, node.gpus / gpus if gpus else node.cpus) + 1e-6) for node in nodes)
 
 
 def _to_come() -> list[dict[str, float]]:

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +17,6 @@ from pipeline.attack.recipe import provenance
 from pipeline.engine import cluster
 from pipeline.errors import CapacityError, GnpError, MissingError
 from pipeline.ledger import fingerprint, opened, slug
-from pipeline.pools import Node
 from pipeline.snapshot import Choice, Snapshot
 from pipeline.storage import Storage
 from pipeline.training import card
@@ -128,14 +127,19 @@ def _fit(told: Told, address: str | None) -> None:
     gpus = told.lesson.engine.gpus_per_worker
     if gpus is None:
         gpus = float(any(node.gpus for node in nodes))
-    _require_room(told.lesson.engine.workers, gpus, nodes)
+    workers, room = told.lesson.engine.workers, cluster.room(nodes, gpus)
+    if room < workers:  # Ray Train would wait for it in silence
+        each = f"1 CPU and {gpus:g} GPUs" if gpus else "1 CPU"
+        raise CapacityError(
+            f"engine.workers = {workers}: the cluster has room for {room}, of {each} each; ask for fewer"
+        )
     with tempfile.TemporaryDirectory() as folder:  # Ray keeps notes of its own; what counts goes to the store
         trainer = TorchTrainer(
             train_rank,
             train_loop_config=told,
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=told.lesson.engine.workers,
+                num_workers=workers,
                 use_gpu=gpus > 0,
                 resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
             ),
@@ -149,20 +153,6 @@ def _fit(told: Told, address: str | None) -> None:
             if known is not None:
                 raise known from error
             raise CapacityError(f"training {told.lesson.name}: {cluster.gist(_cause(reasons[0]))}") from error
-
-
-def _require_room(workers: int, gpus: float, nodes: Sequence[Node]) -> None:
-    """Refuses workers that Ray Train would wait for in silence.
-
-    Raises:
-        CapacityError: They do not fit.
-    """
-    room = sum(int(min(node.cpus, node.gpus / gpus if gpus else node.cpus) + 1e-6) for node in nodes)
-    if room < workers:
-        each = f"1 CPU and {gpus:g} GPUs" if gpus else "1 CPU"
-        raise CapacityError(
-            f"engine.workers = {workers}: the cluster has room for {room}, of {each} each; ask for fewer"
-        )
 
 
 def _in_a_thread(work: Callable[[], object]) -> None:
