@@ -276,6 +276,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.journey
 def test_a_training_process_that_is_killed_goes_on_with_the_same_sequence(made: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(KILLED)

@@ -344,6 +344,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "ThreadPoolExecutor", InTurn)
 
 
+@pytest.mark.journey
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("_quick")
 def test_whatever_happens_what_is_committed_stands_once() -> None:
