@@ -159,6 +159,22 @@ def test_a_choice_by_attack_source_data_and_epsilon(made: Path) -> None:
         open_store.examples(epsilon="1/255")
 
 
+def test_what_two_snapshots_have_in_common_are_originals_of_the_same_parts(
+    made: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """In whatever store; another shard's are others."""
+    write_shard(tmp_path / "in" / "s-1.tar", [sample(100 + index) for index in range(15)])
+    write_shard(tmp_path / "in" / "s-2.tar", [sample(200 + index) for index in range(6)])
+    other = Ledger(Storage(str(tmp_path / "store"), create=True))
+    make(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi"),)), other)
+    noise, all_, elsewhere = (
+        snapshot.take(ledger, snapshot.Choice(attacks=attacks))
+        for ledger, attacks in ((Ledger(Storage(str(made))), ["noise"]), (Ledger(Storage(str(made))), []), (other, []))
+    )
+    assert (snapshot.shared(noise, all_), snapshot.shared(all_, noise)) == (IMAGES, IMAGES)
+    assert (snapshot.shared(noise, elsewhere), snapshot.shared(elsewhere, noise)) == (15, 15)
+
+
 def test_a_choice_by_success_is_what_the_results_say(made: Path) -> None:
     open_store = dataset.open(str(made))
     clean = {row["key"]: row["prediction"] == row["label"] for row in open_store.results("clean").to_pylist()}

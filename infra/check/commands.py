@@ -86,8 +86,10 @@ def _refused(words: list[str]) -> Iterator[str]:
         return
     try:
         command.make_context(called, words[2:]).close()
-    except Exception as error:  # a UsageError, click's or its copy's, which have nothing in common
-        yield f"{called}: {error.format_message() if hasattr(error, 'format_message') else error}"
+    except Exception as error:  # a UsageError, click's or its copy's, which have but this in common
+        if not hasattr(error, "format_message"):
+            raise
+        yield f"{called}: {error.format_message()}"
 
 
 def _options() -> dict[str, set[str]]:

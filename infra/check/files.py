@@ -73,22 +73,7 @@ def dockerfile(path: Path, root: Path = ROOT) -> list[str]:
 
 def sbatch(path: Path) -> list[str]:
     """Faults of a script for sbatch: those of any, and options that sbatch does not know."""
-    text = path.read_text(encoding="utf-8")
-    asked = re.findall(r"^#SBATCH\s+(?:--)?([\w-]+)", text, re.MULTILINE)
-    faults = [f"#SBATCH {option}: no option of sbatch's" for option in asked if option not in _SBATCH.split()]
-    faults += [f"#{word}: neither SBATCH nor a comment" for word in re.findall(r"^#(?!SBATCH\b)([A-Z]+)\b", text, re.M)]
-    faults += [f"{name}: no signal" for name in re.findall(r"--signal=B:(\w+)@", text) if f"SIG{name}" not in _SIGNALS]
-    faults += [
-        f"${name}: Slurm sets none such" for name in re.findall(r"\$(SLURM\w+)", text) if name not in _SLURM.split()
-    ]
-    faults += [f"scontrol {name}: no such command" for name in re.findall(r"scontrol (\w+)", text) if name != "requeue"]
-    faults += (
-        [] if "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=" in text else ["no token: whoever reaches Ray may run anything"]
-    )
-    begun = re.search(r"^[^#\n]", text, re.MULTILINE)
-    if begun and "\n#SBATCH" in text[begun.start() :]:
-        faults.append("#SBATCH: after the first command, where sbatch does not look")
-    return [*script(path), *_of(path, faults)]
+    return [*script(path), *_of(path, _unlike_slurm(path.read_text(encoding="utf-8")))]
 
 
 def script(path: Path) -> list[str]:
@@ -148,6 +133,29 @@ def _hadolint(text: str) -> Iterator[str]:
     for said in _run("hadolint", "--no-color", "-", text=text):
         found = re.match(r"\S+?:(\d+)(?::\d+)? (.*)", said)
         yield f"{found[2]}: {text.splitlines()[int(found[1]) - 1].strip()}" if found else said
+
+
+def _unlike_slurm(text: str) -> Iterator[str]:
+    """What Slurm would not know, or not see."""
+    for option in re.findall(r"^#SBATCH\s+(?:--)?([\w-]+)", text, re.MULTILINE):
+        if option not in _SBATCH.split():
+            yield f"#SBATCH {option}: no option of sbatch's"
+    for word in re.findall(r"^#(?!SBATCH\b)([A-Z]+)\b", text, re.MULTILINE):
+        yield f"#{word}: neither SBATCH nor a comment"
+    for name in re.findall(r"--signal=B:(\w+)@", text):
+        if f"SIG{name}" not in _SIGNALS:
+            yield f"{name}: no signal"
+    for name in re.findall(r"\$(SLURM\w+)", text):
+        if name not in _SLURM.split():
+            yield f"${name}: Slurm sets none such"
+    for name in re.findall(r"scontrol (\w+)", text):
+        if name != "requeue":
+            yield f"scontrol {name}: no such command"
+    if "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=" not in text:
+        yield "no token: whoever reaches Ray may run anything"
+    begun = re.search(r"^[^#\n]", text, re.MULTILINE)
+    if begun and "\n#SBATCH" in text[begun.start() :]:
+        yield "#SBATCH: after the first command, where sbatch does not look"
 
 
 def _copied(text: str) -> Iterator[str]:
