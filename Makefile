@@ -34,10 +34,10 @@ docs: $(VENV)/installed  ## the site of docs/, in build/docs; a link that leads 
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
 
 reference: $(VENV)/installed  ## the pages of docs/ that are made of the program
-	$(BIN)/python -m jobs.reference
+	$(BIN)/python -m jobs.docs.reference
 
 terminal-picture: $(VENV)/installed  ## docs/terminal.svg, the demo half way
-	$(BIN)/python -m jobs.docs_terminal
+	$(BIN)/python -m jobs.docs.terminal
 
 chaos: $(VENV)/installed  ## the fault campaign: 200 faults and more, injected for real, in half an hour; as root, with faketime installed
 	$(BIN)/python -m tests.chaos.campaign
@@ -65,7 +65,7 @@ report-picture:  ## docs/report.png, the top of the demo's page; wants chromium
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1400,1160 --screenshot=docs/report.png build/demo/report/index.html
 
 picture: $(VENV)/installed  ## docs/picture.png, from photographs free of rights
-	$(BIN)/python -m jobs.docs_picture
+	$(BIN)/python -m jobs.docs.picture
 
 # The lock pins what pip resolved, but for CUDA's packages: which of those there are is the torch wheel's business.
 lock: $(VENV)/installed

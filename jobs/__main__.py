@@ -3,7 +3,7 @@
 import sys
 
 if sys.argv[1:2] == ["benchmark"]:
-    from jobs import benchmark
+    from jobs.commands import benchmark
 
     sys.exit(benchmark.main(sys.argv[2:]))
 

@@ -71,7 +71,7 @@ def since_when(text: str, now: float) -> float:
 
 def write(out: Path, name: str, figure: "Figure") -> None:
     """A figure, and where it lies."""
-    from pipeline import drawing
+    from pipeline.analysis import drawing
 
     path = out / f"{slug(name)}.png"
     path.write_bytes(drawing.png(figure))

@@ -7,9 +7,26 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from jobs import doing, looking, planning  # noqa: F401  # their commands
 from jobs.app import app
-from jobs.leave import leave
+from jobs.commands import (  # noqa: F401  # importing a module registers its command
+    ablation,
+    compare,
+    curvature,
+    finalize,
+    gc,
+    generate,
+    landscape,
+    ls,
+    plan,
+    report,
+    score,
+    shards,
+    show,
+    status,
+    train,
+    verify,
+)
+from jobs.exit_codes import leave
 from pipeline.errors import GnpError
 
 _debug = False

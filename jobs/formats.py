@@ -5,9 +5,9 @@ import io
 
 from tabulate import tabulate
 
-from pipeline.predictions import COUNTED, Denominator
-from pipeline.rates import PooledRate, Rate
-from pipeline.report import Overall, Report, Success, matrix
+from pipeline.analysis.report import Overall, Report, Success, matrix
+from pipeline.results.intervals import PooledRate, Rate
+from pipeline.results.predictions import COUNTED, Denominator
 
 _COLUMNS = (
     "dataset",

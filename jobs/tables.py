@@ -7,16 +7,16 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.compare import Compared, Comparison, Together
-from pipeline.predictions import COUNTED, Denominator
-from pipeline.rates import PooledRate, Rate
-from pipeline.report import Report, budget, matrix
-from pipeline.status import PlanStatus
+from pipeline.analysis.compare import Compared, Comparison, Together
+from pipeline.analysis.report import Report, budget, matrix
+from pipeline.maintenance.status import PlanStatus
+from pipeline.results.intervals import PooledRate, Rate
+from pipeline.results.predictions import COUNTED, Denominator
 
 if TYPE_CHECKING:  # it draws: a look at a store does not wait for that
-    from pipeline.ablation import Point
-    from pipeline.dataset import Sample
-    from pipeline.picture import Said, Word
+    from pipeline.analysis.ablation import Point
+    from pipeline.analysis.picture import Said, Word
+    from pipeline.dataset.store import Sample
 
 
 def tables(report: Report, *, denominator: Denominator) -> Group:

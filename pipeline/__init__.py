@@ -10,6 +10,7 @@ mi = attack.build("gnp+mi", source=model, epsilon=16 / 255)    # on plain tensor
 adversarial = mi(images, labels)
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline.version import VERSION
@@ -17,15 +18,19 @@ from pipeline.version import VERSION
 __version__ = VERSION
 
 if TYPE_CHECKING:
+    from pipeline import attack, dataset
+    from pipeline.analysis import report
     from pipeline.api import Recipe, generate
 
-__all__ = ["Recipe", "__version__", "generate"]
+__all__ = ["Recipe", "__version__", "attack", "dataset", "generate", "report"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what takes torch and Ray when it is asked for: a look at a store needs neither."""
+    """Imports what takes torch and Ray when it is asked for: reading a store needs neither."""
     if name in ("Recipe", "generate"):
-        from pipeline import api
-
-        return getattr(api, name)
+        return getattr(importlib.import_module("pipeline.api"), name)
+    if name == "report":
+        return importlib.import_module("pipeline.analysis.report")
+    if name in ("attack", "dataset"):
+        return importlib.import_module(f"pipeline.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import config, engine, plan
-from pipeline.config import Recipe
+from pipeline import engine
 from pipeline.engine import Outcome
-from pipeline.progress import Progress, Tally
+from pipeline.ledger.progress import Progress, Tally
+from pipeline.plan import recipe as config
+from pipeline.plan import resolve
+from pipeline.plan.recipe import Recipe
 from pipeline.storage import Storage
 
 __all__ = ["Outcome", "Progress", "Recipe", "Tally", "generate"]
@@ -42,7 +44,7 @@ def generate(
         StorageError: The store cannot be written, or keeps failing.
     """
     loaded = recipe if isinstance(recipe, Recipe) else config.load(Path(recipe))
-    prepared = plan.prepare(loaded.job(limit=limit), Storage(store, create=True))
+    prepared = resolve.prepare(loaded.job(limit=limit), Storage(store, create=True))
     return engine.run(
         prepared,
         store,

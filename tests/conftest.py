@@ -14,7 +14,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from infra import local_s3
-from jobs import assets
+from jobs.demo import assets
 from pipeline.storage import Storage
 from tests.samples import CLASSES
 

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.rates import Rate
+from pipeline.results.intervals import Rate
 
 LESSONS = ("on-noise", "on-stored", "hardened")
 

@@ -27,15 +27,17 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs import assets
-from jobs.curvature import first_images
-from pipeline import codec, config, models
+from jobs.demo import assets
+from jobs.runners.curvature import first_images
+from pipeline.attack.gradient_transforms import VarianceTuning
+from pipeline.attack.input_transforms import DiverseInput, Scale
 from pipeline.attack.recipe import Attack, build
-from pipeline.attack.transforms import VarianceTuning
-from pipeline.attack.views import DiverseInput, Scale
-from pipeline.models import ModelSpec
-from pipeline.parts import Images
-from pipeline.rates import PooledGain
+from pipeline.data import codec
+from pipeline.data.parts import Images
+from pipeline.models import load
+from pipeline.models.load import ModelSpec
+from pipeline.plan import recipe
+from pipeline.results.intervals import PooledGain
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "peers"
@@ -280,13 +282,13 @@ def main() -> int:
     sys.path.insert(0, str(OUT))
     torch.set_num_threads(1)
     assets.prepare(ROOT / "build" / "demo")
-    job = config.load(ROOT / "jobs" / "recipes" / "demo.toml").job()
+    job = recipe.load(ROOT / "jobs" / "recipes" / "demo.toml").job()
     (spec,) = (each for each in job.sources if isinstance(each, ModelSpec))
-    source, images = models.load(spec), first_images(job.data, 20)
-    targets = {each.name: models.load(each) for each in job.targets if each.name != spec.name}
+    source, images = load.load(spec), first_images(job.data, 20)
+    targets = {each.name: load.load(each) for each in job.targets if each.name != spec.name}
     # Depthwise convolutions have no fast path in float64 on a CPU; SqueezeNet has none.
     dense = next(each for each in job.targets if "squeezenet" in each.model)
-    double = models.load(dense).double()
+    double = load.load(dense).double()
     console, rows = Console(width=160), []
     for pair in pairs():
         found = by_success(pair, source, targets, images) if pair.drawn else exactly(pair, double, images)

@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline import outline, plan, shards
 from pipeline.attack.batch import Batch, Pool
 from pipeline.attack.draws import Draws
 from pipeline.attack.recipe import Attack, build
-from pipeline.codec import Preparation
+from pipeline.data import shards
+from pipeline.data.codec import Preparation
 from pipeline.ledger import Ledger
-from pipeline.models import ModelSpec, TargetSpec
+from pipeline.models.load import ModelSpec, TargetSpec
+from pipeline.plan import outline
+from pipeline.plan import resolve as plan
 from pipeline.storage import Storage
 
 CLASSES = 10

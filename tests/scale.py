@@ -33,13 +33,13 @@ from rich.console import Console
 from rich.table import Table
 
 from infra import local_s3
-from pipeline import outline
-from pipeline.engine import office
+from pipeline.data.sample import Part, ShardFile
+from pipeline.engine import scheduler
 from pipeline.engine.worker import Receipt, Worker
 from pipeline.ledger import Ledger, named
-from pipeline.outline import Item, Outline, Prepared, Take
-from pipeline.pools import Node, Pools, size
-from pipeline.sample import Part, ShardFile
+from pipeline.plan import outline
+from pipeline.plan.outline import Item, Outline, Prepared, Take
+from pipeline.plan.pools import Node, Pools, size
 from pipeline.storage import Storage
 
 ROOT = Path(__file__).parents[1]
@@ -274,7 +274,7 @@ class Idle(Worker):
 
 def hand_out(budget_s: str) -> dict[str, Any]:
     """The driver's memory after so many items; what would go beyond the budget is left out."""
-    setattr(office, "Worker", Idle)  # noqa: B010  # mypy would have the class's own type
+    setattr(scheduler, "Worker", Idle)  # noqa: B010  # mypy would have the class's own type
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     pools = Pools(generators=1, scorers=1)
     items = [_item(number) for number in range(max(ITEMS))]  # what the plan itself takes is no growth
@@ -282,7 +282,7 @@ def hand_out(budget_s: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = Storage(folder)
         planned = Prepared(replace(great_plan(), takes=()), b"")
-        handed = office.Office(planned, "plan", store, size(pools, [Node(2, 0)], scoring=0.25), pools, items=0)
+        handed = scheduler.Office(planned, "plan", store, size(pools, [Node(2, 0)], scoring=0.25), pools, items=0)
         done, started = 0, time.monotonic()
         for count in ITEMS:
             spent = time.monotonic() - started

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import Recipe, attack, dataset, generate, report
+from pipeline import Recipe, attack, dataset, generate
+from pipeline.analysis import report
+from pipeline.analysis.picture import Word
 from pipeline.attack import recipe
-from pipeline.attack.transforms import GradientNormPenalty
+from pipeline.attack.gradient_transforms import GradientNormPenalty
 from pipeline.errors import RecipeError
-from pipeline.picture import Word
 from tests.conftest import ROOT
 from tests.samples import sample, write_recipe, write_shard
 

@@ -1,4 +1,4 @@
-"""The dependency rules of README's "Who may import whom", read off the syntax trees."""
+"""The order of packages in docs/architecture.md, read off the syntax trees: who may import whom."""
 
 import ast
 import subprocess
@@ -14,160 +14,57 @@ from tests.samples import sample, write_recipe, write_shard
 
 PIPELINE = ROOT / "pipeline"
 
-# Each room, and what it may import of the pipeline. Lower rows never see higher ones; rooms of one row never see each
-# other, but for what stands here.
-LAYERS: dict[str, set[str]] = {
-    "version": set(),
-    "__init__": {"api", "version"},
-    "api": {"config", "engine", "plan", "progress", "storage"},
-    "errors": set(),
-    "handover": set(),
-    "folding": {"handover"},
-    "fusing": {"handover"},
-    "heap": set(),
-    "classifier": {"folding", "fusing"},
-    "isolated": {"errors"},
-    "sample": set(),
-    "storage": {"errors"},
-    "codec": {"errors"},
-    "pools": {"errors"},
-    "tars": {"errors"},
-    "shards": {"errors", "sample", "storage", "tars"},
-    "pack": {"errors", "shards", "storage"},
-    "models": {"attack", "classifier", "defenses", "errors", "purifiers", "storage"},
-    "results": {"errors"},
-    "batches": {"errors", "heap"},
-    "defenses": {"attack", "purifiers"},
-    "purifiers": {"attack"},
-    "score": {"attack", "batches", "codec", "defenses"},
-    "runs": {"errors", "storage"},
-    "ledger": {"errors", "sample", "storage"},
-    "parts": {"codec", "errors", "sample", "shards"},
-    "attack": set(),
-    "weights": {"attack", "classifier", "defenses", "errors", "ledger", "models", "purifiers", "storage"},
-    "foreign": {"attack", "codec", "errors", "ledger", "pack", "parts", "shards", "storage"},
-    "outline": {"ledger", "sample"},
-    "plan": {
-        *("attack", "codec", "errors", "foreign", "ledger", "models", "outline", "sample", "shards", "storage"),
-        "weights",
-    },
-    "estimate": {"attack", "foreign", "ledger", "outline", "plan", "sample", "shards"},
-    "stages": {
-        *(
-            "version",
-            "attack",
-            "batches",
-            "codec",
-            "defenses",
-            "errors",
-            "foreign",
-            "ledger",
-            "models",
-            "outline",
-            "parts",
-            "plan",
-            "predictions",
-            "progress",
-            "results",
-        ),
-        *("sample", "score", "shards", "weights"),
-    },
-    "predictions": {"errors", "ledger", "results", "sample"},
-    "rates": set(),
-    "report": {"ledger", "predictions", "rates"},
-    "curvature": {"attack", "codec", "parts", "rates"},
-    "landscape": {"attack", "codec", "parts"},
-    "compare": {"ledger", "predictions", "rates"},
-    "forest": {"compare", "drawing", "predictions", "report"},
-    "ablation": {"attack", "drawing", "errors", "ledger", "predictions", "rates", "report"},
-    "verify": {"codec", "errors", "ledger", "parts", "results", "sample", "shards", "storage"},
-    "drawing": set(),
-    "picture": {"drawing", "errors", "ledger", "models", "parts", "predictions", "report"},
-    "order": set(),
-    "cache": {"storage"},
-    "versions": {"errors", "ledger", "sample"},
-    "snapshot": {"errors", "ledger", "predictions", "storage", "versions"},
-    "examples": {
-        *("cache", "codec", "errors", "isolated", "ledger", "order", "sample", "shards", "snapshot", "storage"),
-    },
-    "dataset": {
-        *("cache", "drawing", "errors", "examples", "ledger", "parts", "picture", "predictions", "results"),
-        "snapshot",
-    },
-    "page": {
-        *(
-            "version",
-            "ablation",
-            "attack",
-            "compare",
-            "drawing",
-            "errors",
-            "forest",
-            "ledger",
-            "picture",
-            "predictions",
-        ),
-        *("quarantine", "rates", "report", "shards", "status"),
-    },
-    "card": set(),
-    "garbage": {"errors", "ledger", "runs", "storage"},
-    "progress": {"ledger", "sample"},
-    "status": {"errors", "ledger", "progress", "runs"},
-    "finalize": {"card", "errors", "ledger", "results", "sample", "storage"},
-    "quarantine": {"codec", "errors", "ledger", "outline", "plan", "runs", "sample", "shards"},
-    "engine": {
-        *(
-            "errors",
-            "heap",
-            "isolated",
-            "ledger",
-            "outline",
-            "plan",
-            "pools",
-            "preflight",
-            "progress",
-            "quarantine",
-            "runs",
-        ),
-        *("stages", "storage"),
-    },
-    "training": {
-        *("attack", "classifier", "codec", "engine", "errors", "examples", "ledger", "models", "rates"),
-        *("snapshot", "storage", "versions", "weights"),
-    },
-    "lessons": {"config", "storage", "training"},
-    "preflight": {"attack", "foreign", "models", "plan", "score", "storage", "weights"},
-    "config": {"attack", "codec", "errors", "models", "plan", "pools", "storage"},
-}
+# From the ground up: a package imports from those before it alone.
+ORDER = (
+    "errors",
+    "version",
+    "child_process",
+    "attack",
+    "storage",
+    "data",
+    "ledger",
+    "models",
+    "results",
+    "plan",
+    "maintenance",
+    "stages",
+    "analysis",
+    "dataset",
+    "engine",
+    "training",
+    "api",
+    "__init__",
+)
 
-# Who alone may import a package.
+# The only packages of ours that import a package of others.
 OWNERS: dict[str, set[str]] = {
     "ray": {"engine", "training"},
-    "timm": {"fusing", "models", "training"},
+    "timm": {"models", "training"},
     "obstore": {"storage"},
     "boto3": {"storage"},
     "botocore": {"storage"},
-    "pyarrow": {"results"},
-    "webdataset": {"shards"},
-    "pydantic": {"config", "lessons"},
-    "jinja2": {"page"},
-    "matplotlib": {"ablation", "curvature", "drawing", "forest", "landscape", "page", "picture"},
-    "scipy": {"compare", "defenses", "landscape", "rates"},
-    "skimage": {"defenses"},
     "tenacity": {"storage"},
+    "webdataset": {"data"},
+    "pyarrow": {"results"},
+    "pydantic": {"plan", "training"},
+    "jinja2": {"analysis"},
+    "matplotlib": {"analysis"},
+    "scipy": {"analysis", "models", "results"},
+    "skimage": {"models"},
 }
+MOST_LINES = 400
 
 
 def modules() -> list[Path]:
     return sorted(PIPELINE.rglob("*.py"))
 
 
-def room(path: Path) -> str:
+def package(path: Path) -> str:
     return path.relative_to(PIPELINE).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it: `pipeline.codec`, `ray.data`."""
+    """Every module that a file imports, wherever in it: `pipeline.data.codec`, `ray.data`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -179,24 +76,36 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def rooms_imported(path: Path) -> set[str]:
+def packages_imported(path: Path) -> set[str]:
     inside = {name for name in imports(path) if name.split(".")[0] == "pipeline"}
     return {name.split(".")[1] for name in inside}
 
 
-def test_every_room_has_a_rule() -> None:
-    assert {room(path) for path in modules()} == set(LAYERS)
+def test_every_package_has_its_place_in_the_order() -> None:
+    assert {package(path) for path in modules()} == set(ORDER)
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    for folder in (path.parent for path in modules() if path.name == "__init__.py"):
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))), folder
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PIPELINE)))
-def test_a_room_imports_what_it_may(path: Path) -> None:
-    assert rooms_imported(path) - {room(path)} <= LAYERS[room(path)]
+def test_a_package_imports_those_before_it_alone(path: Path) -> None:
+    place = ORDER.index(package(path))
+    assert packages_imported(path) - {package(path)} <= set(ORDER[:place])
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PIPELINE)))
-def test_a_package_is_imported_by_its_owner_alone(path: Path) -> None:
-    packages = {name.split(".")[0] for name in imports(path)}
-    assert {package for package in packages & OWNERS.keys() if room(path) not in OWNERS[package]} == set()
+def test_a_foreign_package_is_imported_by_its_owner_alone(path: Path) -> None:
+    foreign = {name.split(".")[0] for name in imports(path)}
+    assert {name for name in foreign & OWNERS.keys() if package(path) not in OWNERS[name]} == set()
+
+
+def test_no_file_is_longer_than_one_reads_at_a_sitting() -> None:
+    files = [path for folder in ("pipeline", "jobs", "infra", "tests") for path in (ROOT / folder).rglob("*.py")]
+    long = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {path: lines for path, lines in long.items() if lines > MOST_LINES} == {}
 
 
 def test_an_attack_imports_torch_and_itself() -> None:
@@ -214,16 +123,8 @@ def test_an_attack_imports_torch_and_itself() -> None:
         }, path
 
 
-def test_the_rules_have_no_circle() -> None:
-    done: set[str] = set()
-    while len(done) < len(LAYERS):
-        ready = {name for name, below in LAYERS.items() if name not in done and below <= done}
-        assert ready, f"a circle among {sorted(LAYERS.keys() - done)}"
-        done |= ready
-
-
 def test_jobs_leave_the_work_to_the_pipeline() -> None:
-    for path in sorted((ROOT / "jobs").glob("*.py")):
+    for path in sorted((ROOT / "jobs").rglob("*.py")):
         assert not {name.split(".")[0] for name in imports(path)} & {"ray", "pyarrow", "obstore", "webdataset"}, path
 
 

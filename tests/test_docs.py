@@ -18,10 +18,13 @@ from rich.console import Console
 from sqlglot import expressions
 from torch import nn
 
-from jobs import generate, reference
-from pipeline import config, finalize, results
+from jobs.docs import reference
+from jobs.runners import generate
+from pipeline.analysis.report import summarise
 from pipeline.ledger import Ledger
-from pipeline.report import summarise
+from pipeline.maintenance import finalize
+from pipeline.plan import recipe as config
+from pipeline.results import schema as results
 from pipeline.storage import Storage
 from tests.conftest import ROOT
 from tests.samples import sample, write_recipe, write_shard

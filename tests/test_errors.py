@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import finalize
 from pipeline.ledger import Ledger
+from pipeline.maintenance import finalize
 from pipeline.storage import Storage
 from tests.conftest import ROOT
 from tests.samples import attack, jpeg, resolve, sample, tiny_job, write_lesson, write_recipe, write_shard
-from tests.test_stages import run_all
+from tests.stages.test_stages import run_all
 
 ROW = re.compile(r"^\| `(?P<line>[^`]+)` \| (?P<code>\d) \| ")
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.attack.recipe import BASES, TRANSFORMS, VIEWS
-from pipeline.defenses import DEFENSES
+from pipeline.models.defenses import DEFENSES
 from tests.conftest import ROOT
 
 ROWS = {

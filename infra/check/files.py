@@ -23,7 +23,7 @@ from botocore.validate import ParamValidator
 from ray.autoscaler._private import util
 
 from infra.check.commands import joined, misused, refused, refused_in
-from pipeline.pools import RESOURCES
+from pipeline.plan.pools import RESOURCES
 
 ROOT = Path(__file__).parents[2]
 _TOOL_S = 60

@@ -10,9 +10,9 @@ from typing import Any
 from infra.check import commands
 from infra.check.nodes import nodes
 from infra.check.schemas import Document, Schemas
-from pipeline import config
 from pipeline.errors import RecipeError
-from pipeline.pools import RESOURCES
+from pipeline.plan import recipe
+from pipeline.plan.pools import RESOURCES
 
 # Whoever runs it makes these, and lets them be absent.
 _SECRETS = {"gnp-credentials"}
@@ -166,6 +166,6 @@ def _unfit(text: str) -> Iterator[str]:
         path = Path(folder) / "recipe.toml"
         path.write_text(text, encoding="utf-8")
         try:
-            config.load(path)
+            recipe.load(path)
         except RecipeError as error:
             yield str(error).replace(f"{path}: ", "")

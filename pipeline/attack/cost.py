@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.attack.batch import Pool, Tally
-from pipeline.attack.iterate import Iterative
+from pipeline.attack.loop import Iterative
 from pipeline.attack.recipe import Attack
 
 # From so many steps on, each costs what it did before.

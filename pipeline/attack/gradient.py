@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from pipeline.attack.batch import Batch
 from pipeline.attack.ensemble import answers, members
+from pipeline.attack.input_transforms import View
 from pipeline.attack.losses import Objective
 from pipeline.attack.precision import computing
-from pipeline.attack.views import View
 
 # Maps images (B, 3, H, W) float in [0, 1] to ∇ₓℓ of the same shape. Where its input requires a gradient, so does
 # its output: that is how a transform takes a second derivative of whatever it wraps.

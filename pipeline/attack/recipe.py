@@ -7,10 +7,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from pipeline.attack.ball import BallNorm
-from pipeline.attack.iterate import Iterative, Noise, Wanted
-from pipeline.attack.losses import Loss
-from pipeline.attack.precision import Precision
-from pipeline.attack.transforms import (
+from pipeline.attack.gradient_transforms import (
     GradientNormPenalty,
     PenalisedNeighbours,
     ReversePerturbation,
@@ -19,7 +16,10 @@ from pipeline.attack.transforms import (
     VarianceTuning,
     survives_bfloat16,
 )
-from pipeline.attack.views import Admix, DiverseInput, Scale, View
+from pipeline.attack.input_transforms import Admix, DiverseInput, Scale, View
+from pipeline.attack.loop import Iterative, Noise, Wanted
+from pipeline.attack.losses import Loss
+from pipeline.attack.precision import Precision
 
 Attack = Iterative | Noise
 

@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
-from pipeline.engine.office import ATTEMPTS
-from pipeline.engine.reconcile import Outcome, run
+from pipeline.engine.run import Outcome, run
+from pipeline.engine.scheduler import ATTEMPTS
 
 __all__ = ["ATTEMPTS", "Outcome", "run"]

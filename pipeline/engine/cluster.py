@@ -15,7 +15,7 @@ from ray._private import utils as ray_utils
 from ray._private.state import state as ray_state  # the only way to hear of nodes about to be preempted, or to come
 
 from pipeline.errors import CapacityError
-from pipeline.pools import RESOURCES, Node
+from pipeline.plan.pools import RESOURCES, Node
 
 # How long the head of a cluster may take to answer at all.
 _CONNECT_S = 20.0

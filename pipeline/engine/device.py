@@ -5,7 +5,7 @@ import resource
 import ray
 import torch
 
-from pipeline import heap
+from pipeline.models import malloc
 
 
 def own() -> torch.device:
@@ -31,7 +31,7 @@ def settle(threads: int) -> None:
     The literal penalty is a difference of gradients at points 2.6e-5 a pixel apart, which TF32's 10-bit mantissa cannot
     tell from each other; and a rerun must give the same bytes.
     """
-    heap.keep()
+    malloc.keep()
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

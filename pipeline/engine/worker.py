@@ -10,11 +10,11 @@ from functools import partial
 
 import ray
 
-from pipeline import heap, runs
 from pipeline.errors import GnpError, IntegrityError, Interrupted, MissingError, StorageError
-from pipeline.ledger import Ledger
-from pipeline.outline import Item, complete, scopes
-from pipeline.progress import Made
+from pipeline.ledger import Ledger, leases
+from pipeline.ledger.progress import Made
+from pipeline.models import malloc
+from pipeline.plan.outline import Item, complete, scopes
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Worker:
 
     def __init__(self, stage: str, sealed: bytes, plan_id: str, store: str, threads: int, run: str) -> None:
         from pipeline.engine import device
-        from pipeline.plan import unseal
+        from pipeline.plan.resolve import unseal
         from pipeline.stages import STAGES
 
         self._device, self._threads, self._attacks = device, threads, stage == "generator"
@@ -79,7 +79,7 @@ class Worker:
         """
         self._device.settle(self._threads)  # a thread of its own runs this, and threads are counted by thread
         receipt = self._tried(item, attempt, following)
-        heap.hand_back()
+        malloc.hand_back()
         return replace(receipt, memory_bytes=self._device.most_held_bytes(self._stage.device))
 
     def _tried(self, item: Item, attempt: int, following: Item | None) -> Receipt:
@@ -112,7 +112,7 @@ class Worker:
             raise Interrupted(f"{item.name}: done, or another run is at it")
 
     def _claim(self, item: Item) -> str | None:
-        return runs.claim(self._ledger.storage, place(self._plan_id, item), self._run)
+        return leases.claim(self._ledger.storage, place(self._plan_id, item), self._run)
 
 
 def place(plan_id: str, item: Item) -> str:

@@ -11,23 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import batches, codec, parts, score, shards, weights
 from pipeline.attack.batch import Pool, Tally
-from pipeline.attack.iterate import Iterative
+from pipeline.attack.loop import Iterative
 from pipeline.attack.recipe import Attack
+from pipeline.data import codec, parts, shards
+from pipeline.data.parts import Images
+from pipeline.data.sample import Part, Rejected, Sample
+from pipeline.data.shards import Shard
 from pipeline.errors import SampleError, ShardError
-from pipeline.foreign import Foreign, ForeignAttack
 from pipeline.ledger import Committed, Unit
-from pipeline.outline import Item, item_parts, scopes
-from pipeline.parts import Images
-from pipeline.plan import described
-from pipeline.progress import Made
-from pipeline.sample import Part, Rejected, Sample
-from pipeline.shards import Shard
+from pipeline.ledger.progress import Made
+from pipeline.models import batch_size as batches
+from pipeline.models import predict, registry
+from pipeline.models.registry import Source
+from pipeline.plan.external import Foreign, ForeignAttack
+from pipeline.plan.outline import Item, item_parts, scopes
+from pipeline.plan.resolve import described
 from pipeline.stages.overheard import first_answer
-from pipeline.stages.overlap import Ahead, Behind, Next, mapped
+from pipeline.stages.prefetch import Ahead, Behind, Next, mapped
 from pipeline.stages.stage import Failures, Stage
-from pipeline.weights import Source
 
 
 class Generator(Stage):
@@ -340,14 +342,14 @@ class Generator(Stage):
 
         def ask_all(some: Images) -> None:
             with torch.inference_mode():
-                score.ask(source, some.pixels, slice(0, len(some.keys)), device=self.device, behind=None)
+                predict.ask(source, some.pixels, slice(0, len(some.keys)), device=self.device, behind=None)
 
         return self.batch_size((self._loaded_id, "answers"), images, ask_all)
 
     def _predict(self, source: nn.Module, images: Images) -> Tensor:
         with self.timed("answer"):
             size = self._answers_size(source, images)
-            return score.predict(source, images.pixels, images.labels, batch_size=size, device=self.device).prediction
+            return predict.predict(source, images.pixels, images.labels, batch_size=size, device=self.device).prediction
 
     def _resolved(self, identity: str) -> Source | Foreign:
         return next(source for source in self.plan.sources if source.id == identity)
@@ -363,7 +365,7 @@ class Generator(Stage):
             assert not isinstance(model, Foreign)
             self._loaded = None  # the old one is let go before the new one is loaded
             storage, classes = self.ledger.storage, self.plan.job.data.classes
-            source = weights.load_source(model, storage, classes=classes, device=self.device)
+            source = registry.load_source(model, storage, classes=classes, device=self.device)
             self._loaded = (identity, source)
         return self._loaded[1]
 

@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import codec, results, score, weights
-from pipeline.defenses import Ready
+from pipeline.data import codec
+from pipeline.data.parts import Images
 from pipeline.errors import IntegrityError, MissingError
 from pipeline.ledger import Committed, Marker, Unit
-from pipeline.models import TargetSpec
-from pipeline.outline import Item, item_parts, scopes
-from pipeline.parts import Images
-from pipeline.predictions import Predictions
-from pipeline.progress import Made
-from pipeline.stages.overlap import Ahead, Behind
+from pipeline.ledger.progress import Made
+from pipeline.models import predict, registry
+from pipeline.models.defenses import Ready
+from pipeline.models.load import TargetSpec
+from pipeline.models.registry import Model
+from pipeline.plan.outline import Item, item_parts, scopes
+from pipeline.results import schema as results
+from pipeline.results.predictions import Predictions
+from pipeline.stages.prefetch import Ahead, Behind
 from pipeline.stages.stage import Failures, Stage
-from pipeline.weights import Model
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +44,8 @@ class Scorer(Stage):
         self.targets: list[Target] = [
             (
                 model,
-                weights.load(model, storage, classes=classes, device=self.device),
-                weights.load_defenses(model, storage, device=self.device),
+                registry.load(model, storage, classes=classes, device=self.device),
+                registry.load_defenses(model, storage, device=self.device),
             )
             for model in self.plan.targets
         ]
@@ -97,18 +99,18 @@ class Scorer(Stage):
         assert isinstance(target, TargetSpec)
 
         def ask_all(some: Images) -> None:
-            behind = score.Behind(defenses, target.defense_seed, some.keys)
+            behind = predict.Behind(defenses, target.defense_seed, some.keys)
             with torch.inference_mode():
-                score.ask(network, some.pixels, slice(0, len(some.keys)), device=self.device, behind=behind)
+                predict.ask(network, some.pixels, slice(0, len(some.keys)), device=self.device, behind=behind)
 
         with self.timed("answer"):
-            said = score.predict(
+            said = predict.predict(
                 network,
                 images.pixels,
                 images.labels,
                 batch_size=self.batch_size(unit.target, images, ask_all),
                 device=self.device,
-                behind=score.Behind(defenses, target.defense_seed, images.keys),
+                behind=predict.Behind(defenses, target.defense_seed, images.keys),
             )
         columns: dict[str, Any] = {
             "dataset": unit.dataset,

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from pipeline import batches, parts
+from pipeline.data import parts
+from pipeline.data.parts import Images
 from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, ShardError
 from pipeline.ledger import Ledger, Marker, Unit
-from pipeline.outline import Item
-from pipeline.parts import Images
-from pipeline.plan import Plan
-from pipeline.progress import Made, Phase
+from pipeline.ledger.progress import Made, Phase
+from pipeline.models import batch_size as batches
+from pipeline.plan.outline import Item
+from pipeline.plan.resolve import Plan
 from pipeline.version import VERSION
 
 log = logging.getLogger(__name__)

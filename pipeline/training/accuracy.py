@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline import codec
 from pipeline.attack.recipe import Attack
-from pipeline.examples import Batch
-from pipeline.rates import Rate
+from pipeline.data import codec
+from pipeline.dataset.examples import Batch
+from pipeline.results.intervals import Rate
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from pipeline.rates import Rate
+from pipeline.results.intervals import Rate
 
 # What accuracy is measured on, for people.
 KINDS = {"clean": "clean", "transfer": "stored adversarial", "white_box": "white-box"}

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from pipeline import codec
 from pipeline.attack.recipe import Attack
-from pipeline.examples import Batch
+from pipeline.data import codec
+from pipeline.dataset.examples import Batch
 from pipeline.training.lesson import Schedule
 
 

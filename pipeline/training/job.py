@@ -12,12 +12,14 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline import snapshot, versions, weights
 from pipeline.attack.recipe import provenance
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Choice, Snapshot
 from pipeline.engine import cluster
 from pipeline.errors import CapacityError, GnpError, MissingError
 from pipeline.ledger import fingerprint, opened, slug
-from pipeline.snapshot import Choice, Snapshot
+from pipeline.maintenance import releases
+from pipeline.models import registry
 from pipeline.storage import Storage
 from pipeline.training import card
 from pipeline.training.lesson import Lesson
@@ -77,7 +79,7 @@ def train(
         CapacityError: The cluster has no room, or workers keep dying.
     """
     storage = Storage(store, create=True)
-    model = weights.resolve(lesson.model, storage, classes=lesson.data.classes)
+    model = registry.resolve(lesson.model, storage, classes=lesson.data.classes)
     pinned = _versions(lesson, storage)
     identity = {**_identity(lesson), "model": model.identity, "versions": pinned}
     records = Records(storage, lesson.name, fingerprint(identity))
@@ -183,7 +185,7 @@ def _versions(lesson: Lesson, storage: Storage) -> dict[str, str]:
             return dict(current["versions"])
     except MissingError:
         pass
-    return {url: versions.latest(opened(url)) for url in urls}
+    return {url: releases.latest(opened(url)) for url in urls}
 
 
 def _identity(lesson: Lesson) -> dict[str, Any]:

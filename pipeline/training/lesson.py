@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt, MinLen
 
 from pipeline.attack.recipe import Attack
-from pipeline.models import ModelSpec
-from pipeline.snapshot import Choice
+from pipeline.dataset.snapshot import Choice
+from pipeline.models.load import ModelSpec
 
 
 @dataclass(frozen=True)

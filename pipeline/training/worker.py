@@ -10,18 +10,18 @@ import torch
 from torch import distributed
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from pipeline import models, weights
-from pipeline.classifier import Classifier
-from pipeline.examples import Batch, Examples, Mix, forkserver
-from pipeline.rates import Rate
-from pipeline.snapshot import Snapshot
+from pipeline.dataset.examples import Batch, Examples, Mix, forkserver
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.models import load, registry
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import Model
+from pipeline.results.intervals import Rate
 from pipeline.storage import Storage
 from pipeline.training import card
 from pipeline.training.accuracy import Accuracy, as_numbers, of_originals, of_transfer
 from pipeline.training.fit import Trainee
 from pipeline.training.lesson import Lesson
 from pipeline.training.records import Records
-from pipeline.weights import Model
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def train_rank(told: Told) -> None:
     lesson, schedule, storage = told.lesson, told.lesson.schedule, Storage(told.store)
     records = Records(storage, lesson.name, told.run)
     torch.manual_seed(schedule.seed)
-    network = weights.load_plain(told.model, storage, classes=lesson.data.classes).to(device).requires_grad_(True)
+    network = registry.load_plain(told.model, storage, classes=lesson.data.classes).to(device).requires_grad_(True)
     mix = Mix(schedule.batch_size, clean=lesson.data.clean, weights=lesson.data.weights, seed=schedule.seed)
     examples = Examples(told.trained_on, mix, rank=rank, ranks=ranks, padded=True)
     steps = examples.batches_per_epoch(lesson.engine.loaders)
@@ -84,7 +84,7 @@ def train_rank(told: Told) -> None:
     if rank == 0:
         averaged = trainee.averaged
         assert isinstance(averaged, Classifier)
-        storage.put(f"{records.folder}/weights.safetensors", models.dump(averaged.network))
+        storage.put(f"{records.folder}/weights.safetensors", load.dump(averaged.network))
 
 
 def _loader(examples: Examples, workers: int, state: Any) -> "StatefulDataLoader[Batch]":

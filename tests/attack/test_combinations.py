@@ -8,15 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import codec
 from pipeline.attack.ball import BallNorm
 from pipeline.attack.batch import Batch, Pool, Tally
 from pipeline.attack.draws import Draws
 from pipeline.attack.gradient import loss_gradient
-from pipeline.attack.iterate import Iterative
-from pipeline.attack.losses import Loss, objective
-from pipeline.attack.recipe import BASES, TRANSFORMS, VIEWS
-from pipeline.attack.transforms import (
+from pipeline.attack.gradient_transforms import (
     Form,
     GradientNormPenalty,
     PenalisedNeighbours,
@@ -24,7 +20,11 @@ from pipeline.attack.transforms import (
     Transform,
     VarianceTuning,
 )
-from pipeline.attack.views import Admix, DiverseInput, Scale, View
+from pipeline.attack.input_transforms import Admix, DiverseInput, Scale, View
+from pipeline.attack.loop import Iterative
+from pipeline.attack.losses import Loss, objective
+from pipeline.attack.recipe import BASES, TRANSFORMS, VIEWS
+from pipeline.data import codec
 from tests.attack.test_published import network
 from tests.samples import attack
 

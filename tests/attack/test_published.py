@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from pipeline.attack.batch import Pool
 from pipeline.attack.draws import Draws
 from pipeline.attack.ensemble import Ensemble, Fuse
-from pipeline.attack.recipe import build
-from pipeline.attack.transforms import (
+from pipeline.attack.gradient_transforms import (
     GradientNormPenalty,
     PenalisedNeighbours,
     ReversePerturbation,
@@ -24,7 +23,8 @@ from pipeline.attack.transforms import (
     Transform,
     VarianceTuning,
 )
-from pipeline.attack.views import Admix, DiverseInput, Scale, View
+from pipeline.attack.input_transforms import Admix, DiverseInput, Scale, View
+from pipeline.attack.recipe import build
 
 EPSILON, ALPHA, STEPS, SIDE = 16 / 255, 1.6 / 255, 5, 20
 KEYS = ["a", "b", "c"]

@@ -3,9 +3,9 @@ from fractions import Fraction
 
 import pytest
 
-from pipeline.attack.iterate import Iterative, Noise
+from pipeline.attack.gradient_transforms import GradientNormPenalty
+from pipeline.attack.loop import Iterative, Noise
 from pipeline.attack.recipe import build, provenance
-from pipeline.attack.transforms import GradientNormPenalty
 
 EPSILON = Fraction(16, 255)
 

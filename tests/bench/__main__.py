@@ -34,13 +34,15 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from infra import local_s3
-from jobs import assets
-from jobs.curvature import first_images
-from pipeline import codec, config, heap, parts, weights
+from jobs.demo import assets
+from jobs.runners.curvature import first_images
 from pipeline.attack.batch import Pool
-from pipeline.foreign import Foreign, ForeignAttack
+from pipeline.data import codec, parts
 from pipeline.ledger import Ledger
-from pipeline.outline import Item
+from pipeline.models import malloc, registry
+from pipeline.plan import recipe
+from pipeline.plan.external import Foreign, ForeignAttack
+from pipeline.plan.outline import Item
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage
 from tests import peers, samples, scale
@@ -62,9 +64,9 @@ IMAGENET_TRAIN = 1_281_167
 def pipeline() -> list[Figure]:
     """The generator stage on the demo's photographs, as a worker of one thread does it, beside the attack alone."""
     torch.set_num_threads(1)
-    heap.keep()
+    malloc.keep()
     assets.prepare(ROOT / "build" / "demo")
-    job = config.load(ROOT / "jobs" / "recipes" / "demo.toml").job()
+    job = recipe.load(ROOT / "jobs" / "recipes" / "demo.toml").job()
     attacks = tuple(each for each in job.attacks if each.name.startswith("gnp"))[:1]
     # Parts of one batch, so that both take as many images at a time: fewer cost more each.
     job = replace(job, attacks=attacks, data=replace(job.data, part_size=10))
@@ -80,7 +82,7 @@ def pipeline() -> list[Figure]:
         (resolved,) = planned.sources
         assert not isinstance(resolved, Foreign)
         models, cpu = Storage(f"{folder}/models"), torch.device("cpu")
-        source = weights.load_source(resolved, models, classes=1000, device=cpu)
+        source = registry.load_source(resolved, models, classes=1000, device=cpu)
 
         def attack_alone(number: int) -> None:
             batch = slice(size * number, size * (number + 1))
@@ -137,7 +139,7 @@ def files() -> list[Figure]:
     """MB of pixels, or of bytes, a second on one thread; the least of three tries is the slowest."""
     torch.set_num_threads(1)
     assets.prepare(ROOT / "build" / "demo")
-    job = config.load(ROOT / "jobs" / "recipes" / "demo.toml").job()
+    job = recipe.load(ROOT / "jobs" / "recipes" / "demo.toml").job()
     images = first_images(job.data, 20)
     torch.manual_seed(0)
     noise = 16 * (2 * torch.randint(0, 2, images.pixels.shape) - 1)

@@ -8,21 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs import assets
-from jobs.curvature import first_images
-from pipeline import codec, config, models, score
+from jobs.demo import assets
+from jobs.runners.curvature import first_images
+from pipeline.attack.gradient_transforms import GradientNormPenalty
 from pipeline.attack.precision import Precision
 from pipeline.attack.recipe import Attack, build
-from pipeline.attack.transforms import GradientNormPenalty
-from pipeline.classifier import Classifier
-from pipeline.models import ModelSpec
-from pipeline.parts import Images
-from pipeline.rates import PooledGain
+from pipeline.data import codec
+from pipeline.data.parts import Images
+from pipeline.models import load, predict
+from pipeline.models.classifier import Classifier
+from pipeline.models.load import ModelSpec
+from pipeline.plan import recipe
+from pipeline.results.intervals import PooledGain
 from tests.bench.figures import Figure
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-EPSILON = config.budget("8/255", "linf")
+EPSILON = recipe.budget("8/255", "linf")
 BATCH = 10
 
 
@@ -38,11 +40,11 @@ class Scene:
 
 def scene(count: int) -> Scene:
     """With so many photographs; `make demo`'s assets have to be there."""
-    job = config.load(ROOT / "jobs" / "recipes" / "demo.toml").job()
+    job = recipe.load(ROOT / "jobs" / "recipes" / "demo.toml").job()
     (spec,) = job.sources
     assert isinstance(spec, ModelSpec)
-    targets = {each.name: models.load(each).quicken(CPU) for each in job.targets if each.name != spec.name}
-    return Scene(models.load(spec), models.load(spec).quicken(CPU), targets, first_images(job.data, count))
+    targets = {each.name: load.load(each).quicken(CPU) for each in job.targets if each.name != spec.name}
+    return Scene(load.load(spec), load.load(spec).quicken(CPU), targets, first_images(job.data, count))
 
 
 def mi(precision: Precision = "float32") -> Attack:
@@ -139,7 +141,7 @@ def gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def _right(here: Scene, pixels: Tensor) -> Tensor:
     labels = here.images.labels
     answers: Sequence[Tensor] = [
-        score.predict(target, pixels, labels, batch_size=BATCH, device=CPU).prediction
+        predict.predict(target, pixels, labels, batch_size=BATCH, device=CPU).prediction
         for target in here.targets.values()
     ]
     return torch.stack([answer == labels for answer in answers])

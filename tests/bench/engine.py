@@ -9,11 +9,11 @@ from pathlib import Path
 
 import ray
 
-from pipeline.engine import office
+from pipeline.engine import scheduler
 from pipeline.engine.worker import Receipt, Worker
-from pipeline.outline import Item, Prepared
-from pipeline.pools import Crew, Pools, Sizing
-from pipeline.progress import Made
+from pipeline.ledger.progress import Made
+from pipeline.plan.outline import Item, Prepared
+from pipeline.plan.pools import Crew, Pools, Sizing
 from pipeline.storage import Storage
 from tests import scale
 from tests.bench.figures import Figure, seconds
@@ -44,11 +44,11 @@ class Sleeper(Worker):
         return Made(), 0
 
 
-def _office(folder: str, workers: int) -> office.Office:
+def _office(folder: str, workers: int) -> scheduler.Office:
     """An office of light workers; the store's name tells them how many they are."""
     planned = Prepared(replace(scale.great_plan(), takes=()), b"")
     sizing = Sizing(Crew(workers, 0.0, 0.01), Crew(1, 0.0, 0.01))
-    return office.Office(
+    return scheduler.Office(
         planned,
         "plan",
         Storage(f"{folder}/{workers}", create=True),
@@ -62,7 +62,7 @@ def engine() -> list[Figure]:
     """How near to one item per worker and five seconds; and what an item costs that needs no time."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     found = []
-    setattr(office, "Worker", Sleeper)  # noqa: B010
+    setattr(scheduler, "Worker", Sleeper)  # noqa: B010
     for workers in (1, 2, 4, 8, 16, 64):
         with tempfile.TemporaryDirectory() as folder:
             handed = _office(folder, workers)
@@ -71,7 +71,7 @@ def engine() -> list[Figure]:
             began = max(path.stat().st_mtime for path in Path(folder, str(workers)).iterdir())
             handed.close()
         found.append(Figure(f"{workers} workers that sleep 5 s", _SLEEP_S * _ROUNDS / (ended - began), "×", None, 0.95))
-    setattr(office, "Worker", scale.Idle)  # noqa: B010
+    setattr(scheduler, "Worker", scale.Idle)  # noqa: B010
     with tempfile.TemporaryDirectory() as folder:
         handed, memory, done = _office(folder, 1), [], 0
         for count in (1_000, 10_000):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import heap
-from pipeline.folding import folded
-from pipeline.fusing import fused
+from pipeline.models import malloc
+from pipeline.models.batchnorm_folding import folded
+from pipeline.models.cpu_fusion import fused
 from tests import scale
 from tests.bench.figures import seconds
 
@@ -26,7 +26,7 @@ def route(name: str, fast: str) -> dict[str, float]:
         fast: JSON: whether convolutions are fused, or torch's own.
     """
     torch.set_num_threads(1)
-    heap.keep()
+    malloc.keep()
     torch.manual_seed(0)
     network = folded(timm.create_model("tf_efficientnet_lite0").eval().requires_grad_(False), SIDE)
     network = fused(network, SIDE) if json.loads(fast) else network

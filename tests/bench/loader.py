@@ -9,12 +9,14 @@ import torchvision
 import webdataset
 from torch.utils.data import DataLoader
 
-from jobs import assets
-from jobs.curvature import first_images
-from pipeline import codec, config, dataset, parts
+from jobs.demo import assets
+from jobs.runners.curvature import first_images
+from pipeline import dataset
+from pipeline.data import codec, parts
+from pipeline.data.parts import Images
+from pipeline.data.sample import Part
 from pipeline.ledger import Ledger, Unit
-from pipeline.parts import Images
-from pipeline.sample import Part
+from pipeline.plan import recipe
 from pipeline.storage import Storage
 from tests.bench.figures import Figure, seconds, spread_of
 
@@ -37,7 +39,7 @@ def loader() -> list[Figure]:
     """All in one process and thread, turn by turn, over the same PNGs of 224 pixels; batches of uint8 tensors."""
     torch.set_num_threads(1)
     assets.prepare(_ROOT / "build" / "demo")
-    images = first_images(config.load(_ROOT / "jobs" / "recipes" / "demo.toml").job().data, 20)
+    images = first_images(recipe.load(_ROOT / "jobs" / "recipes" / "demo.toml").job().data, 20)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Storage(f"{folder}/store", create=True))
         ledger.record_plan({})

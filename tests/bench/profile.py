@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from jobs.benchmark import NETWORKS, Usual
-from pipeline import heap
-from pipeline.classifier import Classifier
+from jobs.commands.benchmark import NETWORKS, Usual
+from pipeline.models import malloc
+from pipeline.models.classifier import Classifier
 from tests.bench.figures import Figure
 
 BATCH, TIMES = 8, 4
@@ -36,7 +36,7 @@ def profiled() -> list[Figure]:
         usual = Usual(copy.deepcopy(network), settings["mean"], settings["std"])
         told = {key: settings[key] for key in ("mean", "std", "interpolation")}
         fast = Classifier(network, {**told, "policy": "direct", "input_size": 224}).quicken(torch.device("cpu"))
-        for called, model, set_heap in (("plain", usual, heap.usual), ("ours", fast, heap.keep)):
+        for called, model, set_heap in (("plain", usual, malloc.usual), ("ours", fast, malloc.keep)):
             set_heap()
             spent = _by_kind(model)
             spent["together"] = sum(spent.values())

@@ -22,10 +22,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.analysis.report import summarise
 from pipeline.ledger import Ledger, Unit
-from pipeline.report import summarise
+from pipeline.maintenance.verify import audit
 from pipeline.storage import Storage
-from pipeline.verify import audit
 from tests.chaos.proxy import Fault, FaultKind
 from tests.chaos.site import INPUT, NODES, Damage, Site, commits, compare, site
 from tests.conftest import ROOT

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from jobs import cli
-from pipeline.classifier import Classifier
-from pipeline.engine import office
+from pipeline.engine import scheduler
 from pipeline.engine.worker import Receipt, Worker
-from pipeline.outline import Item
+from pipeline.models.classifier import Classifier
+from pipeline.plan.outline import Item
 
 
 def take(folder: Path, kind: str) -> bool:
@@ -91,6 +91,6 @@ if __name__ == "__main__":
     from tests.chaos import driver  # by its name, which workers can import
 
     told = type("ToldWorker", (driver.FaultyWorker,), {"folder": Path(sys.argv[1])})
-    setattr(office, "Worker", told)  # noqa: B010
+    setattr(scheduler, "Worker", told)  # noqa: B010
     sys.argv = ["gnp", *sys.argv[2:]]
     cli.main()

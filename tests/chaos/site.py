@@ -21,9 +21,9 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import save_file
 
 from infra import local_s3
-from pipeline import results
 from pipeline.errors import GnpError
 from pipeline.ledger import KINDS, Ledger, Unit
+from pipeline.results import schema
 from pipeline.storage import Storage
 from tests.chaos.proxy import Proxy
 from tests.conftest import ROOT
@@ -239,7 +239,7 @@ def compare(reference: Mapping[Unit, str], store: str, *, same_bytes: bool = Tru
             continue
         wrong += same_bytes and unit in reference and reference[unit] != marker.sha256
         if unit.target:
-            keys = results.read(data, name=marker.object).column("key").to_pylist()
+            keys = schema.read(data, name=marker.object).column("key").to_pylist()
             rows.update((unit.scope, unit.part.shard, key) for key in keys)
     strangers = sum(unit not in reference for unit in found)
     return Damage(

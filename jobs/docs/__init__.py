@@ -1,0 +1,1 @@
+"""Programs that make parts of docs/: the reference pages and the pictures."""

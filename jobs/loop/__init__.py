@@ -1,0 +1,1 @@
+"""`make loop`: attack, train, attack again, on digits."""

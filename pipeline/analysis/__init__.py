@@ -1,0 +1,1 @@
+"""Reading results: reports, comparisons, ablations, curvature, loss landscapes, figures, the HTML page."""

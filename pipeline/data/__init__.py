@@ -1,0 +1,1 @@
+"""Input images: WebDataset shards, samples, decoding and encoding of pixels, stored parts."""

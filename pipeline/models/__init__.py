@@ -1,0 +1,1 @@
+"""Source and target models: loading, preprocessing, CPU fusion, defenses, predictions."""

@@ -1,0 +1,1 @@
+"""What a run has to compute: recipe, resolved models, work items, forecasts, worker pools."""

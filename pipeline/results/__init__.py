@@ -1,0 +1,1 @@
+"""Stored predictions: their Parquet schemas, how they are read, and confidence intervals."""

@@ -1,0 +1,143 @@
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.attack.gradient import Gradient, loss_gradient
+from pipeline.attack.gradient_transforms import Form, GradientNormPenalty, Norm
+from pipeline.attack.losses import objective
+from tests.samples import attack, batch
+
+PENALTY_FORMS: tuple[Form, ...] = ("literal", "backward", "central", "exact")
+
+
+def quadratic(size: int = 12) -> tuple[Gradient, Tensor, Tensor]:
+    """∇ of ½xᵀAx + bᵀx per image, its Hessian A, and a batch of two points."""
+    torch.manual_seed(0)
+    root = torch.randn(size, size, dtype=torch.float64)
+    hessian, offset = root @ root.T, torch.randn(size, dtype=torch.float64)
+
+    def gradient(images: Tensor) -> Tensor:
+        return (images.flatten(1) @ hessian + offset).view_as(images)
+
+    return gradient, hessian, torch.randn(2, 3, 2, 2, dtype=torch.float64)
+
+
+def smooth(images: Tensor) -> Tensor:
+    """∇ of Σ sin(x)·x², smooth and no quadratic, differentiable."""
+    return images.cos() * images**2 + 2 * images * images.sin()
+
+
+def unit_step(gradient: Tensor, norm: Norm) -> Tensor:
+    flat = gradient.flatten(1)
+    length = flat.norm(dim=1) if norm == "l2" else flat.abs().mean(dim=1)
+    return gradient / length.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("form", PENALTY_FORMS)
+@pytest.mark.parametrize("norm", get_args(Norm))
+def test_on_a_quadratic_every_form_is_the_closed_form(form: Form, norm: Norm) -> None:
+    gradient, hessian, images = quadratic()
+    penalty = GradientNormPenalty(form=form, norm=norm, r=0.3, beta=0.8)
+    here = gradient(images)
+    step = 0.3 * unit_step(here, norm)
+    closed = here - 0.8 * (step.flatten(1) @ hessian).view_as(here)
+    torch.testing.assert_close(penalty(gradient, batch())(images), closed, atol=1e-6, rtol=0)
+
+
+def test_look_ahead_on_a_quadratic_rewards_the_norm() -> None:
+    gradient, hessian, images = quadratic()
+    here = gradient(images)
+    step = 0.01 * unit_step(here, "mean-abs")
+    closed = (1 + 2 * 0.8) * here + 0.8 * (step.flatten(1) @ hessian).view_as(here)
+    found = GradientNormPenalty(form="look-ahead", norm="mean-abs")(gradient, batch())(images)
+    torch.testing.assert_close(found, closed, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("form", "order"), [("literal", 2), ("backward", 2), ("central", 3)])
+def test_differences_approach_the_exact_form_at_their_order(form: Form, order: int) -> None:
+    torch.manual_seed(1)
+    images = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+
+    def error(r: float) -> float:
+        exact = GradientNormPenalty(form="exact", r=r)(smooth, batch())(images)
+        return float((GradientNormPenalty(form=form, r=r)(smooth, batch())(images) - exact).abs().max())
+
+    assert error(1e-2) / error(5e-3) == pytest.approx(2**order, rel=0.05)
+
+
+def test_the_exact_form_is_the_gradient_of_the_penalised_loss() -> None:
+    torch.manual_seed(2)
+    images = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    beta, r = 0.8, 0.1
+    norm = smooth(images).norm()
+    (of_norm,) = torch.autograd.grad(beta * r * norm, images)
+    expected = smooth(images.detach()) - of_norm
+    found = GradientNormPenalty(form="exact", r=r, beta=beta)(smooth, batch())(images.detach())
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("form", PENALTY_FORMS)
+def test_penalties_nest_in_any_form(form: Form) -> None:
+    gradient, _, images = quadratic()
+    inner = GradientNormPenalty(form=form, beta=0.3)(gradient, batch())
+    exact = GradientNormPenalty(form="exact", r=1e-6)(inner, batch())(images)
+    literal = GradientNormPenalty(form="literal", r=1e-6)(inner, batch())(images)
+    torch.testing.assert_close(exact, literal, atol=1e-6, rtol=1e-6)
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(3)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 6 * 6, 5)
+    )
+    return layers.requires_grad_(False)
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+@pytest.mark.parametrize("norm", get_args(Norm))
+def test_beta_zero_is_bit_identical_to_the_base_attack(form: Form, norm: Norm) -> None:
+    images, labels = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    penalty = GradientNormPenalty(form=form, norm=norm, beta=0.0)
+    base, penalised = attack("mi", steps=4), attack("gnp+mi", steps=4, parts={"gnp": penalty})
+    keys = ["a", "b", "c"]
+    assert torch.equal(base(network(), images, labels, keys), penalised(network(), images, labels, keys))
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+def test_an_image_does_not_depend_on_its_batch(form: Form) -> None:
+    model = network().double()
+    images, labels = torch.rand(4, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    transform = GradientNormPenalty(form=form, norm="mean-abs")
+
+    def penalised(images: Tensor, labels: Tensor) -> Tensor:
+        gradient = loss_gradient(model, objective("cross-entropy", labels), (), batch(labels))
+        return transform(gradient, batch(labels))(images)
+
+    together, alone = penalised(images, labels), penalised(images[2:3], labels[2:3])
+    torch.testing.assert_close(together[2:3], alone, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("norm", get_args(Norm))
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1.0, 1e30])
+def test_the_step_is_as_long_whatever_the_gradients_scale(norm: Norm, scale: float) -> None:
+    torch.manual_seed(4)
+    gradient = torch.randn(2, 3, 8, 8)
+    step = GradientNormPenalty(norm=norm, r=0.01)._step(gradient * scale)
+    torch.testing.assert_close(step, 0.01 * unit_step(gradient, norm))
+
+
+def test_a_zero_gradient_stays_zero() -> None:
+    for form in get_args(Form):
+        found = GradientNormPenalty(form=form)(lambda images: images * 0, batch())(torch.zeros(1, 3, 2, 2))
+        assert torch.equal(found, torch.zeros(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"r": 0.0}, {"r": -1.0}, {"r": float("nan")}, {"beta": -0.1}, {"beta": float("inf")}]
+)
+def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        GradientNormPenalty(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,98 @@
+"""What version 0.1 stored stays readable, and what it recorded stays what identities are made of.
+
+`fixtures/store-0.1.tar.xz` is a whole store with its recipe, shards and checkpoint (made-up weights and images), written
+by the code as it was before the packages were put in order, and `store-0.1.json` what that code read in it.
+`identities.json` is what that code recorded for the two recipes beside it.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import dataset
+from pipeline.ledger import named
+from pipeline.models.defenses import described as described_defenses
+from pipeline.plan import recipe
+from pipeline.plan.resolve import described
+from pipeline.training import job
+from pipeline.training import recipe as training_recipe
+from tests.conftest import ROOT
+
+FIXTURES = ROOT / "tests" / "fixtures"
+BEFORE: dict[str, Any] = json.loads((FIXTURES / "store-0.1.json").read_text())
+IDENTITIES: dict[str, Any] = json.loads((FIXTURES / "identities.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("before")
+    with tarfile.open(FIXTURES / "store-0.1.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def gnp(folder: Path, *arguments: str) -> str:
+    """What a command prints, with addresses as they are relative to the folder."""
+    command = [sys.executable, "-c", "from jobs.cli import main; main()", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.replace(f"{folder}/", "")
+
+
+def test_report_reads_the_same_rates(folder: Path) -> None:
+    assert json.loads(gnp(folder, "report", "store", "--json")) == BEFORE["report"]
+
+
+def test_ls_lists_the_same_objects(folder: Path) -> None:
+    assert gnp(folder, "ls", "store").splitlines() == BEFORE["ls"]
+
+
+def test_verify_finds_the_store_sound(folder: Path) -> None:
+    assert gnp(folder, "verify", "store").strip() == BEFORE["verify"]
+
+
+def test_generate_has_nothing_to_do(folder: Path) -> None:
+    printed = gnp(folder, "generate", "recipe.toml", "--store", "store").strip()
+    assert printed.splitlines()[-1] == BEFORE["nothing"]
+
+
+def test_finalize_makes_the_same_version(folder: Path) -> None:
+    assert gnp(folder, "finalize", "store").strip() == BEFORE["finalize"]
+
+
+def test_training_reads_the_same_batches(folder: Path) -> None:
+    examples = dataset.open(str(folder / "store")).examples(version="latest", pairs=True, batch_size=4, seed=3)
+    assert [described_batch(batch) for batch in examples] == BEFORE["examples"]
+
+
+def described_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [list(value.shape), str(value.dtype), hashlib.sha256(value.numpy().tobytes()).hexdigest()]
+        if isinstance(value, torch.Tensor)
+        else [str(each) for each in value]
+        for name, value in batch.items()
+    }
+
+
+def test_attacks_defenses_and_data_are_recorded_as_before() -> None:
+    whole = recipe.load(FIXTURES / "identities.toml").job()
+    assert {named(attack.name, described(attack)): described(attack) for attack in whole.attacks} == IDENTITIES[
+        "attacks"
+    ]
+    digests = {"/nrp.pth": "0" * 64, "/hgd.pth": "1" * 64}
+    behind = {target.name: described_defenses(target.defenses, digests) for target in whole.targets if target.defenses}
+    assert behind == IDENTITIES["defenses"]
+    assert named(whole.data.name, whole.data.prepared) == IDENTITIES["data"]
+
+
+def test_a_training_run_is_recorded_as_before() -> None:
+    assert job._identity(training_recipe.load(FIXTURES / "identities-training.toml")) == IDENTITIES["training"]
