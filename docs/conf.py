@@ -9,7 +9,12 @@ from sphinx.util.docutils import SphinxTranslator
 
 project = "gnp"
 author = "the gnp authors"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# Docstrings mark code with single backticks, as Markdown does.
+default_role = "code"
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+add_module_names = False
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 html_theme = "furo"

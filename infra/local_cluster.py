@@ -1,9 +1,9 @@
-"""A Ray cluster of several nodes on this machine, as clusters elsewhere are: for a trial, and for the tests.
+"""A Ray cluster of several nodes on this machine, for trials and tests.
 
     python -m infra.local_cluster COMMAND...
 
-starts a head that does no work, a node kept for generators and one kept for scorers, with token authentication; runs
-the command with what it needs to reach them (`ray job submit -- gnp generate …`); and stops them.
+starts a head that takes no work, a node for generators and a node for scorers, with token authentication; runs the
+command with the environment to reach them (`ray job submit -- gnp generate …`); and stops them.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ BIN = Path(sys.executable).parent
 
 
 class Cluster:
-    """Nodes as processes that can be added and removed.
+    """Ray nodes as processes that can be added and removed.
 
     Attributes:
-        environment: What Ray's tools need to reach the cluster and its jobs.
-        head: The head's process, once it was started; below it run the programs of submitted jobs.
-        nodes: The workers' processes, by the custom resource that they declare.
+        environment: Environment variables with which Ray's tools reach the cluster and its jobs.
+        head: Process of the head, once started; the programs of submitted jobs are its children.
+        nodes: Processes of the worker nodes, by the custom resource that they declare.
     """
 
     def __init__(self) -> None:
-        # Ray puts sockets below, whose paths may have 107 characters.
+        # Ray creates sockets in it, whose paths may have at most 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="ray-"))
         self._port, self._dashboard, self._client = _free_ports(3)
         self.environment = {
@@ -51,10 +51,10 @@ class Cluster:
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Starts the head, which does no work.
+        """Starts the head, which takes no work.
 
         Raises:
-            TimeoutError: It did not answer in time.
+            TimeoutError: The head did not answer in time.
         """
         self.head = self._run(
             "--head",
@@ -71,7 +71,7 @@ class Cluster:
         """Starts a node that declares a custom resource.
 
         Raises:
-            TimeoutError: It did not join in time.
+            TimeoutError: The node did not join in time.
         """
         self.nodes[resource] = self._run(
             f"--address=127.0.0.1:{self._port}", f"--num-cpus={cpus}", f"--resources={json.dumps({resource: 1})}"
@@ -79,11 +79,11 @@ class Cluster:
         self._wait(len(self.nodes))
 
     def remove(self, resource: str) -> None:
-        """Ends a node and all that runs on it at once, as the loss of a machine does."""
+        """Kills a node and all its processes at once, like the loss of a machine."""
         os.killpg(self.nodes.pop(resource).pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ends every node."""
+        """Kills every node."""
         for process in [*self.nodes.values(), *([self.head] if self.head else [])]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -101,21 +101,21 @@ class Cluster:
                 env={**os.environ, **self.environment, "PATH": path},
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # so that it and all that it starts can be ended together
+                start_new_session=True,  # so that it and its children can be killed together
             )
 
     def _wait(self, workers: int) -> None:
-        """Until the head and so many nodes that work are there."""
+        """Waits until the head and the worker nodes have joined."""
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
             if len(self.alive()) == workers + 1:
                 return
             time.sleep(0.5)
-        said = (self._folder / "nodes.log").read_text(errors="replace")[-2000:]
-        raise TimeoutError(f"{workers + 1} nodes were not there within {_START_S} s:\n{said}")
+        log = (self._folder / "nodes.log").read_text(errors="replace")[-2000:]
+        raise TimeoutError(f"{workers + 1} nodes did not join within {_START_S} s:\n{log}")
 
     def alive(self) -> list[dict[str, float]]:
-        """What each node that is there declares, the head among them; nothing while nobody answers."""
+        """The resources of each live node, the head included; empty while the head does not answer."""
         try:
             nodes = self.ask("/api/v0/nodes")["data"]["result"]["result"]
         except (urllib.error.URLError, TimeoutError, ConnectionError):
@@ -123,20 +123,20 @@ class Cluster:
         return [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
 
     def ask(self, path: str) -> Any:
-        """What the head answers to a GET, such as of `/api/jobs/ID`.
+        """The head's JSON answer to a GET request, such as `/api/jobs/ID`.
 
         Raises:
-            OSError: It does not answer.
+            OSError: The head does not answer.
         """
         token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        asked = urllib.request.Request(f"{self.environment['RAY_ADDRESS']}{path}", headers=token)  # noqa: S310
-        with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310
+        request = urllib.request.Request(f"{self.environment['RAY_ADDRESS']}{path}", headers=token)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
             return json.load(answer)
 
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A head and a node for each kind of worker, while entered."""
+    """Runs a head and a node for each kind of worker while entered."""
     running = Cluster()
     try:
         running.start()
@@ -148,14 +148,14 @@ def cluster() -> Iterator[Cluster]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on: above those of Ray's workers, below those of outgoing connections."""
-    found: list[int] = []
-    while len(found) < count:
+    """Free loopback ports, above the range of Ray's workers and below that of outgoing connections."""
+    ports: list[int] = []
+    while len(ports) < count:
         port = 20000 + secrets.randbelow(12768)
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            found.append(port)
-    return found
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports
 
 
 if __name__ == "__main__":

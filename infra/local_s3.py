@@ -2,8 +2,8 @@
 
     python -m infra.local_s3 FOLDER COMMAND...
 
-starts the server on FOLDER, sets AWS_ENDPOINT_URL and credentials, makes the bucket `demo`, runs the command with them,
-and stops the server. FOLDER keeps what was stored.
+starts the server on FOLDER, creates the bucket `demo`, runs the command with AWS_ENDPOINT_URL and credentials in its
+environment, and stops the server. FOLDER keeps the data.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ class Server:
     """The server as a process that can be killed and started again on the same data and ports.
 
     Args:
-        folder: Where it keeps its data and its log.
+        folder: Folder for its data and log.
 
     Attributes:
-        environment: What AWS tools need to use it.
-        ports: Those it listens on; for gRPC on each + 10000 as well.
+        environment: Environment variables with which AWS tools use it.
+        ports: Its ports; it also listens on each + 10000, for gRPC.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,11 +61,11 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it, and returns when a write goes through.
+        """Starts the server, and returns once a write succeeds.
 
         Raises:
-            TimeoutError: It did not answer in time; its log says why.
-            RuntimeError: It ended; the message has the end of its log.
+            TimeoutError: The server did not answer in time; see its log.
+            RuntimeError: The server ended; the message has the end of its log.
         """
         with self._log.open("ab") as log:
             environment = {**os.environ, **self.environment, "GOMEMLIMIT": "400MiB"}
@@ -77,13 +77,13 @@ class Server:
             raise
 
     def kill(self) -> None:
-        """Ends it as a power cut would: SIGKILL."""
+        """Kills the server with SIGKILL, like a power cut."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(30)
 
     def stop(self) -> None:
-        """Ends it in good order."""
+        """Stops the server gracefully."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(30)
@@ -91,14 +91,14 @@ class Server:
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[dict[str, str]]:
-    """Runs the server while entered; yields the environment that AWS tools need to use it.
+    """Runs the server while entered; yields the environment variables with which AWS tools use it.
 
     Args:
-        folder: Where it keeps its data and its log.
+        folder: Folder for its data and log.
 
     Raises:
-        TimeoutError: It did not answer in time; its log says why.
-        RuntimeError: It ended; the message has the end of its log.
+        TimeoutError: The server did not answer in time; see its log.
+        RuntimeError: The server ended; the message has the end of its log.
     """
     running = Server(folder)
     running.start()
@@ -108,7 +108,7 @@ def server(folder: Path) -> Iterator[dict[str, str]]:
         running.stop()
 
 
-def client(environment: dict[str, str]):  # type: ignore[no-untyped-def]  # boto3 makes its clients' types at run time
+def client(environment: dict[str, str]):  # type: ignore[no-untyped-def]  # boto3 creates its client classes at run time
     """A boto3 client for the server."""
     return boto3.client(
         "s3",
@@ -120,14 +120,14 @@ def client(environment: dict[str, str]):  # type: ignore[no-untyped-def]  # boto
 
 
 def make_bucket(environment: dict[str, str], name: str) -> None:
-    """Makes a bucket unless it exists."""
+    """Creates a bucket unless it exists."""
     s3 = client(environment)
     if name not in [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]:
         s3.create_bucket(Bucket=name)
 
 
 def _wait(environment: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Waits until a write goes through: the S3 port answers before there is a volume to write to."""
+    """Waits until a write succeeds: the S3 port answers before there is a volume to write to."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -139,16 +139,16 @@ def _wait(environment: dict[str, str], process: subprocess.Popen[bytes], log: Pa
             return
     if (code := process.poll()) is not None:
         raise RuntimeError(f"the S3 server ended with code {code}:\n{log.read_text(errors='replace')[-2000:]}")
-    raise TimeoutError(f"the S3 server did not come up within {_START_S} s; see {log}")
+    raise TimeoutError(f"the S3 server did not start within {_START_S} s; see {log}")
 
 
 def _reserve_ports(count: int) -> list[tuple[socket.socket, socket.socket]]:
-    """Loopback ports, each with the one 10000 above it, where SeaweedFS listens for gRPC: bound, for it to listen on.
+    """Binds free loopback ports, each with the port 10000 above it, where SeaweedFS listens for gRPC.
 
-    All are below 32768: above lie the ports that outgoing connections are given, at any moment and by anyone.
+    All are below 32768, where the range of outgoing connections begins.
     """
-    held: list[tuple[socket.socket, socket.socket]] = []
-    while len(held) < count:
+    reserved: list[tuple[socket.socket, socket.socket]] = []
+    while len(reserved) < count:
         port = 10000 + secrets.randbelow(12768)
         with contextlib.ExitStack() as undo:
             try:
@@ -157,23 +157,23 @@ def _reserve_ports(count: int) -> list[tuple[socket.socket, socket.socket]]:
                 if error.errno != errno.EADDRINUSE:
                     raise
             else:
-                held.append(pair)
+                reserved.append(pair)
                 undo.pop_all()
-    return held
+    return reserved
 
 
 def _reserved(port: int) -> socket.socket:
-    """A socket bound to the port, so that nobody else who looks finds it free; a server, which asks to share, may."""
-    held = socket.socket()
+    """A socket bound to a port, so that others do not find it free; a server with SO_REUSEADDR can still listen."""
+    bound = socket.socket()
     try:
-        held.bind(("127.0.0.1", port))
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", port))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except OSError:
-        held.close()
+        bound.close()
         raise
-    return held
+    return bound
 
 
 if __name__ == "__main__":
-    with server(Path(sys.argv[1]).resolve()) as found:
-        sys.exit(subprocess.run(sys.argv[2:], env={**os.environ, **found}, check=False).returncode)
+    with server(Path(sys.argv[1]).resolve()) as environment:
+        sys.exit(subprocess.run(sys.argv[2:], env={**os.environ, **environment}, check=False).returncode)

@@ -1,1 +1,1 @@
-"""Programs over the pipeline: load a recipe, call one function, return an exit code."""
+"""The command line `gnp`, and the programs of the demo and the docs; the work itself is done by `pipeline`."""

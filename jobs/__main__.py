@@ -1,9 +1,9 @@
-"""`python -m jobs` is the same program as `gnp`; its benchmark runs where neither Ray nor typer is installed."""
+"""`python -m jobs` is `gnp`; `python -m jobs benchmark` also runs where neither Ray nor typer is installed."""
 
 import sys
 
 if sys.argv[1:2] == ["benchmark"]:
-    from jobs.commands import benchmark
+    from jobs.runners import benchmark
 
     sys.exit(benchmark.main(sys.argv[2:]))
 

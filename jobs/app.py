@@ -1,10 +1,11 @@
-"""The program's commands hang on this: `app`, and what they share.
+"""The typer app that commands register with, and the arguments, options and helpers that they share.
 
-Imports of torch and Ray are left to the commands that need them, so that `--help` answers at once.
+Neither torch nor Ray is imported here, so that `--help` answers at once.
 """
 
 import os
 import re
+import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from jobs.output import save_figure
 from pipeline.errors import RecipeError
 from pipeline.ledger import slug
 
@@ -27,52 +29,69 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Transferable adversarial examples at scale: generate them, score how they transfer, read the results.",
 )
-for _name in ("stdout", "stderr"):  # closed by whoever started this
+for _name in ("stdout", "stderr"):  # None where the parent process closed the stream
     if getattr(sys, _name) is None:
         setattr(sys, _name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-# Off a terminal there is no width to fit into; tables of ten targets need the room.
+# Without a terminal there is no width to fit into, and tables of ten targets need the space.
 console = Console(width=None if sys.stdout.isatty() else 160)
 
-Store = Annotated[str, typer.Argument(help="Where results lie: a folder, or s3://bucket/prefix.", show_default=False)]
+# Arguments and options of several commands.
+Store = Annotated[
+    str, typer.Argument(help="Store with the results: a folder, or s3://bucket/prefix.", show_default=False)
+]
+StoreOption = Annotated[
+    str, typer.Option("--store", help="Store for the results: a folder, or s3://bucket/prefix.", show_default=False)
+]
+Recipe = Annotated[Path, typer.Argument(help="A TOML recipe; see jobs/recipes/.", show_default=False)]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster, such as `auto`; default: the one in RAY_ADDRESS, or a new local one."),
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also retry failed items and quarantined images.")]
 Denominator = Literal["all", "target", "joint"]
+DenominatorOption = Annotated[
+    Denominator, typer.Option("--denominator", help="Which images are counted; see `gnp report`.")
+]
+Figures = Annotated[Path, typer.Option("--out", help="Folder for the figures, one per dataset and source.")]
 
 
-def folder_at(out: Path, option: str = "--out") -> Path:
-    """The folder of an option, made before hours of work end at it.
+def interrupt_on_sigterm() -> None:
+    """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does, before imports that take seconds."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def create_folder(out: Path, option: str = "--out") -> Path:
+    """Creates the folder of an option, before the work that will write to it begins.
 
     Raises:
-        RecipeError: It cannot be one.
+        RecipeError: It cannot be created.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecipeError(f"{option} {out}: cannot be made a folder ({error.strerror})") from error
+        raise RecipeError(f"{option} {out}: cannot create this folder ({error.strerror})") from error
     return out
 
 
-def since_when(text: str, now: float) -> float:
-    """`36h`, `7d` or a date and time, in seconds since 1970.
+def parse_since(text: str, now: float) -> float:
+    """Parses `36h`, `7d` or a date and time; returns seconds since 1970.
 
     Raises:
-        RecipeError: It is neither, or has not come yet.
+        RecipeError: The text is none of these, or the time is in the future.
     """
     span = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", text)
     if span:
         return now - float(span[1]) * {"h": 3600, "d": 86400}[span[2]]
     try:
-        when = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError as error:
         raise RecipeError(f"--since {text}: expected hours (36h), days (7d) or a time (2026-11-01T02:00)") from error
-    seconds = when.replace(tzinfo=when.tzinfo or UTC).timestamp()
+    seconds = time.replace(tzinfo=time.tzinfo or UTC).timestamp()
     if seconds > now:
-        raise RecipeError(f"--since {text}: that time has not come yet")
+        raise RecipeError(f"--since {text}: that time is in the future")
     return seconds
 
 
-def write(out: Path, name: str, figure: "Figure") -> None:
-    """A figure, and where it lies."""
-    from pipeline.analysis import drawing
-
-    path = out / f"{slug(name)}.png"
-    path.write_bytes(drawing.png(figure))
-    sys.stdout.write(f"{path}\n")
+def write_figure(out: Path, name: str, figure: "Figure") -> None:
+    """Writes a figure as PNG and prints its path."""
+    save_figure(out / f"{slug(name)}.png", figure, console)

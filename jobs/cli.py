@@ -1,4 +1,4 @@
-"""The command line: one program, `gnp` or `python -m jobs`."""
+"""The program `gnp`, also `python -m jobs`: parses the command line, runs a command, reports errors."""
 
 import logging
 import sys
@@ -8,25 +8,29 @@ from typing import Annotated, NoReturn
 import typer
 
 from jobs.app import app
-from jobs.commands import (  # noqa: F401  # importing a module registers its command
-    ablation,
-    compare,
-    curvature,
-    finalize,
-    gc,
+
+# isort: off
+from jobs.commands import (  # noqa: F401  # importing a module registers its command, in the order of `gnp --help`
     generate,
-    landscape,
-    ls,
-    plan,
-    report,
+    train,
     score,
     shards,
+    finalize,
+    gc,
+    report,
+    compare,
+    ablation,
+    curvature,
+    landscape,
     show,
     status,
-    train,
     verify,
+    ls,
+    plan,
 )
-from jobs.exit_codes import leave
+
+# isort: on
+from jobs.exit_codes import RESUME_HINT, end_process
 from pipeline.errors import GnpError
 
 _debug = False
@@ -35,7 +39,7 @@ _debug = False
 @app.callback()
 def options(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Before the command: of what goes wrong, also show the traceback.")
+        bool, typer.Option("--debug", help="Given before the command: show the traceback of an error.")
     ] = False,
 ) -> None:
     """Transferable adversarial examples at scale: generate them, score how they transfer, read the results."""
@@ -44,25 +48,25 @@ def options(
 
 
 def main() -> NoReturn:
-    """Runs the program, and ends the process with its exit code."""
-    leave(run())
+    """Runs the program and ends the process with its exit code."""
+    end_process(run())
 
 
 def run() -> int:
-    """Runs the program; returns its exit code. What a user can mend ends in one line and 2."""
+    """Runs the program; returns its exit code. Prints an error that a user can fix as one line, with exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
-    except SystemExit as ended:  # how typer ends, always
+    except SystemExit as ended:  # typer always ends with it
         if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
-            sys.stderr.write("stopped; what is committed stands: run the same command again to go on\n")
+            sys.stderr.write(f"stopped; {RESUME_HINT}\n")
         return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
     except GnpError as error:
         if _debug:
             traceback.print_exc()
         sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         return 2
-    except Exception:  # shown whole; let through, it would end past `leave`, waiting for threads without end
-        logging.getLogger(__name__).exception("this is a defect of gnp")
+    except Exception:  # if it propagated, Python would skip `end_process` and wait for threads that never end
+        logging.getLogger(__name__).exception("this is a bug in gnp")
         return 1
     return 0

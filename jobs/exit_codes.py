@@ -1,4 +1,7 @@
-"""Ending a program: at once, and in time."""
+"""How programs end: with an exit code, without waiting for threads, and within seconds of a stop signal.
+
+0 success; 1 incomplete, or a bug; 2 an error that the user can fix; 130 stopped.
+"""
 
 import atexit
 import contextlib
@@ -10,43 +13,44 @@ from typing import NoReturn
 
 from pipeline.errors import GnpError
 
-# A run that is told to stop is to have ended within 30 s, whatever it is waiting for.
-_PATIENCE_S = 25.0
+# A run has to end within 30 s of a stop signal, whatever it is waiting for.
+_STOP_S = 25.0
+RESUME_HINT = "committed results are kept: run the same command again to resume"
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process with an exit code, after what Python and Ray do at exit, and no later.
+def end_process(code: int) -> NoReturn:
+    """Ends this process with an exit code, right after the exit handlers of Python and Ray.
 
-    What would follow is not wanted. Threads that wait for a store that is gone would be waited for; and the destructors
-    of the libraries' C++ threads now and then abort a process whose work is done ("terminate called without an active
-    exception", in 2 of 36 runs of `gnp verify` on a busy machine), which a schedule would take for a failure.
+    A normal exit would wait for threads that wait for a store that is gone; and the destructors of the libraries' C++
+    threads sometimes abort a process whose work is done ("terminate called without an active exception", in 2 of 36
+    runs of `gnp verify` on a busy machine), which a scheduler would take for a failure.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a reader that has gone, as of `gnp ls | head`
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone, as in `gnp ls | head`
             stream.flush()
     os._exit(code)
 
 
-def leave_with(main: Callable[[], int]) -> NoReturn:
-    """Ends this process with a program's exit code; what a user can mend is one line and 2."""
+def run_and_exit(main: Callable[[], int]) -> NoReturn:
+    """Ends this process with the exit code of `main`; an error that a user can fix is one line, with exit code 2."""
     try:
         code = main()
     except GnpError as error:
         sys.stderr.write(f"error: {error}\n")
         code = 2
-    leave(code)
+    end_process(code)
 
 
 @contextlib.contextmanager
-def in_time(stop: threading.Event, line: str) -> Iterator[None]:
-    """While entered, ends the process with a line and code 130 where `stop` is set and it is not left in time."""
+def stop_deadline(stop: threading.Event, message: str) -> Iterator[None]:
+    """While entered, ends the process with a message and code 130 if the block lasts too long after `stop` is set."""
     left = threading.Event()
 
     def watch() -> None:
         stop.wait()
-        if not left.wait(_PATIENCE_S):
-            sys.stderr.write(line + "\n")
+        if not left.wait(_STOP_S):
+            sys.stderr.write(message + "\n")
             sys.stderr.flush()
             os._exit(130)
 

@@ -1,13 +1,14 @@
-"""Rates for other programs: CSV, and tables for a paper or a README."""
+"""Reports for other programs: CSV, and LaTeX and Markdown tables."""
 
 import csv
 import io
 
 from tabulate import tabulate
 
-from pipeline.analysis.report import Overall, Report, Success, matrix
+from pipeline.analysis.matrix import success_matrix
+from pipeline.analysis.report import PooledSuccess, Report, Success
 from pipeline.results.intervals import PooledRate, Rate
-from pipeline.results.predictions import COUNTED, Denominator
+from pipeline.results.predictions import DENOMINATOR_LABELS, Denominator
 
 _COLUMNS = (
     "dataset",
@@ -29,51 +30,52 @@ _COLUMNS = (
 )
 
 
-def csv_of(report: Report) -> str:
-    """A line a rate, under every denominator; clean accuracy has no source and no attack, all others no target."""
+def report_csv(report: Report) -> str:
+    """A report as CSV: a row per rate and denominator; rows of clean accuracy have no source and attack."""
     buffer = io.StringIO()
     rows = csv.DictWriter(buffer, _COLUMNS, restval="", lineterminator="\n")
     rows.writeheader()
-    for one in report.accuracy:
-        about = {"dataset": one.dataset, "target": one.target, "target_id": one.target_id, "policy": one.policy}
-        rows.writerow({**about, "denominator": "all", **_told(one.correct)})
+    for accuracy in report.accuracy:
+        names = {name: getattr(accuracy, name) for name in ("dataset", "target", "target_id", "policy")}
+        rows.writerow({**names, "denominator": "all", **_rate_columns(accuracy.correct)})
     budgets = {(row.dataset, row.attack_id): (row.epsilon, row.norm) for row in report.success}
-    scored: list[Success | Overall] = [*report.success, *report.transfer]
-    for row in scored:
+    rates: list[Success | PooledSuccess] = [*report.success, *report.transfer]
+    for row in rates:
         epsilon, norm = budgets[row.dataset, row.attack_id]
         names = {name: getattr(row, name, "") for name in _COLUMNS[:10]}
         names |= {} if isinstance(row, Success) else {"target": "all others"}
-        for which, rate in row.rates.items():
-            rows.writerow({**names, "epsilon": epsilon, "norm": norm, "denominator": which, **_told(rate)})
+        for denominator, rate in row.rates.items():
+            values = {"epsilon": epsilon, "norm": norm, "denominator": denominator, **_rate_columns(rate)}
+            rows.writerow({**names, **values})
     return buffer.getvalue()
 
 
-def table(report: Report, *, denominator: Denominator, latex: bool) -> str:
-    """Attacks down, targets across, one table a dataset; LaTeX with booktabs, or Markdown."""
-    return "\n".join(_table(report, dataset, denominator, latex) for dataset in sorted(report.images))
+def report_table(report: Report, *, denominator: Denominator, latex: bool) -> str:
+    """A table per dataset, attacks down, targets across; as LaTeX with booktabs, or Markdown."""
+    return "\n".join(_dataset_table(report, dataset, denominator, latex) for dataset in sorted(report.images))
 
 
-def _table(report: Report, dataset: str, denominator: Denominator, latex: bool) -> str:
-    targets, lines = matrix(report, dataset, denominator)
+def _dataset_table(report: Report, dataset: str, denominator: Denominator, latex: bool) -> str:
+    targets, lines = success_matrix(report, dataset, denominator)
     rows = [["", "clean accuracy", "", "", *(_cell(target.correct) for target in targets)]]
     for line in lines:
         first = line.first
-        rows.append([first.source, first.attack, first.budget, _cell(line.others), *map(_cell, line.cells)])
+        rows.append([first.source, first.attack, first.budget, _cell(line.pooled), *map(_cell, line.by_target)])
     headers = [
         "source",
         "attack",
         "epsilon" if latex else "ε",
         "all others",
-        *(f"{each.target} ({each.policy})" for each in targets),
+        *(f"{target.target} ({target.policy})" for target in targets),
     ]
-    caption = f"{dataset}: success over {COUNTED[denominator]}, % of how many, 95% interval"
+    caption = f"{dataset}: success over {DENOMINATOR_LABELS[denominator]}, % of images, 95% interval"
     if latex:
         return f"% {caption}\n{tabulate(rows, headers, tablefmt='latex_booktabs', disable_numparse=True)}\n"
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return f"{caption}\n\n{tabulate(escaped, headers, tablefmt='github', disable_numparse=True)}\n"
 
 
-def _told(rate: Rate | PooledRate) -> dict[str, object]:
+def _rate_columns(rate: Rate | PooledRate) -> dict[str, object]:
     low, high = rate.interval or ("", "")
     return {"count": rate.count, "n": rate.n, "rate": "" if rate.rate is None else rate.rate, "low": low, "high": high}
 

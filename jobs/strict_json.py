@@ -1,4 +1,4 @@
-"""JSON that every reader takes."""
+"""JSON that every parser accepts: NaN and infinities become null."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def dumps(value: Any) -> str:
-    """A value as JSON; a number that is not finite, for which JSON has no word, as null."""
+    """A value as JSON; NaN and infinities, which JSON does not have, as null."""
     return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The main job as a call."""
+"""The main job as a function call."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 from pipeline import engine
 from pipeline.engine import Outcome
 from pipeline.ledger.progress import Progress, Tally
-from pipeline.plan import recipe as config
-from pipeline.plan import resolve
 from pipeline.plan.recipe import Recipe
+from pipeline.plan.recipe_reader import load_recipe
+from pipeline.plan.resolve import prepare_plan
 from pipeline.storage import Storage
 
 __all__ = ["Outcome", "Progress", "Recipe", "Tally", "generate"]
@@ -23,29 +23,29 @@ def generate(
     retry_failed: bool = False,
     on_progress: Callable[[Progress, Tally], None] = lambda *_: None,
 ) -> Outcome:
-    """Attacks the images of a recipe and scores how the result transfers; what the store already holds stays.
+    """Attacks the images of a recipe and scores how the attacks transfer; results that the store already has stay.
 
     Args:
-        recipe: A TOML file, or what one holds: `Recipe.model_validate({...})`.
+        recipe: A TOML file, or its content: `Recipe.model_validate({...})`.
         store: A folder, or s3://bucket/prefix.
-        limit: Only the first so many images.
-        address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
-        retry_failed: Also try again failed items and quarantined images.
-        on_progress: Called every few seconds, from another thread: how the store stands, and this run.
+        limit: Takes only the first images, at most this number.
+        address: A Ray cluster; by default this process's cluster, or that of RAY_ADDRESS, or else a local one.
+        retry_failed: Tries failed items and quarantined images again.
+        on_progress: Called every few seconds, from another thread, with the store's progress and this run's.
 
     Returns:
-        What was made, and what failed, with reasons.
+        The number of results, and the failures with their reasons.
 
     Raises:
-        RecipeError: The recipe is wrong, in one line.
+        RecipeError: The recipe is invalid; the message is one line per fault.
         MissingError: A shard does not exist.
-        WeightsError: A model's weights cannot be had.
+        WeightsError: A model's weights cannot be loaded.
         CapacityError: The cluster cannot hold the workers.
         StorageError: The store cannot be written, or keeps failing.
     """
-    loaded = recipe if isinstance(recipe, Recipe) else config.load(Path(recipe))
-    prepared = resolve.prepare(loaded.job(limit=limit), Storage(store, create=True))
-    return engine.run(
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    prepared = prepare_plan(loaded.job(limit=limit), Storage(store, create=True))
+    return engine.run_plan(
         prepared,
         store,
         pools=loaded.engine,

@@ -1,7 +1,8 @@
-"""A function called in a process of its own.
+"""Calling a function in a child process.
 
-A driver calls so whatever takes torch or loads models, for it is to stay small for days: the memory goes back with the
-process. A checkpoint that crashes its reader, or a disk that never answers, is then an error with a reason.
+A driver has to stay small for days, so it calls everything that needs torch or loads models in a child process, whose
+memory is freed when it ends. A checkpoint that crashes its reader, or a disk that never answers, then is an error with
+a reason.
 """
 
 import contextlib
@@ -24,54 +25,59 @@ T = TypeVar("T")
 
 # Forked, a child would inherit locks that Ray's and the store's threads hold.
 _SPAWN = multiprocessing.get_context("spawn")
-# How long a process that may be starting is waited for, to be ended.
-_START_S = 5.0
+# Wait for a process that may be starting, before it is killed.
+_START_TIMEOUT_S = 5.0
 
 
-def isolated(function: Callable[[], T], *, what: str, minutes: float) -> T:
-    """What a function returns.
+def run_in_child_process(function: Callable[[], T], *, task: str, timeout_minutes: float) -> T:
+    """Calls a function in a child process and returns its result.
 
     Args:
-        function: A module's own, or a `functools.partial` of one; it, what it returns and what it raises are pickled.
-        what: What it does, for messages: `loading the models`.
-        minutes: How long it may take.
+        function: A module-level function, or a `functools.partial` of one; it, its result and its exceptions are
+            pickled.
+        task: Description of the work, for messages: `loading the models`.
+        timeout_minutes: Time limit.
 
     Raises:
-        CapacityError: Its process died, or took longer.
-        Exception: Whatever the function raises; a defect bears the traceback of its process as a note.
+        CapacityError: The process died, or took longer.
+        Exception: Whatever the function raises; a defect carries the traceback of its process as a note.
     """
-    here, there = _SPAWN.Pipe(duplex=False)
-    process, started = _SPAWN.Process(target=_call, args=(there, function), daemon=True), Future[None]()
+    receiver, sender = _SPAWN.Pipe(duplex=False)
+    process = _SPAWN.Process(target=_call, args=(sender, function), daemon=True)
+    started = Future[None]()
     try:
-        # In a thread: what a signal raises in the main one would leave a process that was told half of what to do.
+        # In a thread: a signal raises in the main thread, and would leave a process with half of its arguments.
         threading.Thread(target=_start, args=(process, started), daemon=True).start()
         started.result()
-        there.close()
-        if not here.poll(60 * minutes):
-            raise CapacityError(f"{what} took longer than {minutes:g} minutes")
-        error, value = here.recv()
+        sender.close()
+        if not receiver.poll(60 * timeout_minutes):
+            raise CapacityError(f"{task} took longer than {timeout_minutes:g} minutes")
+        error, value = receiver.recv()
     except EOFError:
         process.join()
-        code = process.exitcode or 0
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        how += "; out of memory?" if code == -signal.SIGKILL else ""
-        raise CapacityError(f"{what}: its process died ({how})") from None
+        raise CapacityError(f"{task}: its process died ({_describe_exit(process.exitcode or 0)})") from None
     finally:
-        with contextlib.suppress(TimeoutError):  # a signal may have come between: then it is not known to have started
-            started.exception(_START_S)
+        with contextlib.suppress(TimeoutError):  # after a signal, the thread may not have started the process yet
+            started.exception(_START_TIMEOUT_S)
         if process.pid is not None:
             process.kill()
             process.join()
-        here.close()
+        receiver.close()
     if error is not None:
         raise error
     return cast(T, value)
 
 
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return f"killed by signal {-code}" + ("; out of memory?" if code == -signal.SIGKILL else "")
+
+
 def _start(process: BaseProcess, started: "Future[None]") -> None:
-    """Starts a process that Ctrl-C does not reach: a terminal sends it to all, and the caller says what comes of it."""
+    """Starts a process that ignores Ctrl-C: a terminal sends it to the whole group, and the caller handles it."""
     try:
-        resource_tracker.ensure_running()  # first, for when it starts, it lets the signal through again
+        resource_tracker.ensure_running()  # before the mask: starting the tracker unblocks the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()
     except BaseException as error:
@@ -80,7 +86,8 @@ def _start(process: BaseProcess, started: "Future[None]") -> None:
         started.set_result(None)
 
 
-def _call(there: Connection, function: Callable[[], object]) -> None:
+def _call(sender: Connection, function: Callable[[], object]) -> None:
+    """Runs in the child: sends the function's exception or its result."""
     end_with_parent()
     error: Exception | None = None
     value = None
@@ -91,15 +98,15 @@ def _call(there: Connection, function: Callable[[], object]) -> None:
     except Exception as defect:
         defect.add_note(traceback.format_exc())
         error = defect
-    with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
-        there.send((error, value))
+    with contextlib.suppress(BrokenPipeError):  # the caller is gone
+        sender.send((error, value))
 
 
 @functools.cache
 def end_with_parent() -> None:
-    """Has this process end when the one that started it does, however that ends.
+    """Makes this process end when its parent process does.
 
-    What a process that was killed has asked for is wanted no more, and might hang.
+    After its parent was killed, nobody needs its result, and it might hang.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

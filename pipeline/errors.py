@@ -4,20 +4,20 @@
     ├── RecipeError      a recipe or an argument is wrong: field, value and remedy     (ValueError)
     ├── ShardError       an input shard is truncated, damaged or not a tar             (ValueError)
     ├── SampleError      one sample cannot be used: it goes to quarantine              (ValueError)
-    ├── WeightsError     a model's weights cannot be had or do not fit                 (ValueError)
+    ├── WeightsError     a model's weights cannot be loaded or do not fit              (ValueError)
     ├── StorageError     the object store refused or failed                            (OSError)
     │   ├── MissingError     no such object or bucket
     │   └── IntegrityError   stored bytes are not those that were committed
-    ├── CapacityError    the cluster cannot hold what was asked for                    (RuntimeError)
-    └── Interrupted      told to stop; what is committed stands
+    ├── CapacityError    the cluster or this machine lacks a resource or the time      (RuntimeError)
+    └── Interrupted      a stop was requested; what is committed stays
 
-Everything here is a user's or the environment's doing and reads as one line: what, where, what to do.
-A defect of the pipeline itself is an `AssertionError` or whatever Python raises.
+A user or the environment causes these; each reads as one line: what, where, what to do. A defect of the pipeline itself
+is an `AssertionError` or whatever Python raises.
 """
 
 
 class GnpError(Exception):
-    """The base of every error that a user can act on."""
+    """Base of every error that a user can act on."""
 
 
 class RecipeError(GnpError, ValueError):
@@ -33,7 +33,7 @@ class SampleError(GnpError, ValueError):
 
 
 class WeightsError(GnpError, ValueError):
-    """A model's weights cannot be had, or do not fit its architecture."""
+    """A model's weights cannot be loaded, or do not fit its architecture."""
 
 
 class StorageError(GnpError, OSError):
@@ -49,8 +49,8 @@ class IntegrityError(StorageError):
 
 
 class CapacityError(GnpError, RuntimeError):
-    """The cluster cannot hold what was asked for."""
+    """The cluster or this machine lacks a resource that is needed, or the time ran out."""
 
 
-class Interrupted(GnpError):  # noqa: N818  # nothing went wrong
-    """Work ended early because somebody asked for it; what is committed stands."""
+class Interrupted(GnpError):  # noqa: N818  # not a failure
+    """Work ended early because a stop was requested; what is committed stays."""

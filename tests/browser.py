@@ -1,4 +1,4 @@
-"""A real headless browser: Debian's chromium, or whatever of its kind is installed."""
+"""A headless Chromium or Chrome for tests."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 
 @contextmanager
 def browser(*, dark: bool = False) -> Iterator[WebDriver]:
-    """A browser that reaches no network; where none is installed, the test is skipped, but never in CI."""
+    """A browser without network access; if none is installed, the test is skipped, or fails in CI."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     driver = shutil.which("chromedriver")
     if program is None or driver is None:
@@ -27,14 +27,14 @@ def browser(*, dark: bool = False) -> Iterator[WebDriver]:
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options, Service(driver))
+    started = webdriver.Chrome(options, Service(driver))
     try:
         offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-        opened.execute_cdp_cmd("Network.enable", {})
-        opened.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+        started.execute_cdp_cmd("Network.enable", {})
+        started.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
         if dark:
             scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-            opened.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
-        yield opened
+            started.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+        yield started
     finally:
-        opened.quit()
+        started.quit()

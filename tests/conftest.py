@@ -1,4 +1,4 @@
-"""Shared parts: real weights and photographs, a real S3 server, and a tiny real network where size does not matter."""
+"""Shared fixtures: real weights and photographs, a real S3 server, a tiny real network."""
 
 import os
 import uuid
@@ -19,31 +19,31 @@ from pipeline.storage import Storage
 from tests.samples import CLASSES
 
 ROOT = Path(__file__).parents[1]
-# How many inputs each reader was given, and how many histories the ledger lived through.
+# Number of fuzzed inputs by reader, and of simulated histories of the ledger; printed at the end of the run.
 TRIED: Counter[str] = Counter()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hands what one test process counted to the one that prints it."""
+    """Passes the counts of a worker process of pytest-xdist to the main process."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["tried"] = dict(TRIED)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Adds up what the test processes counted."""
+    """Adds up the counts of the worker processes."""
     TRIED.update(getattr(node, "workeroutput", {}).get("tried", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says how much was tried at random, which the number of tests does not tell."""
+    """Prints how many random inputs and histories were tried."""
     histories = TRIED["histories"]
-    readers = {reader: count for reader, count in TRIED.items() if reader != "histories"}
-    if readers:
-        listed = ", ".join(f"{reader} {count:,}" for reader, count in readers.items())
-        terminalreporter.write_line(f"fuzzed: {listed}: {sum(readers.values()):,} inputs")
+    inputs = {reader: count for reader, count in TRIED.items() if reader != "histories"}
+    if inputs:
+        listed = ", ".join(f"{reader} {count:,}" for reader, count in inputs.items())
+        terminalreporter.write_line(f"fuzzed: {listed}: {sum(inputs.values()):,} inputs")
     if histories:
-        terminalreporter.write_line(f"lived through: {histories:,} histories of the ledger")
+        terminalreporter.write_line(f"simulated: {histories:,} histories of the ledger")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,14 +56,14 @@ def demo_assets() -> Path:
     """Real ImageNet weights and photographs, as `make demo` prepares them."""
     folder = ROOT / "build" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "preparing"):  # the tests run in two processes
+    with FileLock(folder / "preparing"):  # the tests run in several processes
         assets.prepare(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real S3 server whose credentials stand in this process's environment, so that Ray's workers inherit them."""
+    """A real S3 server; its address and credentials are set in the environment, which Ray's workers inherit."""
     with local_s3.server(tmp_path_factory.mktemp("s3")) as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -72,7 +72,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(params=["folder", "s3"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty store, once as a folder and once on S3."""
+    """URL of an empty store: once a folder, once on S3."""
     if request.param == "folder":
         return str(tmp_path / "store")
     request.getfixturevalue("s3")
@@ -86,7 +86,7 @@ def storage(store_url: str) -> Storage:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of 10 classes and untrained, seeded weights, as a user's own checkpoint."""
+    """A user's checkpoint: a tiny network of 10 classes with seeded, untrained weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=CLASSES).state_dict(), path)
@@ -95,7 +95,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_on_four_devices(s3: dict[str, str]) -> Iterator[None]:
-    """A Ray of its own with four logical devices, on a machine that has none."""
+    """A new local Ray with four logical GPUs, on a machine that has none."""
     del s3  # started first, so that workers inherit its address and credentials
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray

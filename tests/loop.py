@@ -1,4 +1,4 @@
-"""`python -m tests.loop [FOLDER]`: what docs/training.md claims of `make loop`, held against what it has left."""
+"""`python -m tests.loop [FOLDER]`: checks the results of `make loop` against the claims in docs/training.md."""
 
 import json
 import sys
@@ -6,40 +6,43 @@ from pathlib import Path
 
 from pipeline.results.intervals import Rate
 
-LESSONS = ("on-noise", "on-stored", "hardened")
+RECIPES = ("on-noise", "on-stored", "hardened")
 
 
-def figures(store: Path, lesson: str) -> tuple[dict[str, dict[str, Rate]], dict[str, dict[str, Rate]]]:
-    """Rates by held-out set and kind, before training and after it."""
-    run = json.loads((store / "training" / lesson / "current.json").read_text())["run"]
-    epochs = json.loads((store / "training" / lesson / "runs" / run / "epochs.json").read_text())["epochs"]
+def figures(store: Path, recipe: str) -> tuple[dict[str, dict[str, Rate]], dict[str, dict[str, Rate]]]:
+    """Rates by held-out set and kind of image, before and after training."""
+    run = json.loads((store / "training" / recipe / "current.json").read_text())["run"]
+    epochs = json.loads((store / "training" / recipe / "runs" / run / "epochs.json").read_text())["epochs"]
     before, after = (
-        {name: {kind: Rate(*counts) for kind, counts in kinds.items()} for name, kinds in each["held_out"].items()}
-        for each in (epochs[0], epochs[-1])
+        {name: {kind: Rate(*counts) for kind, counts in kinds.items()} for name, kinds in epoch["held_out"].items()}
+        for epoch in (epochs[0], epochs[-1])
     )
     return before, after
 
 
 def main() -> None:
-    """Prints the rates, and ends with an error where one is not as claimed."""
+    """Prints the rates; fails where one is not as claimed."""
     store = Path(sys.argv[1] if sys.argv[1:] else "build/loop") / "store"
-    found = {lesson: figures(store, lesson) for lesson in LESSONS}
-    (before, _), gained = found["hardened"], {}
+    rates = {recipe: figures(store, recipe) for recipe in RECIPES}
+    before, _ = rates["hardened"]
+    gained = {}
     for name in before:
-        for lesson, (_, after) in found.items():
+        for recipe, (_, after) in rates.items():
             points = {
                 kind: 100 * ((rate.rate or 0) - (before[name][kind].rate or 0)) for kind, rate in after[name].items()
             }
-            gained[lesson] = points["transfer"]
-            told = ", ".join(
+            gained[recipe] = points["transfer"]
+            line = ", ".join(
                 f"{kind} {100 * (rate.rate or 0):.1f}% ({points[kind]:+.1f})" for kind, rate in after[name].items()
             )
-            print(f"{name}, {lesson}: {told}")  # noqa: T201
-            assert points["clean"] >= -3, "it costs at most 3 points of clean accuracy"
-        assert (before[name]["clean"].rate or 0) >= 0.9, "the task can be done"
+            print(f"{name}, {recipe}: {line}")  # noqa: T201
+            assert points["clean"] >= -3, "training costs at most 3 points of clean accuracy"
+        assert (before[name]["clean"].rate or 0) >= 0.9, "the untrained network solves the task"
         assert (before[name]["transfer"].rate or 1) < 0.4, "the untrained network is fooled"
-        assert min(gained["on-stored"], gained["hardened"]) >= 20, "stored images teach what helps"
-        assert gained["on-noise"] <= gained["on-stored"] / 2, "stored images teach more than noise does"
+        assert min(gained["on-stored"], gained["hardened"]) >= 20, "training on stored images helps"
+        assert gained["on-noise"] <= gained["on-stored"] / 2, (
+            "training on stored images helps more than training on noise"
+        )
 
 
 if __name__ == "__main__":

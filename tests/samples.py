@@ -1,4 +1,4 @@
-"""Small shards and jobs for tests."""
+"""Small shards, jobs, plans and recipes for tests."""
 
 import io
 import time
@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.attack.batch import Batch, Pool
+from pipeline.attack.batch import AdmixPool, Batch
 from pipeline.attack.draws import Draws
 from pipeline.attack.recipe import Attack, build
 from pipeline.data import shards
 from pipeline.data.codec import Preparation
 from pipeline.ledger import Ledger
-from pipeline.models.load import ModelSpec, TargetSpec
+from pipeline.models.spec import ModelSpec, TargetSpec
 from pipeline.plan import outline
-from pipeline.plan import resolve as plan
+from pipeline.plan.job import DataSpec, Job
+from pipeline.plan.resolve import Plan, resolve_job
 from pipeline.storage import Storage
 
 CLASSES = 10
@@ -44,7 +45,7 @@ def sample(index: int) -> dict[str, Any]:
 def write_shard(path: Path, samples: Sequence[Mapping[str, Any]]) -> Path:
     """A shard on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(shards.write(samples))
+    path.write_bytes(shards.write_tar(samples))
     return path
 
 
@@ -55,27 +56,27 @@ def attack(combination: str = "mi", **settings: object) -> Attack:
 
 
 def batch(labels: Tensor | None = None, *, seed: int = 0) -> Batch:
-    """What a transform or a view may know of some images: 8/255, two steps, at the first."""
+    """The batch that transforms get: ε = 8/255, two steps, at the first step."""
     labels = torch.zeros(2, dtype=torch.int64) if labels is None else labels
     draws = Draws(seed, [str(index) for index in range(len(labels))])
-    return Batch(labels, draws, Pool(torch.zeros(1, 3, 8, 8), labels[:1]), 8 / 255, 4 / 255, 2)
+    return Batch(labels, draws, AdmixPool(torch.zeros(1, 3, 8, 8), labels[:1]), 8 / 255, 4 / 255, 2)
 
 
-def resolve(job: plan.Job, store: str = "") -> plan.Plan:
+def make_plan(job: Job, store: str = "") -> Plan:
     """A job's plan; its models' weights are kept in a store, by default one beside the folder of its shards."""
-    return plan.resolve(job, Storage(store or str(Path(job.data.shards[0]).parent.parent / "store"), create=True))
+    return resolve_job(job, Storage(store or str(Path(job.data.shards[0]).parent.parent / "store"), create=True))
 
 
-def pending(planned: plan.Plan, ledger: Ledger, *, workers: int = 1) -> list[outline.Item]:
-    """What a run would hand out."""
-    names = planned.outline
-    return outline.pending(names, ledger.committed(outline.all_scopes(names)), workers=workers)
+def list_pending(planned: Plan, ledger: Ledger, *, workers: int = 1) -> list[outline.Item]:
+    """The items that a run would give to its workers."""
+    committed = ledger.list_committed(outline.all_scopes(planned.outline))
+    return outline.pending_items(planned.outline, committed, workers=workers)
 
 
-def tiny_job(folder: Path, checkpoint: Path, *, attacks: Sequence[Attack] = (), part_size: int = 4) -> plan.Job:
+def tiny_job(folder: Path, checkpoint: Path, *, attacks: Sequence[Attack] = (), part_size: int = 4) -> Job:
     """A job over every shard in a folder, with the tiny network as source and as target."""
     network = ModelSpec("test_resnet", name="tiny", checkpoint=str(checkpoint), input_size=SIDE)
-    data = plan.DataSpec(
+    data = DataSpec(
         name="tiny",
         shards=(f"{folder}/*.tar",),
         preparation=Preparation(resize=SIDE, crop=SIDE),
@@ -83,7 +84,7 @@ def tiny_job(folder: Path, checkpoint: Path, *, attacks: Sequence[Attack] = (), 
         classes=CLASSES,
     )
     target = TargetSpec(**vars(network))
-    return plan.Job(data, (network,), tuple(attacks or (attack(),)), (target,), batch_size=4)
+    return Job(data, (network,), tuple(attacks or (attack(),)), (target,), batch_size=4)
 
 
 def write_recipe(
@@ -99,38 +100,38 @@ def write_recipe(
     """A recipe for the command line, over every shard in FOLDER/in, with the tiny network as source.
 
     Args:
-        folder: Where it is written.
-        checkpoint: Of the source, which is called `tiny`.
-        targets: Name → checkpoint; by default the source alone.
-        shards: Where else these lie.
-        attacks: What stands before its tables, and among `[budget]`.
-        data: More of `[data]`.
-        engine: What stands in `[engine]`.
+        folder: Folder of the recipe.
+        checkpoint: Checkpoint of the source, which is called `tiny`.
+        targets: Name → checkpoint; by default only the source.
+        shards: Pattern of the shards, if they are elsewhere.
+        attacks: Lines before the first table.
+        data: Additional lines of `[data]`.
+        engine: Lines of `[engine]`.
     """
 
-    def network(kind: str, name: str, checkpoint: object) -> str:
+    def model_table(kind: str, name: str, checkpoint: object) -> str:
         return f'[[{kind}]]\nname = "{name}"\nmodel = "test_resnet"\ncheckpoint = "{checkpoint}"\ninput_size = {SIDE}\n'
 
-    scored = "".join(network("targets", *target) for target in (targets or {"tiny": checkpoint}).items())
+    target_tables = "".join(model_table("targets", *target) for target in (targets or {"tiny": checkpoint}).items())
     path = folder / "recipe.toml"
     path.write_text(
         f'{attacks}\n[data]\nname = "tiny"\nshards = "{shards or f"{folder}/in/*.tar"}"\nclasses = {CLASSES}\n'
         f"preparation = {{ resize = {SIDE}, crop = {SIDE} }}\n{data}\n"
-        f"{network('sources', 'tiny', checkpoint)}{scored}[engine]\n{engine}\n"
+        f"{model_table('sources', 'tiny', checkpoint)}{target_tables}[engine]\n{engine}\n"
     )
     return path
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Waits for something that happens in another thread or process."""
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for a condition that another thread or process fulfils."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
-def write_lesson(folder: Path, store: Path, checkpoint: object) -> Path:
-    """The loop's recipe for training in FOLDER/training.toml, on the store of a `tiny_job`: 2 ranks on CPUs."""
+def write_training_recipe(folder: Path, store: Path, checkpoint: object) -> Path:
+    """The closed loop's training recipe, at FOLDER/training.toml, on the store of a `tiny_job`: 2 ranks on CPUs."""
     text = (Path(__file__).parents[1] / "jobs/recipes/closed-loop-training.toml").read_text()
     for old, new in (
         ("build/loop/weights/test_resnet.safetensors", str(checkpoint)),

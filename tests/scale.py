@@ -1,10 +1,10 @@
-"""What a run costs where there is much of everything; no test, but a program: `python -m tests.scale --only a`.
+"""`make scale`: time, memory and requests at scale; a program, not a test: `python -m tests.scale --only a`.
 
-    a    resuming a plan of which 100,000 parts stand on a real S3 server: time, memory, requests
+    a    resuming a plan with 100,000 parts on a real S3 server: time, memory, requests
     b    a shard of 5 GB of large photographs through both stages: peak memory of the process
     c    the driver's memory after 1,000, 10,000 and 100,000 items, with a real Ray and workers that do nothing
 
-Each measures a process of its own, imports included, and adds its figures to build/scale.json.
+Each row measures a separate process, including imports, and adds its figures to build/scale.json.
 """
 
 import asyncio
@@ -34,30 +34,30 @@ from rich.table import Table
 
 from infra import local_s3
 from pipeline.data.sample import Part, ShardFile
-from pipeline.engine import scheduler
-from pipeline.engine.worker import Receipt, Worker
-from pipeline.ledger import Ledger, named
+from pipeline.engine import actors, scheduler
+from pipeline.engine.worker import ItemResult, Worker
+from pipeline.ledger import Ledger, make_id
 from pipeline.plan import outline
-from pipeline.plan.outline import Item, Outline, Prepared, Take
-from pipeline.plan.pools import Node, Pools, size
+from pipeline.plan.outline import Item, Outline, PickledPlan, ShardSelection
+from pipeline.plan.pools import Node, Pools, size_pools
 from pipeline.storage import Storage
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "scale.json"
 SHARDS, PARTS = 1_000, 100
-# (shard, part) → which of its four markers is left out.
+# (shard, part) → the index of the one of its four markers that is missing.
 UNFINISHED = {(3, 0): 0, (3, 1): 1, (3, 99): 3, (500, 50): 2, (500, 51): 3, (999, 0): 1, (999, 99): 3}
 PHOTOGRAPHS, SIDE = 500, 1862
 ITEMS = (1_000, 10_000, 100_000)
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had; `ru_maxrss` would begin with that of the process it was forked off."""
+    """Peak memory of this process; `ru_maxrss` would include that of the process it was forked from."""
     return _status_kb("VmHWM") / 1000
 
 
 def memory_mb() -> float:
-    """The memory that this process has."""
+    """Current memory of this process."""
     return _status_kb("VmRSS") / 1000
 
 
@@ -67,42 +67,42 @@ def _status_kb(field: str) -> int:
 
 
 def measured(function: Callable[..., dict[str, Any]], *arguments: object, **environment: str) -> dict[str, Any]:
-    """What a function of this file returns in a fresh process."""
+    """The result of a function of this file in a new process."""
     code = f"import json, sys; from tests import scale; print(json.dumps(scale.{function.__name__}(*sys.argv[1:])))"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 # --- a: resuming ------------------------------------------------------------------------------------------------------
 
 
-def great_plan() -> Outline:
-    """1,000 shards, one source, one attack, one target: four markers a part."""
+def large_plan() -> Outline:
+    """A plan of 1,000 shards, one source, one attack and one target: four markers per part."""
     shards = [ShardFile(f"s3://in/s-{n:05d}.tar", f"s-{n:05d}", 10**9, f"v{n}") for n in range(SHARDS)]
     model = {"model": "resnet50.tv_in1k", "digest": "0" * 64, "policy": "direct", "input_size": 224}
     described = {
-        "dataset": named("imagenet", {"part_size": 512}),
+        "dataset": make_id("imagenet", {"part_size": 512}),
         "shards": [shard.name for shard in shards],
-        "sources": {named("resnet50", model): model},
-        "attacks": {named("gnp+mi", {"steps": 10}): {"steps": 10}},
-        "targets": {named("resnet50", model): model},
+        "sources": {make_id("resnet50", model): model},
+        "attacks": {make_id("gnp+mi", {"steps": 10}): {"steps": 10}},
+        "targets": {make_id("resnet50", model): model},
     }
-    return Outline(described, tuple(Take(shard, None) for shard in shards))
+    return Outline(described, tuple(ShardSelection(shard, None) for shard in shards))
 
 
-def great_markers(planned: Outline) -> Iterator[str]:
+def large_markers(planned: Outline) -> Iterator[str]:
     (source,) = planned.sources
-    for shard, take in enumerate(planned.takes):
+    for shard, take in enumerate(planned.selections):
         for index in range(PARTS):
-            units = outline.units(planned, source, Part(take.shard.name, index, PARTS))
+            units = outline.part_units(planned, source, Part(take.shard.name, index, PARTS))
             left_out = UNFINISHED.get((shard, index))
-            yield from (unit.marker for place, unit in enumerate(units) if place != left_out)
+            yield from (unit.marker_key for place, unit in enumerate(units) if place != left_out)
 
 
 async def fill(store: Storage, keys: Iterator[str]) -> int:
-    """Puts small objects, many side by side; returns how many."""
+    """Puts small objects, many at a time; returns their number."""
     count = 0
 
     async def put() -> None:
@@ -116,19 +116,19 @@ async def fill(store: Storage, keys: Iterator[str]) -> int:
 
 
 def resume(url: str) -> dict[str, Any]:
-    """Decides what is left of the great plan, in a process that has loaded what a driver has."""
-    asked: Counter[str] = Counter()
+    """Decides what is left of the large plan, in a process with a driver's imports."""
+    requests: Counter[str] = Counter()
     with contextlib.ExitStack() as counting:
         for name in ("list", "get", "head", "put"):
-            counting.enter_context(_counted(name, asked))
-        planned, ledger, before = great_plan(), Ledger(Storage(url)), peak_mb()
+            counting.enter_context(_count_requests(name, requests))
+        planned, ledger, before = large_plan(), Ledger(Storage(url)), peak_mb()
         started, cpu = time.monotonic(), time.process_time()
-        committed = ledger.committed(outline.all_scopes(planned))
+        committed = ledger.list_committed(outline.all_scopes(planned))
         listed = time.monotonic()
-        items = outline.pending(planned, committed)
+        items = outline.pending_items(planned, committed)
         ended, cpu = time.monotonic(), time.process_time() - cpu
     unfinished = {f"s-{shard:05d}" for shard, _ in UNFINISHED}
-    assert [item.take.shard.name for item in items] == sorted(unfinished), "the plan is wrong"
+    assert [item.selection.shard.name for item in items] == sorted(unfinished), "the plan is wrong"
     assert sum(bits.bit_count() for found in committed.scopes.values() for _, bits in found.values()) == (
         4 * SHARDS * PARTS - len(UNFINISHED)
     )
@@ -138,11 +138,11 @@ def resume(url: str) -> dict[str, Any]:
         "cpu_s": round(cpu, 2),
         "peak_mb": round(peak_mb()),
         "before_mb": round(before),
-        "requests": dict(asked),
+        "requests": dict(requests),
     }
 
 
-_LOOK = """
+_STATUS_PROGRAM = """
 import sys, time
 started = time.monotonic()
 from jobs import cli
@@ -152,22 +152,22 @@ print(time.monotonic() - started, int(kb) / 1000)
 """
 
 
-def look(url: str) -> dict[str, Any]:
-    """What `gnp status` takes, from its first import to its last line."""
-    command = [sys.executable, "-c", _LOOK, "status", url]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def measure_status(url: str) -> dict[str, Any]:
+    """Time and memory of `gnp status`, including imports."""
+    command = [sys.executable, "-c", _STATUS_PROGRAM, "status", url]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     total, missing = SHARDS * PARTS, Counter(UNFINISHED.values())
-    assert f"attacked {total - missing[1]}/{total} parts" in said, said
-    seconds, peak = said.splitlines()[-1].split()
+    assert f"attacked {total - missing[1]}/{total} parts" in output, output
+    seconds, peak = output.splitlines()[-1].split()
     return {"seconds": round(float(seconds), 2), "peak_mb": round(float(peak))}
 
 
 @contextlib.contextmanager
-def _counted(name: str, asked: Counter[str]) -> Iterator[None]:
+def _count_requests(name: str, requests: Counter[str]) -> Iterator[None]:
     real = getattr(obstore, name)
 
     def count(*arguments: Any, **options: Any) -> Any:
-        asked[name] += 1
+        requests[name] += 1
         return real(*arguments, **options)
 
     setattr(obstore, name, count)
@@ -179,17 +179,17 @@ def row_a() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, local_s3.server(Path(folder)) as environment:
         os.environ.update(environment)
         url, started = "s3://demo/scale", time.monotonic()
-        keys = asyncio.run(fill(Storage(url), great_markers(great_plan())))
+        keys = asyncio.run(fill(Storage(url), large_markers(large_plan())))
         filled = time.monotonic() - started
-        Ledger(Storage(url)).record_plan(great_plan().described)
+        Ledger(Storage(url)).record_plan(large_plan().record)
         found = measured(resume, url)
-        found["status"] = look(url)
+        found["status"] = measure_status(url)
     found |= {"parts": SHARDS * PARTS, "keys": keys, "filled_s": round(filled)}
-    fits = found["peak_mb"] < 500 and found["status"]["peak_mb"] < 500
-    in_time = found["seconds"] < 10 and found["status"]["seconds"] < 10
-    found["ok"] = fits and in_time and not found["requests"].get("get")
+    small = found["peak_mb"] < 500 and found["status"]["peak_mb"] < 500
+    fast = found["seconds"] < 10 and found["status"]["seconds"] < 10
+    found["ok"] = small and fast and not found["requests"].get("get")
     lists, cpu_s = found["requests"]["list"], found["cpu_s"]
-    # At 50 ms a listing: one after another, or as many at a time as the ledger has readers; and what this process does.
+    # At 50 ms per listing: one after another, or as many at a time as the ledger has readers; and this process's CPU.
     found["extrapolated"] = [
         {
             "keys": many,
@@ -203,11 +203,11 @@ def row_a() -> dict[str, Any]:
     return found
 
 
-# --- b: a great shard -------------------------------------------------------------------------------------------------
+# --- b: a large shard -------------------------------------------------------------------------------------------------
 
 
-def great_shard(path: Path) -> int:
-    """500 PPMs of noise, 10 MB each, as they come from no camera but decode at once; returns the tar's size."""
+def large_shard(path: Path) -> int:
+    """Writes 500 PPMs of noise, 10 MB each, which decode fast; returns the size of the tar."""
     noise = os.urandom(SIDE * SIDE * 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -234,26 +234,27 @@ def both_stages(folder: str) -> dict[str, Any]:
     checkpoint = Path(folder) / "tiny.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=samples.CLASSES).state_dict(), checkpoint)
     job = samples.tiny_job(Path(folder) / "in", checkpoint, attacks=(samples.attack("noise"),), part_size=512)
-    planned = samples.resolve(job)
+    planned = samples.make_plan(job)
     ledger, cpu, before = Ledger(Storage(f"{folder}/store")), torch.device("cpu"), peak_mb()
     started = time.monotonic()
-    (item,) = samples.pending(planned, ledger)
-    made, generated = Generator(planned, ledger, cpu).run(item), peak_mb()
+    (item,) = samples.list_pending(planned, ledger)
+    generated = Generator(planned, ledger, cpu).run(item)
+    generator_peak_mb = peak_mb()
     scored = Scorer(planned, ledger, cpu).run(item)
-    assert (made.images, scored.images) == (PHOTOGRAPHS, 2 * PHOTOGRAPHS), "images are missing"
+    assert (generated.images, scored.images) == (PHOTOGRAPHS, 2 * PHOTOGRAPHS), "images are missing"
     return {
         "seconds": round(time.monotonic() - started, 1),
         "peak_mb": round(peak_mb()),
-        "peak_generating_mb": round(generated),
+        "peak_generating_mb": round(generator_peak_mb),
         "before_mb": round(before),
-        "images": made.images,
+        "images": generated.images,
     }
 
 
 def row_b() -> dict[str, Any]:
     (ROOT / "build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        size_bytes = great_shard(Path(folder) / "in" / "s-0.tar")
+        size_bytes = large_shard(Path(folder) / "in" / "s-0.tar")
         found = measured(both_stages, folder, TMPDIR=folder, OMP_NUM_THREADS="1")
     return {**found, "shard_bytes": size_bytes, "ok": found["peak_mb"] < 2000}
 
@@ -262,61 +263,63 @@ def row_b() -> dict[str, Any]:
 
 
 class Idle(Worker):
-    """A worker that has done an item as soon as it gets it."""
+    """A worker that finishes every item at once."""
 
     def __init__(self, *_: object) -> None:
         self._stopping = threading.Event()
 
-    def run(self, item: Item, attempt: int, following: Item | None = None) -> Receipt:
+    def run(self, item: Item, attempt: int, following: Item | None = None) -> ItemResult:
         del item, attempt, following
-        return Receipt("done")
+        return ItemResult("done")
 
 
 def hand_out(budget_s: str) -> dict[str, Any]:
-    """The driver's memory after so many items; what would go beyond the budget is left out."""
-    setattr(scheduler, "Worker", Idle)  # noqa: B010  # mypy would have the class's own type
+    """The driver's memory after each number of ITEMS; numbers beyond the time budget are left out."""
+    setattr(actors, "Worker", Idle)  # noqa: B010  # mypy insists on the class's own type
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     pools = Pools(generators=1, scorers=1)
-    items = [_item(number) for number in range(max(ITEMS))]  # what the plan itself takes is no growth
+    items = [_item(number) for number in range(max(ITEMS))]  # created first: the plan's own memory is no growth
     found: dict[str, Any] = {"before_mb": round(memory_mb()), "after": []}
     with tempfile.TemporaryDirectory() as folder:
         store = Storage(folder)
-        planned = Prepared(replace(great_plan(), takes=()), b"")
-        handed = scheduler.Office(planned, "plan", store, size(pools, [Node(2, 0)], scoring=0.25), pools, items=0)
+        planned = PickledPlan(replace(large_plan(), selections=()), b"")
+        running = scheduler.Scheduler(planned, "plan", store, size_pools(pools, [Node(2, 0)], scoring=0.25), pools)
         done, started = 0, time.monotonic()
         for count in ITEMS:
             spent = time.monotonic() - started
             if done and spent * (count - done) / done > float(budget_s):
                 found["left_out"] = f"{count} items would take {spent * count / done:.0f} s"
                 break
-            handed.work(items[done:count], threading.Event())
+            running.work(items[done:count], threading.Event())
             gc.collect()
             seconds = round(time.monotonic() - started, 1)
             found["after"].append({"items": count, "mb": round(memory_mb(), 1), "seconds": seconds})
             done = count
-        handed.close()
+        running.close()
     ray.shutdown()
     return found
 
 
 def _item(number: int) -> Item:
     name = f"s-{number:06d}"
-    return Item(Take(ShardFile(f"s3://in/{name}.tar", name, 10**9, f"v{number}"), None), "source-000000000000")
+    return Item(
+        ShardSelection(ShardFile(f"s3://in/{name}.tar", name, 10**9, f"v{number}"), None), "source-000000000000"
+    )
 
 
 def row_c() -> dict[str, Any]:
     found = measured(hand_out, 360, OMP_NUM_THREADS="1")
     first, *_, last = found["after"]
-    grown_mb = 1000 * (last["mb"] - first["mb"]) / (last["items"] - first["items"])
-    flat = last["items"] == max(ITEMS) and grown_mb < 1
-    return {**found, "mb_per_1000_items": round(grown_mb, 3), "ok": flat and last["mb"] < 500}
+    growth_mb = 1000 * (last["mb"] - first["mb"]) / (last["items"] - first["items"])
+    flat = last["items"] == max(ITEMS) and growth_mb < 1
+    return {**found, "mb_per_1000_items": round(growth_mb, 3), "ok": flat and last["mb"] < 500}
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
 def main(only: Literal["", "a", "b", "c"] = "") -> None:
-    """Measures, shows and writes."""
+    """Measures the rows, prints them and writes them to build/scale.json."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     console, ok = Console(), True
     for name, row in (("a", row_a), ("b", row_b), ("c", row_c)):

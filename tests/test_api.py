@@ -1,4 +1,4 @@
-"""The library as a few calls, and an attack alone on plain tensors."""
+"""The library's public calls, and an attack on plain tensors."""
 
 import subprocess
 import sys
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pipeline import Recipe, attack, dataset, generate
 from pipeline.analysis import report
-from pipeline.analysis.picture import Word
+from pipeline.analysis.sample_view import Prediction
 from pipeline.attack import recipe
-from pipeline.attack.gradient_transforms import GradientNormPenalty
+from pipeline.attack.gradient_norm_penalty import GradientNormPenalty
 from pipeline.errors import RecipeError
 from tests.conftest import ROOT
 from tests.samples import sample, write_recipe, write_shard
@@ -48,7 +48,7 @@ def test_an_attack_works_on_plain_tensors(source: nn.Module, images: Tensor) -> 
     )
 
 
-def test_it_is_the_attack_of_a_recipe(source: nn.Module, images: Tensor) -> None:
+def test_a_built_attack_equals_that_of_a_recipe(source: nn.Module, images: Tensor) -> None:
     parts = {"gnp": GradientNormPenalty(form="backward", norm="mean-abs")}
     bound = attack.build("gnp+mi+di", source=source, epsilon=EPSILON, steps=3, step_size=2 / 255, parts=parts)
     plain = recipe.build("gnp+mi+di", epsilon=Fraction(16, 255), steps=3, step_size=Fraction(2, 255), parts=parts)
@@ -57,39 +57,43 @@ def test_it_is_the_attack_of_a_recipe(source: nn.Module, images: Tensor) -> None
     assert torch.equal(bound(images, LABELS, keys=keys), plain(source, images, LABELS, keys))
 
 
-def test_epsilon_is_a_float_a_text_or_a_fraction(source: nn.Module) -> None:
-    built = {attack.build("mi", source, epsilon=each).attack for each in (EPSILON, "16/255", Fraction(16, 255))}
+def test_epsilon_accepts_a_float_a_text_or_a_fraction(source: nn.Module) -> None:
+    built = {attack.build("mi", source, epsilon=epsilon).attack for epsilon in (EPSILON, "16/255", Fraction(16, 255))}
     assert len(built) == 1
 
 
-def test_a_wanted_class_is_reached_for(source: nn.Module, images: Tensor) -> None:
+def test_a_targeted_attack_raises_the_target_class(source: nn.Module, images: Tensor) -> None:
     bound = attack.build("mi", source=source, epsilon=EPSILON, target_class="shard")
-    wanted = torch.tensor([3, 4, 0])
-    adversarial = bound(images, LABELS, target_classes=wanted)
-    before, after = (source(each).log_softmax(1).gather(1, wanted.view(-1, 1)) for each in (images, adversarial))
+    target_classes = torch.tensor([3, 4, 0])
+    adversarial = bound(images, LABELS, target_classes=target_classes)
+    before, after = (
+        source(inputs).log_softmax(1).gather(1, target_classes.view(-1, 1)) for inputs in (images, adversarial)
+    )
     assert (after > before).all()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"images": torch.full((3, 3, 16, 16), 2.0)}, r"in \[2, 2\]: expected \(B, 3, H, W\) float in \[0, 1\]"),
         ({"images": torch.zeros(3, 3, 16, 16, dtype=torch.uint8)}, "uint8"),
         ({"labels": torch.tensor([0, 1])}, r"labels are \(2,\) torch.int64: expected \(3,\) int64"),
     ],
 )
-def test_what_cannot_be_is_refused(source: nn.Module, images: Tensor, change: dict[str, Tensor], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_tensors_are_refused(
+    source: nn.Module, images: Tensor, change: dict[str, Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         attack.build("mi", source)(change.get("images", images), change.get("labels", LABELS))
 
 
 @pytest.mark.parametrize("epsilon", [float("inf"), float("nan"), "1/0", "much", 0, 2.0])
-def test_an_impossible_budget_is_refused(source: nn.Module, epsilon: float | str) -> None:
+def test_an_invalid_budget_is_refused(source: nn.Module, epsilon: float | str) -> None:
     with pytest.raises(ValueError, match=r"number|epsilon|Invalid|NaN"):
         attack.build("mi", source, epsilon=epsilon)
 
 
-def test_classes_that_nobody_wants_are_refused(source: nn.Module, images: Tensor) -> None:
+def test_target_classes_that_the_attack_does_not_use_are_refused(source: nn.Module, images: Tensor) -> None:
     with pytest.raises(ValueError, match="target_class = 'shard'"):
         attack.build("mi", source)(images, LABELS, target_classes=LABELS)
     with pytest.raises(ValueError, match="target_class = 'shard'"):
@@ -101,8 +105,8 @@ def test_a_source_in_training_mode_is_refused(source: nn.Module, images: Tensor)
         attack.build("mi", source.train())(images, LABELS)
 
 
-@pytest.mark.usefixtures("ray_on_four_devices")  # a Ray of its own would be in the way of other tests' in this process
-def test_what_the_program_does_is_a_few_calls(tmp_path: Path, tiny_checkpoint: Path) -> None:
+@pytest.mark.usefixtures("ray_on_four_devices")  # another Ray would disturb other tests in this process
+def test_the_main_job_and_its_results_are_a_few_calls(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(3)])
     path, store = write_recipe(tmp_path, tiny_checkpoint), str(tmp_path / "store")
     outcome = generate(path, store)
@@ -116,15 +120,15 @@ def test_what_the_program_does_is_a_few_calls(tmp_path: Path, tiny_checkpoint: P
         generate(tmp_path / "nobody.toml", store)
 
 
-def test_the_attack_alone_takes_neither_ray_nor_storage() -> None:
+def test_importing_the_attack_imports_neither_ray_nor_storage() -> None:
     code = "import sys\nfrom pipeline import attack\nattack.build\n"
     code += "assert not {'ray', 'obstore', 'boto3', 'pyarrow', 'pydantic', 'timm'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_who_abstains_is_marked_and_never_right() -> None:
+def test_an_abstention_is_marked_and_never_correct() -> None:
     names = ["espresso, coffee", "loupe"]
-    assert Word(0, 0.9, True, False).told(names.__getitem__) == "✓ espresso"
-    assert Word(1, 0.1, False, False).told(names.__getitem__) == "✗ loupe"
-    assert Word(0, 0.4, False, True).told(names.__getitem__) == "✗ espresso (abstains)"
+    assert Prediction(0, 0.9, True, False).text(names.__getitem__) == "✓ espresso"
+    assert Prediction(1, 0.1, False, False).text(names.__getitem__) == "✗ loupe"
+    assert Prediction(0, 0.4, False, True).text(names.__getitem__) == "✗ espresso (abstains)"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.child_process import isolated
+from pipeline.child_process import run_in_child_process
 from pipeline.errors import CapacityError, MissingError
 
 ROOT = Path(__file__).parents[1]
@@ -42,18 +42,18 @@ def sleep_and_tell(path: Path) -> None:
 
 
 def test_it_returns_what_the_function_does_from_another_process() -> None:
-    assert isolated(os.getpid, what="asking", minutes=1) != os.getpid()
-    assert isolated(partial(divide, 4), what="dividing", minutes=1) == 0.25
+    assert run_in_child_process(os.getpid, task="asking", timeout_minutes=1) != os.getpid()
+    assert run_in_child_process(partial(divide, 4), task="dividing", timeout_minutes=1) == 0.25
 
 
 def test_what_a_user_can_mend_comes_back_as_it_was() -> None:
     with pytest.raises(MissingError, match=r"^s3://b/k: no such object$"):
-        isolated(refuse, what="refusing", minutes=1)
+        run_in_child_process(refuse, task="refusing", timeout_minutes=1)
 
 
 def test_a_defect_comes_back_with_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError) as raised:
-        isolated(partial(divide, 0), what="dividing", minutes=1)
+        run_in_child_process(partial(divide, 0), task="dividing", timeout_minutes=1)
     assert "in divide" in raised.value.__notes__[0]
 
 
@@ -63,12 +63,12 @@ ENDS = [(kill_itself, "killed by signal 9; out of memory?"), (partial(quit_with,
 @pytest.mark.parametrize(("end", "how"), ENDS)
 def test_a_process_that_dies_is_an_error_with_a_reason(end: partial[None], how: str) -> None:
     with pytest.raises(CapacityError, match=re.escape(f"loading the models: its process died ({how})")):
-        isolated(end, what="loading the models", minutes=1)
+        run_in_child_process(end, task="loading the models", timeout_minutes=1)
 
 
 def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     with pytest.raises(CapacityError, match=r"^loading the models took longer than 0\.2 minutes$"):
-        isolated(partial(sleep_and_tell, tmp_path / "pid"), what="loading the models", minutes=0.2)
+        run_in_child_process(partial(sleep_and_tell, tmp_path / "pid"), task="loading the models", timeout_minutes=0.2)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
@@ -76,9 +76,10 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 def asked(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process of its own group that has a function called that sleeps; the caller's pid is in the file `pid`."""
     code = (
-        "import sys\nfrom functools import partial\nfrom pathlib import Path\nfrom pipeline.child_process import isolated\n"
+        "import sys\nfrom functools import partial\nfrom pathlib import Path\n"
+        "from pipeline.child_process import run_in_child_process\n"
         "from tests.test_child_process import sleep_and_tell\n"
-        "try:\n    isolated(partial(sleep_and_tell, Path(sys.argv[1])), what='x', minutes=1)\n"
+        "try:\n    run_in_child_process(partial(sleep_and_tell, Path(sys.argv[1])), task='x', timeout_minutes=1)\n"
         "except KeyboardInterrupt:\n    sys.exit(130)\n"
     )
     process = subprocess.Popen(
@@ -119,13 +120,14 @@ def test_a_caller_that_is_stopped_while_it_starts_says_nothing_of_it() -> None:
     # What is sent to the process exceeds a pipe: its caller waits for it to be read while the signal arrives.
     code = (
         "import os, signal, sys, threading, time, psutil\nfrom functools import partial\n"
-        "from pipeline.child_process import isolated\nsignal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "from pipeline.child_process import run_in_child_process\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "def stop():\n"
         "    while not any('spawn_main' in ' '.join(child.cmdline()) for child in psutil.Process().children()):\n"
         "        time.sleep(0.001)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "threading.Thread(target=stop).start()\n"
-        "try:\n    isolated(partial(len, bytes(50_000_000)), what='counting', minutes=1)\n"
+        "try:\n    run_in_child_process(partial(len, bytes(50_000_000)), task='counting', timeout_minutes=1)\n"
         "except KeyboardInterrupt:\n    sys.exit(130)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
@@ -141,6 +143,6 @@ def test_a_signal_while_the_thread_that_starts_it_begins_leaves_no_process(monke
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        isolated(partial(time.sleep, 100), what="sleeping", minutes=1)
+        run_in_child_process(partial(time.sleep, 100), task="sleeping", timeout_minutes=1)
     time.sleep(2)  # one that is forgotten would start meanwhile
     assert not any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children())

@@ -23,7 +23,8 @@ from jobs.runners import generate
 from pipeline.analysis.report import summarise
 from pipeline.ledger import Ledger
 from pipeline.maintenance import finalize
-from pipeline.plan import recipe as config
+from pipeline.plan.recipe import AttackEntry, Recipe
+from pipeline.plan.recipe_reader import load_recipe
 from pipeline.results import schema as results
 from pipeline.storage import Storage
 from tests.conftest import ROOT
@@ -47,13 +48,13 @@ def called(page: Path) -> str:
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=called)
 def test_what_is_made_of_the_program_is_up_to_date(page: Path) -> None:
     said = page.read_text(encoding="utf-8")
-    assert reference.filled(said) == said, "make reference"
+    assert reference.fill_blocks(said) == said, "make reference"
 
 
 def test_the_recipe_s_page_has_every_key() -> None:
     """No model of the recipe is left out of it, nor any of its fields without a word of what it is."""
     said = (DOCS / "recipe.md").read_text(encoding="utf-8")
-    schema = config.Recipe.model_json_schema()
+    schema = Recipe.model_json_schema()
     for model in [schema, *schema["$defs"].values()]:
         for field in model["properties"]:
             rows = re.findall(rf"^\| `{field}` \|(.*)\|$", said, re.MULTILINE)
@@ -102,7 +103,7 @@ def test_recipes_are_recipes(page: str, code: str, tmp_path: Path) -> None:
     }
     path = tmp_path / "recipe.toml"
     path.write_text("\n".join([code, *(lines for told, lines in rest.items() if told not in code)]))
-    assert config.load(path).job().attacks, page
+    assert load_recipe(path).job().attacks, page
 
 
 def names_here(row: str) -> str:
@@ -113,7 +114,7 @@ def names_here(row: str) -> str:
 def test_what_others_call_otherwise_exists_here(row: str) -> None:
     settings = "".join(f"{name} = {table}\n" for name, table in re.findall(r"`(\w+) = (\{.*?\})`", row))
     entry = tomllib.loads(f'attack = "{names_here(row)}"\n{settings}')
-    assert config.AttackEntry.model_validate(entry)
+    assert AttackEntry.model_validate(entry)
 
 
 class Tiny(nn.Module):
@@ -138,7 +139,7 @@ def test_an_attack_of_one_s_own_takes_under_30_lines_and_composes() -> None:
     exec(tried, given)
     moved = (given["adversarial"] - given["images"]).abs()
     assert 0 < float(moved.max()) <= 8 / 255 + 1e-6
-    alone = given["mine"](given["images"][1:], given["labels"][1:], keys=["1"])
+    alone = given["attack"](given["images"][1:], given["labels"][1:], keys=["1"])
     assert torch.equal(alone, given["adversarial"][1:]), "it does not depend on the batch"
 
 
@@ -150,11 +151,11 @@ def test_an_attack_of_one_s_own_has_a_name_after_one_line(tmp_path: Path) -> Non
         '[[targets]]\nmodel = "resnet18.tv_in1k"\n[[attacks]]\nattack = "gnp+vr+mi"\nvr = { samples = [5, 10] }\n'
     )
     code = (
-        f"{written}\nfrom pipeline.attack import recipe\nrecipe.TRANSFORMS.update({{{line.strip()}}})\n"
-        "import pathlib, sys\nfrom pipeline import config\n"
-        "from pipeline.attack.cost import gradients\n"
-        "for attack in config.load(pathlib.Path(sys.argv[1])).job().attacks:\n"
-        "    print(attack.name, gradients(attack), recipe.provenance(attack)['transforms'][1]['kind'])\n"
+        f"{written}\nfrom pipeline.attack import recipe\nrecipe.GRADIENT_TRANSFORMS.update({{{line.strip()}}})\n"
+        "import pathlib, sys\nfrom pipeline.plan.recipe_reader import load_recipe\n"
+        "from pipeline.attack.cost import gradients_per_image\n"
+        "for attack in load_recipe(pathlib.Path(sys.argv[1])).job().attacks:\n"
+        "    print(attack.name, gradients_per_image(attack), recipe.provenance(attack)['transforms'][1]['kind'])\n"
     )
     command = [sys.executable, "-c", code, str(recipe)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -14,8 +14,8 @@ from pipeline.ledger import Ledger
 from pipeline.maintenance import finalize
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import attack, jpeg, resolve, sample, tiny_job, write_lesson, write_recipe, write_shard
-from tests.stages.test_stages import run_all
+from tests.samples import attack, jpeg, make_plan, sample, tiny_job, write_recipe, write_shard, write_training_recipe
+from tests.stages.runs import run_stages
 
 ROW = re.compile(r"^\| `(?P<line>[^`]+)` \| (?P<code>\d) \| ")
 
@@ -50,10 +50,10 @@ class Place:
 def place(tmp_path: Path, tiny_checkpoint: Path) -> Place:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(3)])
     write_recipe(tmp_path, tiny_checkpoint)
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), attack("mi"))))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), attack("mi"))))
     ledger = Ledger(Storage(str(tmp_path / "store"), create=True))
-    ledger.record_plan(planned.describe())
-    run_all(planned, ledger)
+    ledger.record_plan(planned.to_record())
+    run_stages(planned, ledger)
     return Place(tmp_path, tiny_checkpoint)
 
 
@@ -112,8 +112,8 @@ def unusable(place: Place) -> list[object]:
     return place.generate(place.recipe)
 
 
-def lesson(place: Place, old: str = "", new: str = "") -> list[object]:
-    recipe = write_lesson(place.folder, place.folder / "store", place.checkpoint)
+def train_command(place: Place, old: str = "", new: str = "") -> list[object]:
+    recipe = write_training_recipe(place.folder, place.folder / "store", place.checkpoint)
     assert old in recipe.read_text()
     recipe.write_text(recipe.read_text().replace(old, new))
     return ["train", recipe, "--store", place.folder / "new"]
@@ -121,7 +121,7 @@ def lesson(place: Place, old: str = "", new: str = "") -> list[object]:
 
 def of_nobody(place: Place) -> list[object]:
     finalize.finalize(Ledger(Storage(str(place.folder / "store"))))
-    return lesson(place, "classes = 10", 'classes = 10\nsources = "nobody"')
+    return train_command(place, "classes = 10", 'classes = 10\nsources = "nobody"')
 
 
 # What is run for each line of the table.
@@ -153,8 +153,8 @@ PROVOKED: dict[str, Callable[[Place], list[object]]] = {
     "nobody listens": lambda place: place.generate(place.recipe, "--address", "127.0.0.1:9"),
     "jobs": lambda place: place.generate(place.recipe, "--address", "http://127.0.0.1:8265"),
     "no room": lambda place: place.generate(place.altered("[engine]", "[engine]\ngenerators = 100")),
-    "no epochs": lambda place: lesson(place, "epochs = 3", "epochs = 0"),
-    "not finalized": lesson,
+    "no epochs": lambda place: train_command(place, "epochs = 3", "epochs = 0"),
+    "not finalized": train_command,
     "of nobody": of_nobody,
     "no base": lambda place: ["compare", place.folder / "store", "--base", "nobody", "--out", place.folder],
     "no grid": lambda place: ["ablation", place.folder / "store", "--attack", "mi", "--out", place.folder],

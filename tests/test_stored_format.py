@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from pipeline import dataset
-from pipeline.ledger import named
-from pipeline.models.defenses import described as described_defenses
-from pipeline.plan import recipe
-from pipeline.plan.resolve import described
+from pipeline.ledger import make_id
+from pipeline.models.defenses import describe_defenses
+from pipeline.plan.recipe_reader import load_recipe
+from pipeline.plan.resolve import attack_provenance
 from pipeline.training import job
 from pipeline.training import recipe as training_recipe
 from tests.conftest import ROOT
@@ -84,14 +84,14 @@ def described_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_attacks_defenses_and_data_are_recorded_as_before() -> None:
-    whole = recipe.load(FIXTURES / "identities.toml").job()
-    assert {named(attack.name, described(attack)): described(attack) for attack in whole.attacks} == IDENTITIES[
+    whole = load_recipe(FIXTURES / "identities.toml").job()
+    assert {make_id(attack.name, attack_provenance(attack)): attack_provenance(attack) for attack in whole.attacks} == IDENTITIES[
         "attacks"
     ]
     digests = {"/nrp.pth": "0" * 64, "/hgd.pth": "1" * 64}
-    behind = {target.name: described_defenses(target.defenses, digests) for target in whole.targets if target.defenses}
+    behind = {target.name: describe_defenses(target.defenses, digests) for target in whole.targets if target.defenses}
     assert behind == IDENTITIES["defenses"]
-    assert named(whole.data.name, whole.data.prepared) == IDENTITIES["data"]
+    assert make_id(whole.data.name, whole.data.image_settings) == IDENTITIES["data"]
 
 
 def test_a_training_run_is_recorded_as_before() -> None:

@@ -1,1 +1,1 @@
-"""Whether what lies in infra/ would be accepted where it is to run, as far as that can be told without a cluster."""
+"""Checks of the files in infra/ against their tools' schemas, without a cluster or cloud account."""

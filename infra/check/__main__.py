@@ -1,6 +1,6 @@
-"""`python -m infra.check`: one line a fault and exit code 1, or one line that says what was checked, and what was not.
+"""`python -m infra.check`: prints a line per fault, or a line that there are none, and a line of what was not checked.
 
-A tool that is not installed is no fault, but where CI is set: `kubectl`, `terraform` and Prometheus's `promtool`.
+Without `kubectl`, `terraform` or Prometheus's `promtool`, their checks are left out; if CI is set, that is an error.
 """
 
 import argparse
@@ -17,35 +17,36 @@ _INFRA = _ROOT / "infra"
 
 
 def main() -> int:
-    """Returns the exit code: 0 without a fault, 1 with one, 2 where something could not be checked that has to be."""
+    """Returns the exit code: 0 without faults, 1 with faults, 2 if a check was left out although CI is set."""
     parser = argparse.ArgumentParser(prog="python -m infra.check", description="Checks every file of infra/.")
     parser.add_argument(
         "--schemas",
         type=Path,
         default=os.environ.get("GNP_SCHEMAS"),
-        help="KubeRay's published JSON schemas, a folder of *.json; default: GNP_SCHEMAS. Without them, what is "
-        "KubeRay's in the manifests is not checked",
+        help="folder with KubeRay's published JSON schemas; default: GNP_SCHEMAS. Without them, KubeRay's objects "
+        "are not checked",
     )
-    given = parser.parse_args().schemas
+    folder = parser.parse_args().schemas
     try:
-        published = schemas.load(Path(given)) if given else {}
+        published = schemas.load(Path(folder)) if folder else {}
     except OSError as error:
         parser.error(str(error))
-    found, left_out = [], [] if published else ["what is KubeRay's (no schemas: --schemas DIR)"]
+    faults: list[str] = []
+    skipped = [] if published else ["KubeRay's objects (no schemas: --schemas DIR)"]
     checks = _checks(published)
-    for what, (tool, check) in checks.items():
+    for name, (tool, check) in checks.items():
         if tool and shutil.which(tool) is None:
-            left_out.append(f"{what} (no {tool})")
+            skipped.append(f"{name} (no {tool})")
         else:
-            found += _faults(what, check)
-    print("\n".join(found) or f"{len(checks)} kinds of files in infra/: no fault")
-    if left_out:
-        print(f"not checked: {', '.join(left_out)}")
-    return 1 if found else 2 if left_out and os.environ.get("CI") else 0
+            faults += _faults(name, check)
+    print("\n".join(faults) or f"{len(checks)} kinds of files in infra/: no fault")
+    if skipped:
+        print(f"not checked: {', '.join(skipped)}")
+    return 1 if faults else 2 if skipped and os.environ.get("CI") else 0
 
 
 def _checks(published: schemas.Schemas) -> dict[str, tuple[str, Callable[[], list[str]]]]:
-    """By what is checked: the tool that it takes, and what gives the faults."""
+    """By name: the tool that a check needs, and the function that returns the faults."""
     modules, prometheus = _INFRA / "terraform", _INFRA / "prometheus"
     return {
         "the image": ("", lambda: files.dockerfile(_INFRA / "docker" / "Dockerfile")),
@@ -60,12 +61,12 @@ def _checks(published: schemas.Schemas) -> dict[str, tuple[str, Callable[[], lis
     }
 
 
-def _faults(what: str, check: Callable[[], list[str]]) -> list[str]:
-    """What a check finds; where a file is so unlike what it should be that the check cannot follow it, that."""
+def _faults(name: str, check: Callable[[], list[str]]) -> list[str]:
+    """The faults that a check finds; a file that makes the check itself fail is a fault as well."""
     try:
         return check()
-    except Exception as error:  # whatever is wrong with a file is a fault of the file
-        return [f"{what}: cannot be followed: {type(error).__name__}: {error}"]
+    except Exception as error:  # the checks index into files without checking their structure first
+        return [f"{name}: the check failed: {type(error).__name__}: {error}"]
 
 
 def _each(paths: list[Path], check: Callable[[Path], list[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Renders the base and every overlay as `kubectl apply -k` would, and checks each object in them."""
+"""Kubernetes manifests: renders the base and every overlay as `kubectl apply -k` would, and checks each object."""
 
 import re
 import subprocess
@@ -8,84 +8,84 @@ from typing import Any
 
 import yaml
 
-from infra.check.references import dangling
-from infra.check.rules import breaches
-from infra.check.schemas import Document, Schemas, misfits
-from infra.check.values import unknown
+from infra.check.references import dangling_references
+from infra.check.rules import rule_violations
+from infra.check.schemas import Document, Schemas, schema_errors
+from infra.check.values import unknown_values
 
 _RENDER_S = 60
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """A safe loader that refuses a key that stands twice, of which YAML's readers silently take the last."""
+    """A safe loader that refuses duplicate keys, of which YAML loaders silently take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for name, _ in node.value:
             if name.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{name.value} stands twice", name.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {name.value}", name.start_mark)
             seen.add(name.value)
         return super().construct_mapping(node, deep)
 
 
 def check(folder: Path, schemas: Schemas) -> tuple[str, list[str]]:
-    """Checks every file below a folder, and what the base and the overlays in it make of them.
+    """Checks every file below a folder, and the objects that its base and overlays render.
 
     Args:
         folder: Has `base/` and `overlays/NAME/`, each with a `kustomization.yaml`.
-        schemas: Of custom resources.
+        schemas: Schemas of custom resources.
 
     Returns:
-        What was checked, in words, and the faults: `FILE or overlay: Kind/name: path: what`.
+        A summary of what was checked, and the faults: `FILE or overlay: Kind/name: path: message`.
 
     Raises:
-        FileNotFoundError: There is no kubectl.
+        FileNotFoundError: kubectl is not installed.
     """
-    files, faults, objects = sorted(folder.rglob("*.yaml")), [], 0
+    files = sorted(folder.rglob("*.yaml"))
+    faults: list[str] = []
+    objects = 0
     for file in files:
-        faults += [f"{file.relative_to(folder)}: {fault}" for fault in _unreadable(file)]
-    places = [file.parent for file in files if file.name == "kustomization.yaml"]
-    for place in places:
+        faults += [f"{file.relative_to(folder)}: {fault}" for fault in _yaml_errors(file)]
+    kustomizations = [file.parent for file in files if file.name == "kustomization.yaml"]
+    for kustomization in kustomizations:
+        name = kustomization.relative_to(folder)
         try:
-            documents = render(place)
+            documents = render(kustomization)
         except ValueError as error:
-            faults.append(f"{place.relative_to(folder)}: {error}")
+            faults.append(f"{name}: {error}")
             continue
         objects += len(documents)
-        of_this = []
+        found = []
         for document in documents:
-            named = f"{document['kind']}/{document['metadata']['name']}"
-            of_this += [f"{named}: {fault}" for fault in judge(document, schemas)]
-        # What does not fit its schema, or was not held against one, cannot be followed.
-        of_this += dangling(documents, schemas) if schemas and not of_this else []
-        of_this += aimless(place)
-        faults += [f"{place.relative_to(folder)}: {fault}" for fault in of_this]
-    return f"{len(files)} files, {len(places)} kustomizations, {objects} objects", faults
+            label = f"{document['kind']}/{document['metadata']['name']}"
+            found += [f"{label}: {fault}" for fault in object_faults(document, schemas)]
+        # References can only be followed in objects that fit their schemas.
+        found += dangling_references(documents, schemas) if schemas and not found else []
+        found += unmatched_targets(kustomization)
+        faults += [f"{name}: {fault}" for fault in found]
+    return f"{len(files)} files, {len(kustomizations)} kustomizations, {objects} objects", faults
 
 
-def aimless(place: Path) -> Iterator[str]:
-    """Yields the patches and replacements of a kustomization that change nothing, of which kustomize says nothing.
+def unmatched_targets(kustomization: Path) -> Iterator[str]:
+    """Yields targets of patches and replacements that match no object, which kustomize ignores silently.
 
     Raises:
-        ValueError: kustomize refuses what it is made of.
+        ValueError: kustomize refuses a resource.
     """
-    told = yaml.safe_load((place / "kustomization.yaml").read_text(encoding="utf-8"))
-    objects = [
-        document
-        for each in told.get("resources", [])
-        for document in (
-            render(place / each) if (place / each).is_dir() else yaml.safe_load_all((place / each).read_text("utf-8"))
-        )
-    ]
-    targets = [patch["target"] for patch in told.get("patches", []) if "target" in patch]
-    for each in told.get("replacements", []):
-        targets += [each["source"], *(target["select"] for target in each["targets"])]
+    settings = yaml.safe_load((kustomization / "kustomization.yaml").read_text(encoding="utf-8"))
+    objects: list[Document] = []
+    for resource in settings.get("resources", []):
+        path = kustomization / resource
+        objects += render(path) if path.is_dir() else yaml.safe_load_all(path.read_text("utf-8"))
+    targets = [patch["target"] for patch in settings.get("patches", []) if "target" in patch]
+    for replacement in settings.get("replacements", []):
+        targets += [replacement["source"], *(target["select"] for target in replacement["targets"])]
     for target in targets:
-        if not any(_aimed_at(target, document) for document in objects):
-            yield f"kustomization.yaml: {target}: nothing is of that kind, name or label"
+        if not any(_matches(target, document) for document in objects):
+            yield f"kustomization.yaml: {target}: no object has this kind, name and label"
 
 
-def _aimed_at(target: dict[str, str], document: Document) -> bool:
+def _matches(target: dict[str, str], document: Document) -> bool:
     name, labels = document["metadata"]["name"], document["metadata"].get("labels", {})
     label, _, value = target.get("labelSelector", "").partition("=")
     return (
@@ -95,27 +95,27 @@ def _aimed_at(target: dict[str, str], document: Document) -> bool:
     )
 
 
-def render(place: Path) -> list[Document]:
-    """What `kubectl apply -k` would send.
+def render(kustomization: Path) -> list[Document]:
+    """The objects that `kubectl apply -k` would send.
 
     Raises:
-        ValueError: kustomize refuses it.
-        FileNotFoundError: There is no kubectl.
+        ValueError: kustomize refuses the kustomization.
+        FileNotFoundError: kubectl is not installed.
     """
     done = subprocess.run(
-        ["kubectl", "kustomize", str(place)], capture_output=True, text=True, timeout=_RENDER_S, check=False
+        ["kubectl", "kustomize", str(kustomization)], capture_output=True, text=True, timeout=_RENDER_S, check=False
     )
     if done.returncode:
         raise ValueError(" ".join(done.stderr.split()))
     return list(yaml.safe_load_all(done.stdout))
 
 
-def judge(document: Document, schemas: Schemas) -> list[str]:
-    """What is wrong with an object: `path: what`."""
-    return list(misfits(document, schemas)) or [*unknown(document), *breaches(document)]
+def object_faults(document: Document, schemas: Schemas) -> list[str]:
+    """The faults of an object: `path: message`."""
+    return list(schema_errors(document, schemas)) or [*unknown_values(document), *rule_violations(document)]
 
 
-def _unreadable(file: Path) -> Iterator[str]:
+def _yaml_errors(file: Path) -> Iterator[str]:
     try:
         list(yaml.load_all(file.read_text(), _Loader))
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""Whether an object has what the schema of its kind asks for, and nothing that the schema does not know."""
+"""Validates Kubernetes objects strictly against the schemas of their kinds: unknown fields are errors."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 Document = dict[str, Any]
 Schemas = dict[tuple[str, str], Draft202012Validator]
 
-# The Kubernetes whose built-in kinds are meant.
+# Kubernetes version of the built-in kinds.
 _KUBERNETES = "1.37"
 
 
@@ -19,24 +19,23 @@ def load(folder: Path) -> Schemas:
     """Reads the schemas of custom resources, by apiVersion and kind.
 
     Args:
-        folder: JSON files with `group`, `version`, `kind` and `openAPIV3Schema`; or as a cluster hands them out, by
+        folder: JSON files with `group`, `version`, `kind` and `openAPIV3Schema`; or the output of
             `kubectl get crd rayjobs.ray.io -o json`.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: The folder has no JSON files.
     """
-    found = [
-        each for path in sorted(folder.glob("*.json")) for each in _of_versions(json.loads(path.read_text("utf-8")))
-    ]
-    if not found:
-        raise FileNotFoundError(f"{folder}: no *.json, which would be the schemas")
-    return {
-        (f"{group}/{version}", kind): Draft202012Validator(strict(schema)) for group, version, kind, schema in found
-    }
+    schemas = {}
+    for path in sorted(folder.glob("*.json")):
+        for group, version, kind, schema in _versions(json.loads(path.read_text("utf-8"))):
+            schemas[f"{group}/{version}", kind] = Draft202012Validator(strict(schema))
+    if not schemas:
+        raise FileNotFoundError(f"{folder}: no *.json with schemas")
+    return schemas
 
 
-def _of_versions(file: Document) -> Iterator[tuple[str, str, str, Document]]:
-    """Group, version, kind and schema of what a file holds."""
+def _versions(file: Document) -> Iterator[tuple[str, str, str, Document]]:
+    """Yields group, version, kind and schema of every version in a file."""
     if "spec" not in file:
         yield file["group"], file["version"], file["kind"], file["openAPIV3Schema"]
         return
@@ -46,48 +45,48 @@ def _of_versions(file: Document) -> Iterator[tuple[str, str, str, Document]]:
 
 
 def strict(schema: Document) -> Document:
-    """The schema, refusing every field that it does not name.
+    """A copy of the schema that refuses unknown fields.
 
-    A cluster drops such fields without a word, but where the schema says x-kubernetes-preserve-unknown-fields. What is
-    x-kubernetes-int-or-string needs nothing: it has an `anyOf` of both.
+    A cluster drops such fields silently, unless the schema has x-kubernetes-preserve-unknown-fields. Fields with
+    x-kubernetes-int-or-string need no change: they have an `anyOf` of both types.
     """
-    made = dict(schema)
+    strict_schema = dict(schema)
     if "properties" in schema:
-        made["properties"] = {name: strict(each) for name, each in schema["properties"].items()}
-        made["additionalProperties"] = schema.get("x-kubernetes-preserve-unknown-fields", False)
+        strict_schema["properties"] = {name: strict(field) for name, field in schema["properties"].items()}
+        strict_schema["additionalProperties"] = schema.get("x-kubernetes-preserve-unknown-fields", False)
     elif isinstance(schema.get("additionalProperties"), dict):
-        made["additionalProperties"] = strict(schema["additionalProperties"])
+        strict_schema["additionalProperties"] = strict(schema["additionalProperties"])
     if "items" in schema:
-        made["items"] = strict(schema["items"])
-    return made
+        strict_schema["items"] = strict(schema["items"])
+    return strict_schema
 
 
-def misfits(document: Document, schemas: Schemas) -> Iterator[str]:
-    """Yields `path: what` for each field that is not as the schema of the object's kind has it.
+def schema_errors(document: Document, schemas: Schemas) -> Iterator[str]:
+    """Yields `path: message` for each field that does not fit the schema of the object's kind.
 
-    Where no schemas of custom resources are given, of KubeRay's objects the metadata alone are judged.
+    Without schemas of custom resources, only the metadata of KubeRay's objects is validated.
     """
     if "apiVersion" not in document:
         yield f"top: no apiVersion among {', '.join(document)}"
         return
     schema = schemas.get((document["apiVersion"], document["kind"]))
     if schema is None and (schemas or not document["apiVersion"].startswith("ray.io/")):
-        yield from _built_in(document)
+        yield from _built_in_errors(document)
         return
-    # These schemas leave `metadata` open: it is judged as that of an object that has nothing else.
-    yield from _built_in({"apiVersion": "v1", "kind": "ConfigMap", "metadata": document.get("metadata")})
+    # The schemas of custom resources do not cover `metadata`: it is validated as that of an empty ConfigMap.
+    yield from _built_in_errors({"apiVersion": "v1", "kind": "ConfigMap", "metadata": document.get("metadata")})
     for error in schema.iter_errors(document) if schema else ():
-        yield _told(error)
+        yield _message(error)
 
 
-def _built_in(document: Document) -> Iterator[str]:
+def _built_in_errors(document: Document) -> Iterator[str]:
     try:
         kubernetes_validate.validate(document, _KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
-        yield _told(error)
+        yield _message(error)
     except kubernetes_validate.SchemaNotFoundError:
         yield f"kind: no schema for {document['kind']} of {document['apiVersion']}"
 
 
-def _told(error: Any) -> str:
+def _message(error: Any) -> str:
     return f"{'.'.join(map(str, error.absolute_path)) or 'top'}: {error.message}"

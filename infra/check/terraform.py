@@ -1,4 +1,4 @@
-"""Whether Terraform modules would be accepted, as far as that can be told without their providers."""
+"""Terraform modules, checked without their providers: syntax, names, arguments, attributes, functions and rights."""
 
 import re
 import subprocess
@@ -11,16 +11,16 @@ import hcl2
 from lark.exceptions import LarkError
 
 _TOOL_S = 60
-# Terraform's own blocks, and what may stand in those whose arguments are not a provider's.
+# Terraform's own blocks, and their arguments.
 _BLOCKS = {"terraform", "provider", "variable", "locals", "data", "resource", "output"}
 _ARGUMENTS = {
     "variable": {"type", "default", "description", "validation", "sensitive", "nullable"},
     "output": {"description", "value", "sensitive", "depends_on"},
     "terraform": {"required_version", "required_providers", "backend"},
 }
-# In any block of a provider's.
+# Arguments of any resource or data source.
 _META = {"for_each", "count", "depends_on", "lifecycle", "provider", "dynamic", "content"}
-# What AWS's provider takes, of the types that are used here, in blocks at any depth; and what can be asked of them.
+# Arguments of the AWS provider's types that are used here, in blocks at any depth; and attributes that are read.
 _STATEMENT = "statement sid effect actions resources principals type identifiers condition test variable values"
 _TYPES = {
     "aws_iam_instance_profile": "name role",
@@ -47,16 +47,16 @@ _PROVIDER = """
 _ATTRIBUTES = {"arn", "bucket", "id", "json", "name", "partition"}
 _FUNCTIONS = "alltrue can compact contains endswith floor join keys object list regex split startswith toset"
 _TESTS = {"Bool", "StringEquals", "StringLike", "StringLikeIfExists"}
-# Rights that are not called as a request is, and what conditions ask for.
+# Rights that are named otherwise than their API operation.
 _RIGHTS = {"s3:ListBucket", "s3:ListBucketMultipartUploads", "iam:PassRole", "ec2:CreateAction"}
 
 
 def module(folder: Path) -> list[str]:
     """Faults of a Terraform module.
 
-    They are: syntax; blocks, arguments, attributes, functions and rights that neither Terraform nor, of what is used
-    here, AWS knows; variables and outputs without a description; and names that are used and not declared, or declared
-    and not used.
+    These are syntax errors; blocks, arguments, attributes, functions and rights that are unknown to Terraform or to the
+    tables above; variables and outputs without a description; and names that are used but not declared, or declared but
+    not used.
     """
     faults: list[str] = []
     used: dict[str, Path] = {}
@@ -68,7 +68,8 @@ def module(folder: Path) -> list[str]:
         except LarkError as error:
             return [f"{path.name}: {' '.join(str(error).split())[:200]}"]
         bare = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
-        faults += [f"{path.name}: {each}" for each in (*_unknown(blocks), *_unheard_of(blocks), *_misspelt(bare))]
+        found = (*_block_faults(blocks), *_argument_faults(blocks), *_name_faults(bare))
+        faults += [f"{path.name}: {fault}" for fault in found]
         declared |= dict.fromkeys(_declared(blocks), path)
         used |= dict.fromkeys(_used(bare), path)
     for name in sorted(used.keys() - declared.keys()):
@@ -79,10 +80,10 @@ def module(folder: Path) -> list[str]:
 
 
 def formatted(folder: Path) -> list[str]:
-    """Files below a folder that `terraform fmt` would write otherwise, or cannot read.
+    """Files below a folder that `terraform fmt` would change, or cannot read.
 
     Raises:
-        FileNotFoundError: There is no terraform.
+        FileNotFoundError: terraform is not installed.
     """
     done = subprocess.run(
         ["terraform", "fmt", "-check", "-recursive", "-no-color", str(folder)],
@@ -93,13 +94,13 @@ def formatted(folder: Path) -> list[str]:
     )
     if not done.returncode:
         return []
-    wrong = [f"{Path(line).name}: not as terraform fmt writes it" for line in done.stdout.splitlines()]
-    return wrong or [" ".join(done.stderr.split())]
+    unformatted = [f"{Path(line).name}: not formatted as by terraform fmt" for line in done.stdout.splitlines()]
+    return unformatted or [" ".join(done.stderr.split())]
 
 
-def _unknown(blocks: dict[str, Any]) -> Iterator[str]:
-    """What Terraform itself does not know, and what is not described."""
-    yield from (f"{kind}: no block of Terraform's" for kind in _names(blocks) - _BLOCKS)
+def _block_faults(blocks: dict[str, Any]) -> Iterator[str]:
+    """Yields unknown blocks and arguments of Terraform itself, and missing descriptions."""
+    yield from (f"{kind}: not a block of Terraform" for kind in _names(blocks) - _BLOCKS)
     for kind, arguments in _ARGUMENTS.items():
         for block in blocks.get(kind, []):
             for name, body in [(kind, block)] if kind == "terraform" else block.items():
@@ -109,54 +110,53 @@ def _unknown(blocks: dict[str, Any]) -> Iterator[str]:
                     yield f"{bare}: no description"
 
 
-def _unheard_of(blocks: dict[str, Any]) -> Iterator[str]:
-    """Types and arguments that AWS's provider does not know."""
+def _argument_faults(blocks: dict[str, Any]) -> Iterator[str]:
+    """Yields unknown types and arguments of the AWS provider."""
     for block in (*blocks.get("resource", []), *blocks.get("data", [])):
         for type_ in _names(block):
             if type_ not in _TYPES:
-                yield f"{type_}: no type of AWS's that is used here"
+                yield f"{type_}: not a type that is used here"
                 continue
             for body in block[f'"{type_}"'].values():
                 known = {*_META, *_TYPES[type_].split()}
-                yield from (f"{type_}: {name}: no such argument" for name in sorted(_within(body) - known))
+                yield from (f"{type_}: {name}: no such argument" for name in sorted(_nested_names(body) - known))
     for block in blocks.get("provider", []):
         for body in block.values():
             yield from (
-                f"provider: {name}: no such argument" for name in sorted(_within(body) - set(_PROVIDER.split()))
+                f"provider: {name}: no such argument" for name in sorted(_nested_names(body) - set(_PROVIDER.split()))
             )
 
 
-def _within(body: Any) -> set[str]:
-    """The names of the arguments and blocks in a block, and in those; what `tags` holds are anyone's."""
+def _nested_names(body: Any) -> set[str]:
+    """The names of arguments and blocks at any depth, except below `tags`, which has free names."""
     if isinstance(body, list):
-        return {name for each in body for name in _within(each)}
+        return {name for block in body for name in _nested_names(block)}
     if not isinstance(body, dict):
         return set()
-    return {each for name in _names(body) for each in ({name} if name == "tags" else {name} | _within(_of(body, name)))}
+    names = _names(body)
+    for name in names - {"tags"}:
+        names = names | _nested_names(body.get(name, body.get(f'"{name}"')))
+    return names
 
 
-def _of(body: dict[str, Any], name: str) -> Any:
-    return body.get(name, body.get(f'"{name}"'))
-
-
-def _misspelt(bare: str) -> Iterator[str]:
-    """Attributes, functions, tests and rights that there are not."""
+def _name_faults(bare: str) -> Iterator[str]:
+    """Yields unknown attributes, functions, condition operators and rights in a module's text."""
     for name in re.findall(r"(?<![\w.])(?:data\.)?aws_\w+\.\w+(?:\[[^\]]*\])?\.(\w+)", bare):
         if name not in _ATTRIBUTES:
-            yield f".{name}: no attribute"
+            yield f".{name}: not an attribute that is used here"
     for name in re.findall(r"\b([a-z]\w*)\(", re.sub(r'"[^"\n]*"', "", bare)):
         if name not in _FUNCTIONS.split():
-            yield f"{name}(): no function of Terraform's that is used here"
+            yield f"{name}(): not a function that is used here"
     for name in re.findall(r'test\s+= "(\w+)"', bare):
         if name not in _TESTS:
-            yield f"{name}: no test of IAM's"
+            yield f"{name}: not a condition operator of IAM"
     for right in re.findall(r'"((?:s3|ec2|iam|sts):[A-Z]\w*)"', bare):
         service, _, name = right.partition(":")
         if (
             right not in _RIGHTS
             and name not in botocore.session.get_session().get_service_model(service).operation_names
         ):
-            yield f"{right}: no right of AWS's"
+            yield f"{right}: not a right of AWS"
 
 
 def _declared(blocks: dict[str, Any]) -> Iterator[str]:
@@ -170,10 +170,10 @@ def _declared(blocks: dict[str, Any]) -> Iterator[str]:
 
 
 def _names(body: dict[str, Any]) -> set[str]:
-    """What stands in a block, without what the parser adds: comments, and quotes."""
+    """The names in a block, without the quotes and comments that the parser adds."""
     return {name.strip('"') for name in body if not name.startswith("__")}
 
 
 def _used(bare: str) -> list[str]:
-    """The names of the same form that the text refers to."""
+    """The names that the text refers to, in the form of `_declared`."""
     return re.findall(r"(?<![\w.])(?:var\.\w+|local\.\w+|data\.aws_\w+\.\w+|aws_\w+\.\w+)", bare)

@@ -1,4 +1,4 @@
-"""What may stand in fields that schemas leave open, and what others read in labels: the rest is refused, or ignored."""
+"""Values that schemas leave open: enumerations, labels, schedules, time zones and quantities."""
 
 import re
 import zoneinfo
@@ -8,7 +8,7 @@ from typing import Any
 from infra.check.nodes import nodes
 from infra.check.schemas import Document
 
-# Field → its values: those that the API's reference lists.
+# Field → its values in the API reference.
 _ENUMS = {
     "concurrencyPolicy": {"Allow", "Forbid", "Replace"},
     "restartPolicy": {"Always", "OnFailure", "Never"},
@@ -20,8 +20,8 @@ _ENUMS = {
     "unhealthyPodEvictionPolicy": {"AlwaysAllow", "IfHealthyBudget"},
     "verbs": {"get", "list", "watch", "create", "update", "patch", "delete"},
 }
-# Label, annotation or what a node is chosen by → its values, for whoever reads it.
-_READ = {
+# Label, annotation or node selector → the values that its readers know.
+_LABELS = {
     "app.kubernetes.io/part-of": r"gnp",
     "app.kubernetes.io/component": r"nightly|kuberay-operator",
     "app.kubernetes.io/name": r"prometheus",
@@ -36,36 +36,36 @@ _MAPS = ("labels", "annotations", "matchLabels", "nodeSelector")
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _RESOURCES = {"cpu", "memory", "ephemeral-storage", "nvidia.com/gpu"}
 _SCALES = {"m": 1e-3, None: 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
-    f"{each}i": 1024.0**power for power, each in enumerate("KMGT", 1)
+    f"{prefix}i": 1024.0**power for power, prefix in enumerate("KMGT", 1)
 }
 
 
-def unknown(document: Document) -> Iterator[str]:
-    """Yields `path: what` for each value that its reader does not know."""
+def unknown_values(document: Document) -> Iterator[str]:
+    """Yields `path: message` for each value that its reader does not know."""
     for path, node in nodes(document):
         where, key = ".".join(path), path[-1] if path else ""
         if key in _ENUMS:
             yield from (
-                f"{where}: {each}: not one of {', '.join(sorted(_ENUMS[key] - {''}))}"
-                for each in (node if isinstance(node, list) else [node])
-                if each not in _ENUMS[key]
+                f"{where}: {value}: not one of {', '.join(sorted(_ENUMS[key] - {''}))}"
+                for value in (node if isinstance(node, list) else [node])
+                if value not in _ENUMS[key]
             )
         elif key in _MAPS and isinstance(node, dict):
             yield from (
-                f"{where}: {name}: {value}: nobody reads this" for name, value in node.items() if not _read(name, value)
+                f"{where}: {name}: {value}: unknown label" for name, value in node.items() if not _is_known(name, value)
             )
         elif key == "schedule" and not _is_cron(node):
-            yield f"{where}: {node}: five fields, of a minute, hour, day, month and weekday"
+            yield f"{where}: {node}: not a cron schedule: minute, hour, day, month, weekday"
         elif key == "timeZone" and node not in zoneinfo.available_timezones():
-            yield f"{where}: {node}: no time zone"
+            yield f"{where}: {node}: not a time zone"
         elif key == "resources" and isinstance(node, dict) and "requests" in node:
-            yield from (f"{where}: {fault}" for fault in _unfit(node["requests"], node.get("limits", {})))
+            yield from (f"{where}: {fault}" for fault in _resource_faults(node["requests"], node.get("limits", {})))
         elif key in ("activeDeadlineSeconds", "maxReplicas") and node < 1:
-            yield f"{where}: {node}: at least 1"
+            yield f"{where}: {node}: must be at least 1"
 
 
-def _read(name: str, value: Any) -> bool:
-    return any(re.fullmatch(key, name) and re.fullmatch(values, str(value)) for key, values in _READ.items())
+def _is_known(name: str, value: Any) -> bool:
+    return any(re.fullmatch(key, name) and re.fullmatch(values, str(value)) for key, values in _LABELS.items())
 
 
 def _is_cron(schedule: str) -> bool:
@@ -78,16 +78,16 @@ def _is_cron(schedule: str) -> bool:
     )
 
 
-def _unfit(requests: dict[str, Any], limits: dict[str, Any]) -> Iterator[str]:
-    """What is asked for and is nothing, or is more than the limit."""
+def _resource_faults(requests: dict[str, Any], limits: dict[str, Any]) -> Iterator[str]:
+    """Yields unknown resources, malformed quantities, and requests above their limits."""
     for name in requests.keys() | limits.keys():
         if name not in _RESOURCES:
-            yield f"{name}: no resource"
+            yield f"{name}: unknown resource"
             continue
-        asked, most = (_QUANTITY.fullmatch(str(each.get(name, "0"))) for each in (requests, limits))
-        if asked is None or most is None:
-            yield f"{name}: {requests.get(name)}, {limits.get(name)}: no quantity"
-        elif name in limits and float(asked[1]) * _SCALES[asked[2]] > float(most[1]) * _SCALES[most[2]]:
+        request, limit = (_QUANTITY.fullmatch(str(values.get(name, "0"))) for values in (requests, limits))
+        if request is None or limit is None:
+            yield f"{name}: {requests.get(name)}, {limits.get(name)}: not a quantity"
+        elif name in limits and float(request[1]) * _SCALES[request[2]] > float(limit[1]) * _SCALES[limit[2]]:
             yield f"{name}: {requests.get(name)}: above its limit of {limits[name]}"
         elif "/" in name and requests.get(name) != limits.get(name):
-            yield f"{name}: a device's request and limit are one"
+            yield f"{name}: request and limit of a device must be equal"

@@ -1,1 +1,1 @@
-"""The commands of `gnp`, one file each; what takes torch or Ray is imported when the command is called."""
+"""The commands of `gnp`, one file each; torch and Ray are imported only when a command is called."""

@@ -1,29 +1,34 @@
-"""`gnp ablation`."""
+"""`gnp ablation`: success of an attack at each point of a grid of its settings."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.app import Denominator, Store, app, console, folder_at, write
-from pipeline.ledger import opened
+from jobs.app import DenominatorOption, Figures, Store, app, console, create_folder, write_figure
+from pipeline.ledger import open_ledger
 
 
 @app.command()
 def ablation(
     store: Store,
-    attack: Annotated[str, typer.Option(help="Name of the grid: gnp+mi for gnp+mi[gnp.beta=0.4] and its like.")],
-    out: Annotated[Path, typer.Option(help="Folder for the figures, one a dataset and source.")] = Path("."),
-    denominator: Annotated[Denominator, typer.Option(help="Which images are counted; see `gnp report`.")] = "target",
+    attack: Annotated[
+        str, typer.Option(help="Name of the attack without its settings: gnp+mi for gnp+mi[gnp.beta=0.4] and others.")
+    ],
+    out: Figures = Path("."),
+    denominator: DenominatorOption = "target",
 ) -> None:
-    """Shows an attack over a grid of its settings: transfer and source success at each point, a table and a figure."""
+    """Prints and plots success on the source and transfer to targets, over a grid of an attack's settings."""
     from jobs import tables
     from pipeline.analysis import ablation as grid
+    from pipeline.analysis import ablation_plot
     from pipeline.analysis.report import summarise
 
-    ledger, folder = opened(store), folder_at(out)
-    found = grid.points(ledger, summarise(ledger), attack=attack, denominator=denominator)
-    tables.show_grid(found, grid.axes(found), denominator=denominator, console=console)
-    for dataset, source in dict.fromkeys((point.dataset, point.source_id) for point in found):
-        some = [point for point in found if (point.dataset, point.source_id) == (dataset, source)]
-        write(folder, f"ablation {attack} {source} {dataset}", grid.draw(some, denominator=denominator))
+    ledger, folder = open_ledger(store), create_folder(out)
+    points = grid.grid_points(ledger, summarise(ledger), attack=attack, denominator=denominator)
+    tables.print_grid(points, grid.varying_settings(points), denominator=denominator, console=console)
+    for dataset, source in dict.fromkeys((point.dataset, point.source_id) for point in points):
+        chosen = [point for point in points if (point.dataset, point.source_id) == (dataset, source)]
+        write_figure(
+            folder, f"ablation {attack} {source} {dataset}", ablation_plot.draw(chosen, denominator=denominator)
+        )

@@ -1,4 +1,4 @@
-"""`gnp compare`."""
+"""`gnp compare`: gains of attacks over a base attack on the same images, with intervals and p-values."""
 
 import json
 import sys
@@ -7,46 +7,47 @@ from typing import Annotated
 
 import typer
 
-from jobs.app import Denominator, Store, app, console, folder_at, write
+from jobs.app import DenominatorOption, Figures, Store, app, console, create_folder, write_figure
 from pipeline.errors import MissingError
-from pipeline.ledger import KINDS, opened
+from pipeline.ledger import UNIT_KINDS, open_ledger
 
 
 @app.command()
 def compare(
     store: Store,
-    base: Annotated[str, typer.Option(help="Name of the attack that the others are held against.")] = "mi",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON instead of tables and figures.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the figures, one a dataset and source.")] = Path("."),
-    denominator: Annotated[
-        Denominator,
-        typer.Option(help="Which images are counted; see `gnp report`."),
-    ] = "target",
+    base: Annotated[str, typer.Option(help="Name of the attack that the others are compared with.")] = "mi",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables and figures.")] = False,
+    out: Figures = Path("."),
+    denominator: DenominatorOption = "target",
 ) -> None:
-    """Sets attacks beside a base attack on the same images: gain, its 95% interval, McNemar's p, and what each costs.
+    """Compares attacks with a base attack on the same images: gain, 95% interval, McNemar's p, and cost in gradients.
 
-    Only attacks from the same source at the same budget are compared; of a base with several numbers of steps, each.
-    On each target; on all but the source itself together; and, where there are several sources, from all of these. The
-    figures have each attack beside the base that costs about as much.
+    Only attacks on the same source with the same budget are compared; a base with several numbers of steps is compared
+    with each. Gains are given per target; over all targets except the source; and, with several sources, over all of
+    them. The figures show each attack beside the base of about the same cost.
     """
     from jobs import tables
     from pipeline.analysis import compare as comparing
     from pipeline.analysis import forest_plot
+    from pipeline.analysis.attack_pairs import PooledComparison
+    from pipeline.analysis.json_values import comparison_values
 
-    ledger = opened(store)
+    ledger = open_ledger(store)
     compared = comparing.compare(ledger, base=base, denominator=denominator)
     if as_json:
-        sys.stdout.write(json.dumps(comparing.to_json(compared), indent=1) + "\n")
-    elif not compared.each:
-        raise MissingError(f"{store}: no attack here can be set beside {base!r}; gnp report names the attacks")
+        sys.stdout.write(json.dumps(comparison_values(compared), indent=1) + "\n")
+    elif not compared.by_target:
+        raise MissingError(f"{store}: no attack can be compared with {base!r}; gnp report lists the attacks")
     else:
-        folder = folder_at(out)
-        tables.show_comparisons(compared, denominator=denominator, console=console)
-        grouped: dict[tuple[str, str], list[comparing.Together]] = {}
-        for row in compared.together:
+        folder = create_folder(out)
+        tables.print_comparisons(compared, denominator=denominator, console=console)
+        grouped: dict[tuple[str, str], list[PooledComparison]] = {}
+        for row in compared.pooled:
             grouped.setdefault((row.dataset, row.ids[0] or "every source"), []).append(row)
         for (dataset, source), rows in grouped.items():
-            write(
+            write_figure(
                 folder, f"compare {base} {source} {dataset}", forest_plot.draw(rows, base=base, denominator=denominator)
             )
-        tables.show_missing(ledger.missing({unit for kind in KINDS for unit in ledger.units(kind)}), console=console)
+        tables.print_missing(
+            ledger.count_missing({unit for kind in UNIT_KINDS for unit in ledger.list_units(kind)}), console=console
+        )

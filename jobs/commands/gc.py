@@ -1,4 +1,4 @@
-"""`gnp gc`."""
+"""`gnp gc`: lists or deletes objects of a store that nothing needs."""
 
 import sys
 from typing import Annotated
@@ -6,30 +6,32 @@ from typing import Annotated
 import typer
 
 from jobs.app import Store, app
-from pipeline.ledger import opened
+from pipeline.ledger import open_ledger
 
 
 @app.command()
 def gc(
     store: Store,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, it is only listed.")] = False,
-    older_than: Annotated[float, typer.Option(min=0, help="Hours; what is younger may be somebody's at work.")] = 24,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete what is found; without this, it is only listed.")
+    ] = False,
+    older_than: Annotated[float, typer.Option(min=0, help="Hours; younger objects may belong to a run at work.")] = 24,
     keep_versions: Annotated[
-        int | None, typer.Option(min=1, help="Also finished versions but for the last so many; by default, all stay.")
+        int | None, typer.Option(min=1, help="Also collect all versions except the last N; by default, all are kept.")
     ] = None,
 ) -> None:
-    """Lists, or removes, what is of no use: data without a marker, claims of dead runs, unfinished uploads, versions.
+    """Lists or deletes garbage: data without a marker, claims of dead runs, unfinished uploads, old versions.
 
-    Nothing that a marker names is ever touched, and nothing is removed while a run is at work. Of versions, the latest
-    stays, and those that training which is kept in this store has read; what only a removed version named goes the
-    next time.
+    Objects that a marker names are never deleted, and nothing is deleted while a run is at work. The latest version is
+    kept, and so are versions that a training run kept in this store has read; objects that only a deleted version named
+    are collected the next time.
     """
     from pipeline.maintenance.garbage import find, remove
 
-    ledger, age_s = opened(store), 3600 * older_than
+    ledger, age_s = open_ledger(store), 3600 * older_than
     found = find(ledger, age_s=age_s, keep_versions=keep_versions)
     for item in found:
-        sys.stdout.write(f"{item.key}: {item.why} ({item.size_bytes:,} bytes)\n")
+        sys.stdout.write(f"{item.key}: {item.reason} ({item.size_bytes:,} bytes)\n")
     size = sum(item.size_bytes for item in found)
     if delete:
         removed = remove(ledger, found, age_s=age_s, keep_versions=keep_versions)

@@ -1,4 +1,4 @@
-"""`gnp ls`."""
+"""`gnp ls`: addresses of the committed objects."""
 
 import sys
 from typing import Annotated, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.app import Store, app
-from pipeline.ledger import KINDS, opened
+from pipeline.ledger import UNIT_KINDS, open_ledger
 
 
 @app.command()
@@ -17,12 +17,12 @@ def ls(
         typer.Option(help="Only originals, adversarial shards, clean predictions, or transfer results."),
     ] = None,
 ) -> None:
-    """Lists the committed shards (.tar) and results (.parquet), one address a line; orphans are not listed.
+    """Lists the committed shards (.tar) and results (.parquet), one address per line, without orphans.
 
-    `gnp ls STORE --kind transfer` is what to hand to DuckDB or Polars.
+    DuckDB and Polars read what `gnp ls STORE --kind transfer` lists.
     """
-    ledger = opened(store)
-    # Printed when all are known: half a list would pass for the whole.
-    kinds = KINDS if kind is None else (kind,)
-    listed = [marker.object for each in kinds for marker in ledger.markers(sorted(ledger.units(each)))]
-    sys.stdout.writelines(f"{ledger.storage.at(name)}\n" for name in listed)
+    ledger = open_ledger(store)
+    kinds = UNIT_KINDS if kind is None else (kind,)
+    # Printed only when complete: after an error, half a list would look like the whole.
+    listed = [marker.object for name in kinds for marker in ledger.read_markers(sorted(ledger.list_units(name)))]
+    sys.stdout.writelines(f"{ledger.storage.url_of(key)}\n" for key in listed)

@@ -1,4 +1,4 @@
-"""`gnp plan`: what a recipe will take, before it is run."""
+"""`gnp plan`: forecast of the time, storage and cost of a recipe."""
 
 import json
 import sys
@@ -10,76 +10,76 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.app import app, console, since_when
+from jobs.app import Recipe, StoreOption, app, console, parse_since
+from jobs.output import print_line
 
 if TYPE_CHECKING:
-    from pipeline.plan.forecast import Estimate
+    from pipeline.plan.forecast import Forecast
 
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe; see jobs/recipes/.", show_default=False)],
-    store: Annotated[str, typer.Option(help="Where results go, or would.", show_default=False)],
-    generators: Annotated[int, typer.Option(min=1, help="How many workers will attack.")] = 1,
-    scorers: Annotated[int, typer.Option(min=1, help="How many will score.")] = 1,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Take the first so many samples only, as gnp generate does.")
-    ] = None,
+    recipe: Recipe,
+    store: StoreOption,
+    generators: Annotated[int, typer.Option(min=1, help="Number of workers that attack.")] = 1,
+    scorers: Annotated[int, typer.Option(min=1, help="Number of workers that score.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images; see `gnp generate`.")] = None,
     since: Annotated[
-        str | None, typer.Option(help="Only shards written since: 36h, 7d or a time.", show_default=False)
+        str | None, typer.Option(help="Only shards written since; see `gnp generate`.", show_default=False)
     ] = None,
     rates_from: Annotated[
         str | None,
-        typer.Option(help="Another store, which says how long work takes: a trial's.", show_default=False),
+        typer.Option(help="Another store, of a trial, whose results give the rates.", show_default=False),
     ] = None,
     price: Annotated[
-        float | None, typer.Option(min=0, max=1e6, help="Of an hour of one worker, in your money.")
+        float | None, typer.Option(min=0, max=1e6, help="Price of an hour of one worker, in any currency.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Says what a recipe will take: images, gradients, hours, bytes, and what of it is already done.
+    """Forecasts what a recipe takes: images, gradients, hours and bytes, and how much of it is already done.
 
-    Hours and bytes are what the store's own parts took, on the device that made them; where there are none yet, do a
-    trial of the recipe into a store of its own, on the machines that will do the work, and name that one, too:
+    Hours and bytes are extrapolated from the parts in the store, on the device that made them. If there are none yet,
+    run a trial of the recipe into another store, on the machines that will do the work, and give that store as well:
 
     `gnp generate RECIPE --store s3://bucket/trial --limit 100`
 
     `gnp plan RECIPE --store s3://bucket/prefix --rates-from s3://bucket/trial --generators 16 --scorers 4 --price 1.20`
     """
     from pipeline.ledger import Ledger
-    from pipeline.plan import recipe as config
-    from pipeline.plan.forecast import estimate
-    from pipeline.plan.resolve import resolve
+    from pipeline.plan.forecast import forecast_plan
+    from pipeline.plan.recipe_reader import load_recipe
+    from pipeline.plan.resolve import resolve_job
     from pipeline.storage import Storage
 
-    job, begin = config.load(recipe).job(limit=limit), since_when(since, time.time()) if since else 0.0
+    job = load_recipe(recipe).job(limit=limit)
+    begin = parse_since(since, time.time()) if since else 0.0
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Storage(store if "://" in store or Path(store).exists() else folder))
-        begun = bool(ledger.plans())
-        # Where a run has written, a tag means the weights that it kept there; else they are kept nowhere.
-        planned = resolve(job, ledger.storage if begun else Storage(folder), since=begin)
-        found = estimate(planned, ledger, rates=Ledger(Storage(rates_from)) if rates_from else None)
+        has_runs = bool(ledger.plan_keys())
+        # A store with runs pins the weights of each model tag; otherwise they are pinned in a temporary folder.
+        planned = resolve_job(job, ledger.storage if has_runs else Storage(folder), since=begin)
+        forecast = forecast_plan(planned, ledger, rates=Ledger(Storage(rates_from)) if rates_from else None)
     if as_json:
-        said = {**asdict(found), "hours": {stage: found.hours(stage) for stage in ("generator", "scorer")}}
-        said |= {"unmeasured": found.unmeasured, "bytes_left": found.bytes_left}
-        sys.stdout.write(json.dumps(said, indent=1) + "\n")
+        values = {**asdict(forecast), "hours": {stage: forecast.hours(stage) for stage in ("generator", "scorer")}}
+        values |= {"unmeasured": forecast.unmeasured, "bytes_left": forecast.bytes_left}
+        sys.stdout.write(json.dumps(values, indent=1) + "\n")
         return
-    if not begun:
-        console.print(f"{store}: no run has written here yet", markup=False, highlight=False, soft_wrap=True)
-    _show(found)
-    for line in _closing(found, generators, scorers, price, since=bool(since)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not has_runs:
+        print_line(console, f"{store}: no run has written here yet")
+    _print_table(forecast)
+    for line in _summary(forecast, generators, scorers, price, since=bool(since)):
+        print_line(console, line)
 
 
-def _show(found: "Estimate") -> None:
+def _print_table(forecast: "Forecast") -> None:
     from rich.table import Table
 
-    counted = f", {found.shards_known} of them counted" if found.shards_known < found.shards else ""
-    shards = f"{_number(found.shards, 'shard')}{counted} ({_bytes(found.input_bytes)})"
-    table = Table(title=f"{_number(found.images, 'image')} in {shards}")
-    for column in ("", "done", "left", "gradients", "s an image", "one worker's", "to store", "measured on"):
+    counted = f", {forecast.shards_known} of them counted" if forecast.shards_known < forecast.shards else ""
+    shards = f"{_number(forecast.shards, 'shard')}{counted} ({_bytes(forecast.input_bytes)})"
+    table = Table(title=f"{_number(forecast.images, 'image')} in {shards}")
+    for column in ("", "done", "left", "gradients", "s per image", "one worker", "to store", "measured on"):
         table.add_column(column, justify="left" if column in ("", "measured on") else "right")
-    for work in found.works:
+    for work in forecast.works:
         table.add_row(
             work.name,
             f"{work.done:,}",
@@ -93,43 +93,49 @@ def _show(found: "Estimate") -> None:
     console.print(table)
 
 
-def _closing(found: "Estimate", generators: int, scorers: int, price: float | None, *, since: bool) -> list[str]:
-    left = sum(work.left for work in found.works)
-    if not found.shards:
+def _summary(forecast: "Forecast", generators: int, scorers: int, price: float | None, *, since: bool) -> list[str]:
+    """Lines below the table: what is left to write, what is not measured, hours and price."""
+    left = sum(work.left for work in forecast.works)
+    if not forecast.shards:
         return ["nothing to do: none of the recipe's shards was written in that time"]
-    if not left and since:
-        return ["nothing to do: the store holds everything that this recipe makes of these shards"]
     if not left:
-        return ["nothing to do: the store holds everything that this recipe makes"]
-    objects = sum(work.objects for work in found.works)
-    stored = "" if found.bytes_left is None else f", {_bytes(found.bytes_left)}"
-    lines = [f"to come: {objects:,} objects and as many markers{stored}"]
-    if found.unmeasured:
+        shards = " from these shards" if since else ""
+        return [f"nothing to do: the store has everything that this recipe makes{shards}"]
+    objects = sum(work.objects for work in forecast.works)
+    size = "" if forecast.bytes_left is None else f", {_bytes(forecast.bytes_left)}"
+    lines = [f"left to write: {objects:,} objects and as many markers{size}"]
+    if forecast.unmeasured:
         lines.append(
-            f"without the time for what was not measured yet: {', '.join(found.unmeasured)}; a trial measures it: "
-            "gnp generate --limit 100 into another store, which --rates-from then names"
+            f"times do not include {', '.join(forecast.unmeasured)}, not measured yet; to measure, run a trial, "
+            "gnp generate --limit 100, into another store, and give it as --rates-from"
         )
-    generating, scoring = found.hours("generator"), found.hours("scorer")
+    return lines + _hours(forecast, generators, scorers, price)
+
+
+def _hours(forecast: "Forecast", generators: int, scorers: int, price: float | None) -> list[str]:
+    generating = forecast.hours("generator")
+    scoring = forecast.hours("scorer")
     if not generating + scoring:
-        return lines
-    spent, busy = max(generating / generators, scoring / scorers), generating + scoring
-    last = "generators" if generating / generators > scoring / scorers else "scorers"
-    lines += [
-        f"of one worker: {_time(generating)} of a generator and {_time(scoring)} of a scorer's answers",
-        f"{_time(spent)} with {_number(generators, 'generator')} and {_number(scorers, 'scorer')}, of which the {last} "
-        "take longest",
+        return []
+    slower = "generators" if generating / generators > scoring / scorers else "scorers"
+    hours = max(generating / generators, scoring / scorers)
+    lines = [
+        f"worker time: {_time(generating)} of generators and {_time(scoring)} of scorers (predictions only)",
+        f"{_time(hours)} with {_number(generators, 'generator')} and {_number(scorers, 'scorer')}; the {slower} take "
+        "longer",
     ]
     if price is not None:
-        held = spent * (generators + scorers)
+        busy = price * (generating + scoring)
+        reserved = price * hours * (generators + scorers)
         lines.append(
-            f"{price * busy:,.2f} at {price:g} an hour of a worker, for what they are busy; {price * held:,.2f} if all "
-            "are kept until the end"
+            f"{busy:,.2f} at {price:g} per hour of a worker, if workers are paid only while they are busy; "
+            f"{reserved:,.2f} if all are kept until the end"
         )
     return lines
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _time(hours: float) -> str:

@@ -1,52 +1,51 @@
-"""`gnp score`."""
+"""`gnp score`: scores adversarial images of another tool on a recipe's targets."""
 
-import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from jobs.app import app, console
+from jobs.app import Address, RetryFailed, StoreOption, app, console, interrupt_on_sigterm
 
 
 @app.command()
 def score(
     folder: Annotated[
         str,
-        typer.Argument(help="Adversarial PNGs: a folder, or s3://bucket/prefix, of flat names.", show_default=False),
+        typer.Argument(
+            help="Adversarial PNGs: a folder, or s3://bucket/prefix, without subfolders.", show_default=False
+        ),
     ],
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="Its data are the originals, its targets are scored; its attacks are not run.", show_default=False
+            help="The recipe with the originals (data) and the targets; its attacks are not run.", show_default=False
         ),
     ],
-    store: Annotated[str, typer.Option(help="Where results go: a folder, or s3://bucket/prefix.", show_default=False)],
-    name: Annotated[str, typer.Option(help="What results call the attack.", show_default=False)],
-    source: Annotated[str, typer.Option(help="What results call the model that was attacked.")] = "unknown",
-    epsilon: Annotated[
-        str, typer.Option(help="The budget that they were made with; an image outside is refused.")
-    ] = "16/255",
-    norm: Annotated[Literal["linf", "l2"], typer.Option(help="Of the budget.")] = "linf",
+    store: StoreOption,
+    name: Annotated[str, typer.Option(help="Name of the attack in the results.", show_default=False)],
+    source: Annotated[str, typer.Option(help="Name of the attacked model in the results.")] = "unknown",
+    epsilon: Annotated[str, typer.Option(help="Budget of the attack; images outside it are refused.")] = "16/255",
+    norm: Annotated[Literal["linf", "l2"], typer.Option(help="Norm of the budget.")] = "linf",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images of the recipe.")] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster; see `gnp generate`.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also try again failed items.")] = False,
+    address: Address = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
-    """Scores adversarial images that another tool made, on a recipe's targets, into the same store and reports.
+    """Scores adversarial images of another tool on a recipe's targets, into the same store and reports.
 
-    Images are matched to the recipe's by name: `0001.png` is the image with key `0001`, as `gnp shards` names them when
-    it packs the originals. Each is measured against its original, and none may lie outside epsilon. A `labels.csv`
-    beside them (filename,label) is held against the originals' labels. `gnp compare` sets them beside other attacks on
-    the same images.
+    Images are matched to the originals by name: `0001.png` is the image with key `0001`, as `gnp shards` names them
+    when it packs the originals. Each must lie within epsilon of its original. If the folder has a `labels.csv`
+    (filename,label), its labels must be those of the originals. `gnp compare` compares them with other attacks on the
+    same images.
 
     Example: `gnp score adv/mifgsm jobs/recipes/imagenet.toml --store results --name their-mi --source resnet50`
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from jobs.runners.score import Told, run
+    interrupt_on_sigterm()
+    from jobs.runners.score import ExternalFolder, run
 
     raise typer.Exit(
         run(
-            Told(folder, name, source, epsilon, norm),
+            ExternalFolder(folder, name, source, epsilon, norm),
             recipe,
             store,
             console=console,

@@ -1,4 +1,4 @@
-"""`gnp show`."""
+"""`gnp show`: one sample, with its picture and predictions."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.app import Store, app, console, folder_at
+from jobs.app import Store, app, console, create_folder
 from pipeline.errors import MissingError
 from pipeline.ledger import slug
 
@@ -14,24 +14,27 @@ from pipeline.ledger import slug
 @app.command()
 def show(
     store: Store,
-    key: Annotated[str, typer.Argument(help="Of the sample; or SHARD/KEY, or DATASET/SHARD/KEY.", show_default=False)],
+    key: Annotated[
+        str, typer.Argument(help="Key of the sample: KEY, SHARD/KEY or DATASET/SHARD/KEY.", show_default=False)
+    ],
     attack: Annotated[str, typer.Option(help="Name of the attack in the picture.", show_default=False)] = "",
-    source: Annotated[str, typer.Option(help="Name of the model attacked.", show_default=False)] = "",
+    source: Annotated[str, typer.Option(help="Name of the attacked model.", show_default=False)] = "",
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("."),
 ) -> None:
-    """Shows one sample: its picture, and what every target says of it, clean and under each attack.
+    """Shows one sample: its picture, and every target's prediction of it, clean and under each attack.
 
-    In the picture is the attack that fools the most targets, of those that --attack and --source leave.
+    The picture shows the attack that fools the most targets, among those that match --attack and --source.
     """
     from jobs import tables
     from pipeline import dataset
 
-    folder, sample = folder_at(out), dataset.open(store).sample(key)
-    said = [each for each in sample.said if attack in ("", each.attack) and source in ("", each.source)]
-    if not said:
-        names = ", ".join(sorted({f"{each.attack} from {each.source}" for each in sample.said})) or "none yet"
-        raise MissingError(f"{key}: no such attack on it has been scored; there are: {names}")
-    tables.show_sample(sample, said, console=console)
+    folder = create_folder(out)
+    sample = dataset.open(store).sample(key)
+    views = [view for view in sample.views if attack in ("", view.attack) and source in ("", view.source)]
+    if not views:
+        names = ", ".join(sorted({f"{view.attack} from {view.source}" for view in sample.views})) or "none yet"
+        raise MissingError(f"{key}: no such attack on this sample has been scored; scored are: {names}")
+    tables.print_sample(sample, views, console=console)
     path = folder / f"{slug(f'{sample.shard} {sample.key}')}.png"
-    path.write_bytes(sample.png(max(said, key=lambda each: each.fooled)))
+    path.write_bytes(sample.png(max(views, key=lambda view: view.targets_fooled)))
     sys.stdout.write(f"{path}\n")

@@ -1,4 +1,4 @@
-"""`gnp status`."""
+"""`gnp status`: progress, runs and failures of the plans in a store."""
 
 import sys
 from typing import Annotated
@@ -6,28 +6,28 @@ from typing import Annotated
 import typer
 
 from jobs.app import Store, app, console
-from pipeline.ledger import opened
+from pipeline.ledger import open_ledger
 
 
 @app.command()
 def status(
     store: Store,
     quarantined: Annotated[
-        bool, typer.Option("--quarantined", help="List every image that could not be used instead, and why.")
+        bool, typer.Option("--quarantined", help="List the images that could not be used, and why, instead.")
     ] = False,
 ) -> None:
-    """Says how far each recipe that was run here is, who is at it, how fast, and what failed.
+    """Shows each recipe's progress in this store: parts done, runs at work, images per second, time left and failures.
 
-    It reads the store alone, so it answers while a run goes on elsewhere as well as after.
+    It reads only the store, so it works from any machine, during a run and after it.
     """
-    ledger = opened(store)
+    ledger = open_ledger(store)
     if quarantined:
         from pipeline.plan import quarantine
 
-        for image in quarantine.listed(ledger):
+        for image in quarantine.list_quarantined(ledger):
             sys.stdout.write(f"{image.dataset}/{image.shard}/{image.key}: {image.reason}\n")
     else:
         from jobs import tables
-        from pipeline.maintenance.status import status as look
+        from pipeline.maintenance.status import status as plan_statuses
 
-        tables.show_status(look(ledger), console=console)
+        tables.print_status(plan_statuses(ledger), console=console)

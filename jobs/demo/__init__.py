@@ -1,4 +1,4 @@
-"""`make demo`: real photographs and weights through the main job."""
+"""`make demo`: runs `gnp generate` on real photographs and weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`make demo`: real photographs, real weights, the main job, the table, a picture, and the report as a page."""
+"""`make demo`: `gnp generate` on real photographs and weights, then the report as a table and a page, and a picture."""
 
 import argparse
 import sys
@@ -8,22 +8,22 @@ from rich.console import Console
 
 from jobs import tables
 from jobs.demo import FOLDER, RECIPE, assets
-from jobs.exit_codes import leave_with
+from jobs.exit_codes import run_and_exit
 from jobs.runners import generate
-from pipeline.analysis import drawing, page, picture
+from pipeline.analysis import drawing, page, picture, sample_view
 from pipeline.analysis.report import summarise
 from pipeline.ledger import Ledger
-from pipeline.models import load
+from pipeline.models.class_names import class_name
 from pipeline.storage import Storage
 
 
 def main() -> int:
     """Runs the demo; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", default=str(FOLDER / "store"), help="where results go")
+    parser.add_argument("--store", default=str(FOLDER / "store"), help="store for the results")
     store = parser.parse_args().store
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print("[bold]1[/bold]  real weights and photographs out of Python packages")
+    console.print("[bold]1[/bold]  real weights and photographs from Python packages")
     assets.prepare(FOLDER)
     console.print(f"[bold]2[/bold]  gnp generate {RECIPE.relative_to(Path.cwd())} --store {store}")
     code = generate.run(RECIPE, store, console=console)
@@ -32,10 +32,10 @@ def main() -> int:
     console.print(f"[bold]3[/bold]  gnp report {store}")
     ledger = Ledger(Storage(store))
     report = summarise(ledger)
-    tables.show(report, denominator="target", console=console)
-    said = picture.best(ledger, picture.strongest(report))
+    tables.print_report(report, denominator="target", console=console)
+    said = sample_view.best_sample(ledger, sample_view.strongest_attack(report))
     path = FOLDER / "picture.png"
-    path.write_bytes(drawing.png(picture.draw(said, *picture.images(ledger, said), class_name=load.class_name)))
+    path.write_bytes(drawing.png(picture.draw(said, *sample_view.read_images(ledger, said), class_name=class_name)))
     console.print(f"[bold]4[/bold]  gnp report {store} --html {FOLDER / 'report'}")
     whole = FOLDER / "report" / "index.html"
     whole.parent.mkdir(exist_ok=True)
@@ -49,4 +49,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave_with(main)
+    run_and_exit(main)

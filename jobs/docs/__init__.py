@@ -1,1 +1,1 @@
-"""Programs that make parts of docs/: the reference pages and the pictures."""
+"""Programs that generate parts of docs/: reference tables and pictures."""

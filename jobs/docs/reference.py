@@ -1,6 +1,6 @@
-"""`make reference`: the pages of docs/ that say what the program takes, made of the program itself.
+"""`make reference`: generates the reference tables of docs/ (commands, recipe settings, columns, metrics) from code.
 
-Where a page says `<!-- made of: NAME -->`, what stands up to `<!-- end -->` is written anew.
+Replaces the text between `<!-- generated: NAME -->` and `<!-- end -->` in every page.
 """
 
 import inspect
@@ -17,21 +17,21 @@ from typer.cli import get_docs_for_click
 
 from jobs import cli  # noqa: F401  # all commands
 from jobs.app import app
-from pipeline.attack.recipe import TRANSFORMS, VIEWS
+from pipeline.attack.recipe import GRADIENT_TRANSFORMS, INPUT_TRANSFORMS
 from pipeline.data import codec
 from pipeline.engine import metrics
-from pipeline.models import load
+from pipeline.models import spec
 from pipeline.models.defenses import DEFENSES
-from pipeline.plan import pools, recipe, resolve
+from pipeline.plan import job, pools, recipe
 from pipeline.results import schema as results
-from pipeline.training import lesson
 from pipeline.training import recipe as training_recipe
+from pipeline.training import settings
 
 DOCS = Path(__file__).parents[2] / "docs"
-_BLOCK = re.compile(r"(<!-- made of: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_WHOLE = {kind.__name__: kind.model_json_schema() for kind in (recipe.Recipe, training_recipe.LessonRecipe)}
-_PIECES = {name: piece for schema in _WHOLE.values() for name, piece in schema["$defs"].items()}
-# The heading for what is a table of its own: of recipe.md, or of training.md.
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_FILES = {kind.__name__: kind.model_json_schema() for kind in (recipe.Recipe, training_recipe.TrainingRecipeFile)}
+_TABLES = {name: table for schema in _FILES.values() for name, table in schema["$defs"].items()}
+# Headings of the models that have a table of their own, in recipe.md and in training.md.
 _HEADINGS = {
     "Preparation": "preparation",
     "ModelSpec": "sources",
@@ -39,59 +39,71 @@ _HEADINGS = {
     "AttackEntry": "attacks",
 }
 _HEADINGS |= {"TargetSpec": "targets", "DataSpec": "data", "Budget": "budget", "Pools": "engine"}
-_HEADINGS |= {kind.__name__: name for name, kind in {**VIEWS, **TRANSFORMS, **DEFENSES}.items()}
-_OF_TRAINING = {"Data": "trained-on", "HeldOut": "held-out", "Schedule": "schedule", "Workers": "who-trains"}
+_HEADINGS |= {kind.__name__: name for name, kind in {**INPUT_TRANSFORMS, **GRADIENT_TRANSFORMS, **DEFENSES}.items()}
+_TRAINING_HEADINGS = {
+    "TrainingData": "training-data",
+    "HeldOutSet": "held-out",
+    "Schedule": "schedule",
+    "Workers": "workers",
+}
 
 
-def filled(page: str) -> str:
-    """A page with every block written anew."""
-    return _BLOCK.sub(lambda found: found[1] + made(found[2]).rstrip() + "\n" + found[3], page)
+def fill_blocks(page: str) -> str:
+    """A page with the current text in every generated block."""
+    return _BLOCK.sub(lambda match: match[1] + block_text(match[2]).rstrip() + "\n" + match[3], page)
 
 
-def made(name: str) -> str:
-    """What goes into a block: of that name, or of the recipe's model of that name."""
-    makers: dict[str, Callable[[], str]] = {
+def block_text(name: str) -> str:
+    """The text of a block: one of the named ones, or the settings of the recipe model of that name."""
+    blocks: dict[str, Callable[[], str]] = {
         "commands": _commands,
         "columns": _columns,
         "metrics": _metrics,
-        "parts": lambda: _sections({**VIEWS, **TRANSFORMS}),
+        "parts": lambda: _sections({**INPUT_TRANSFORMS, **GRADIENT_TRANSFORMS}),
         "defenses": lambda: _sections(DEFENSES),
     }
-    return makers[name]() if name in makers else _settings(name)
+    return blocks[name]() if name in blocks else _settings(name)
 
 
 def _settings(name: str) -> str:
-    """The table of a model's fields."""
-    schema = _WHOLE.get(name) or _PIECES[name]
-    told = _told(_kind(name))
+    """The table of the fields of a recipe model."""
+    schema = _FILES.get(name) or _TABLES[name]
+    descriptions = _descriptions(_kind(name))
     rows = [
-        (f"`{field}`", _type(node), _default(node, required=field in schema.get("required", ())), told.get(field, ""))
+        (
+            f"`{field}`",
+            _type(node),
+            _default(node, required=field in schema.get("required", ())),
+            descriptions.get(field, ""),
+        )
         for field, node in schema["properties"].items()
     ]
-    return _table(("key", "takes", "by default", "is"), rows)
+    return _table(("key", "type", "default", "description"), rows)
 
 
 def _sections(kinds: Mapping[str, type]) -> str:
-    """A heading, what it is, and a table of settings, for each."""
+    """A heading, a summary and a table of settings for each class."""
     return "\n".join(f"### {name}\n\n{_summary(kind)}\n\n{_settings(kind.__name__)}" for name, kind in kinds.items())
 
 
 def _kind(name: str) -> Any:
-    """The class of a model of the recipe, by its name."""
-    parts = {kind.__name__: kind for kind in {**VIEWS, **TRANSFORMS, **DEFENSES}.values()}
-    known = [vars(module) for module in (lesson, training_recipe, recipe, resolve, pools, load, codec)]
-    return ChainMap(parts, *known)[name]
+    """The class of a recipe model, by its name."""
+    classes = {kind.__name__: kind for kind in {**INPUT_TRANSFORMS, **GRADIENT_TRANSFORMS, **DEFENSES}.values()}
+    namespaces = [vars(module) for module in (settings, training_recipe, recipe, job, pools, spec, codec)]
+    return ChainMap(classes, *namespaces)[name]
 
 
-def _told(kind: type) -> dict[str, str]:
-    """What docstrings say of a class's fields; of what it inherits as well."""
-    told: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        if each.__doc__ and each.__module__.startswith("pipeline"):
-            parsed = docstring_parser.parse(inspect.cleandoc(each.__doc__), docstring_parser.DocstringStyle.GOOGLE)
-            told |= {param.arg_name: param.description or "" for param in parsed.params}
-    parts = {**VIEWS, **TRANSFORMS, **DEFENSES}
-    return told | {name: f"Settings of `{name}`." for name in parts if name in getattr(kind, "model_fields", ())}
+def _descriptions(kind: type) -> dict[str, str]:
+    """Descriptions of a class's fields, inherited ones too, from the docstrings."""
+    descriptions: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if base.__doc__ and base.__module__.startswith("pipeline"):
+            parsed = docstring_parser.parse(inspect.cleandoc(base.__doc__), docstring_parser.DocstringStyle.GOOGLE)
+            descriptions |= {param.arg_name: param.description or "" for param in parsed.params}
+    parts = {**INPUT_TRANSFORMS, **GRADIENT_TRANSFORMS, **DEFENSES}
+    return descriptions | {
+        name: f"Settings of `{name}`." for name in parts if name in getattr(kind, "model_fields", ())
+    }
 
 
 def _summary(kind: type) -> str:
@@ -99,12 +111,14 @@ def _summary(kind: type) -> str:
 
 
 def _type(node: Mapping[str, Any]) -> str:
-    """What a field takes, of its JSON schema."""
+    """The type of a field, from its JSON schema."""
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
-        page, heading = ("training.md", _OF_TRAINING[name]) if name in _OF_TRAINING else ("recipe.md", _HEADINGS[name])
+        page, heading = (
+            ("training.md", _TRAINING_HEADINGS[name]) if name in _TRAINING_HEADINGS else ("recipe.md", _HEADINGS[name])
+        )
         return f"a table: [{heading}]({page}#{heading})"
-    options = [each for each in node.get("anyOf", node.get("oneOf", [])) if each.get("type") != "null"]
+    options = [option for option in node.get("anyOf", node.get("oneOf", [])) if option.get("type") != "null"]
     if options:
         return " or ".join(dict.fromkeys(map(_type, options)))
     if "enum" in node or "const" in node:
@@ -120,7 +134,7 @@ def _type(node: Mapping[str, Any]) -> str:
 def _default(node: Mapping[str, Any], *, required: bool) -> str:
     value = node.get("default")
     if required:
-        return "**must be given**"
+        return "**required**"
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else value
     if isinstance(value, float) and (value * 255).is_integer() and round(value, 3) != value:
@@ -131,11 +145,11 @@ def _default(node: Mapping[str, Any], *, required: bool) -> str:
 def _commands() -> str:
     command: Any = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="gnp")
-    for name, each in command.commands.items():  # whose first lines it cuts off
+    for name, subcommand in command.commands.items():  # typer shortens their first lines
         text = re.sub(
-            rf"^\* `{name}`: .*$", f"* [`{name}`](#gnp-{name}): {_first(each.help)}", text, flags=re.MULTILINE
+            rf"^\* `{name}`: .*$", f"* [`{name}`](#gnp-{name}): {_first(subcommand.help)}", text, flags=re.MULTILINE
         )
-    return text[text.index("**Usage**") :]  # the page has its own heading
+    return text[text.index("**Usage**") :]  # without typer's heading, as the page has its own
 
 
 def _first(text: str | None) -> str:
@@ -144,43 +158,43 @@ def _first(text: str | None) -> str:
 
 
 def _columns() -> str:
-    described = {field.name: field.metadata[b"meaning"].decode() for field in results.TRANSFER}
+    descriptions = {field.name: field.metadata[b"meaning"].decode() for field in results.TRANSFER}
     clean = set(results.CLEAN.names)
     rows = [
         (f"`{field.name}`", str(field.type).replace("dictionary<values=string, indices=int32, ordered=0>", "string"))
         for field in results.TRANSFER
     ]
     return _table(
-        ("column", "type", "clean rows too", "is"),
-        [(name, kind, "yes" if name.strip("`") in clean else "", described[name.strip("`")]) for name, kind in rows],
+        ("column", "type", "in clean rows", "description"),
+        [(name, kind, "yes" if name.strip("`") in clean else "", descriptions[name.strip("`")]) for name, kind in rows],
     )
 
 
 def _metrics() -> str:
     rows = []
     for metric in metrics.ALL:
-        told = metric.info
-        labels = ", ".join(f"`{key}`" for key in told["tag_keys"] if key != "run")
-        rows.append((f"`{metrics.exported(metric)}`", labels, told["description"]))
-    return _table(("metric", "labels", "is"), rows)
+        info = metric.info
+        labels = ", ".join(f"`{key}`" for key in info["tag_keys"] if key != "run")
+        rows.append((f"`{metrics.exported(metric)}`", labels, info["description"]))
+    return _table(("metric", "labels", "description"), rows)
 
 
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    heads = list(heads)
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(columns)
     lines = [
-        heads,
-        ["---"] * len(heads),
+        header,
+        ["---"] * len(header),
         *([" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows),
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:
-    """Writes every page of docs/ anew that has such blocks."""
+    """Updates the generated blocks of every page in docs/, and prints the pages that changed."""
     for path in sorted(DOCS.glob("*.md")):
         page = path.read_text(encoding="utf-8")
-        path.write_text(filled(page), encoding="utf-8")
-        if page != filled(page):
+        path.write_text(fill_blocks(page), encoding="utf-8")
+        if page != fill_blocks(page):
             sys.stdout.write(f"{path.relative_to(DOCS.parent)}\n")
 
 

@@ -1,4 +1,4 @@
-"""`make terminal-picture`: what a run of the demo shows on a terminal, half way."""
+"""`make terminal-picture`: the terminal display of the demo, half way through the run."""
 
 import io
 import re
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jobs.demo import FOLDER, RECIPE, assets
 from jobs.display import Display
-from jobs.exit_codes import leave
+from jobs.exit_codes import end_process
 from pipeline import generate
 from pipeline.ledger.progress import Progress, Tally
 
@@ -18,23 +18,24 @@ PATH = Path("docs/terminal.svg")
 
 
 def main() -> None:
-    """Runs the demo's recipe into a store that is thrown away, and draws what was shown when half was scored."""
+    """Runs the demo's recipe into a temporary store, and draws the display at the time when half was scored."""
     assets.prepare(FOLDER)
-    seen: list[tuple[Progress, Tally]] = []
+    updates: list[tuple[Progress, Tally]] = []
     with TemporaryDirectory() as store:
-        generate(RECIPE, store, on_progress=lambda *both: seen.append(both))
-    first, half = seen[0], next(both for both in seen if 2 * both[0].scored >= both[0].to_score > 0)
+        generate(RECIPE, store, on_progress=lambda *update: updates.append(update))
+    first = updates[0]
+    half = next(update for update in updates if 2 * update[0].scored >= update[0].to_score > 0)
     console = Console(file=io.StringIO(), record=True, width=130, height=40, force_terminal=True)
     display = Display(console)
-    display.show(*first)
-    display.show(*half)
-    console.print(display.shown())
-    drawn = console.export_svg(title="gnp generate")
-    # Its fonts would be fetched from elsewhere; whoever looks at it has others.
-    PATH.write_text(re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL), encoding="utf-8")
+    display.update(*first)
+    display.update(*half)
+    console.print(display.renderable())
+    svg = console.export_svg(title="gnp generate")
+    # Without the web fonts that viewers would download.
+    PATH.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")
     sys.stdout.write(f"{PATH}\n")
 
 
 if __name__ == "__main__":
     main()
-    leave(0)
+    end_process(0)

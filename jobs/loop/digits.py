@@ -1,13 +1,12 @@
 """A small real task that needs no download: handwritten digits on photographs, and networks trained on them.
 
 scikit-learn's 1,797 digits of 8 × 8 pixels (UCI's "Optical Recognition of Handwritten Digits", CC BY 4.0) are scaled up
-to 32 × 32 and laid over crops of photographs that scikit-learn and scikit-image carry, as MNIST-M lays MNIST's over
-others (Ganin et al., 2016, section 5.2.1: |photograph − digit|). 1,297 digits, each on several crops, are to train on;
-500 others, on crops of other photographs, to measure on. Both are written as shards of PNGs. On bare digits random
-noise fools small networks as often as attacks do; on these they have had to learn to look past what lies behind.
+to 32 × 32 and blended with crops of photographs from scikit-learn and scikit-image, as MNIST-M does with MNIST (Ganin
+et al., 2016, section 5.2.1: |photograph − digit|). 1,297 digits, each on several crops, are for training; 500 others,
+on crops of other photographs, for measuring. Both are written as shards of PNGs. On plain digits, random noise fools
+small networks as often as attacks do; on these, networks have to learn to ignore the background.
 
-Each network is trained here in seconds, without any adversarial image, and written as a checkpoint such as anybody
-might bring.
+Each network is trained here in seconds, without adversarial images, and written as an ordinary checkpoint.
 """
 
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data import codec, shards
-from pipeline.models import load
+from pipeline.models.checkpoint import serialize_weights
 from pipeline.models.classifier import Classifier
 
 SIDE, CLASSES, TRAINED_ON, CROPS = 32, 10, 1297, 3
@@ -29,15 +28,15 @@ _SHARD = 500
 
 
 def prepare(folder: Path, networks: tuple[str, ...], *, seed: int = 0, epochs: int = 12) -> None:
-    """Writes `shards/` and `weights/`, unless they stand.
+    """Writes `shards/` and `weights/`; weights that exist are kept.
 
     Args:
-        folder: Where.
-        networks: timm's architectures.
-        seed: Of the division and the crops, and of each network's first weights and order.
+        folder: Destination.
+        networks: Names of timm architectures.
+        seed: Seed of the split and the crops, and of each network's initial weights and batches.
         epochs: Passes over the training images.
     """
-    train, test = division(seed)
+    train, test = split(seed)
     for name, (images, labels) in (("train", train), ("test", test)):
         _write(folder / "shards", name, images, labels)
     for number, name in enumerate(networks):
@@ -45,37 +44,42 @@ def prepare(folder: Path, networks: tuple[str, ...], *, seed: int = 0, epochs: i
         if not path.exists():
             network = fit(name, *train, seed=10 * seed + number, epochs=epochs)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(load.dump(network.network))
+            path.write_bytes(serialize_weights(network.network))
 
 
-def division(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64, to train on and to measure on."""
-    found, random = load_digits(), np.random.default_rng(seed)
-    order = random.permutation(len(found.images))
-    small = torch.tensor(found.images[order], dtype=torch.float32).unsqueeze(1) / 16
+def split(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 for training, and for measuring."""
+    digits = load_digits()
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(digits.images))
+    small = torch.tensor(digits.images[order], dtype=torch.float32).unsqueeze(1) / 16
     large = F.interpolate(small, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
-    labels = torch.tensor(found.target[order], dtype=torch.int64)
-    behind = *load_sample_images().images, skimage.data.astronaut(), skimage.data.chelsea()
-    train = _on(behind, large[:TRAINED_ON].repeat(CROPS, 1, 1, 1), random), labels[:TRAINED_ON].repeat(CROPS)
-    others = skimage.data.coffee(), skimage.data.rocket()
-    return train, (_on(others, large[TRAINED_ON:], random), labels[TRAINED_ON:])
+    labels = torch.tensor(digits.target[order], dtype=torch.int64)
+    train_photographs = *load_sample_images().images, skimage.data.astronaut(), skimage.data.chelsea()
+    train = (
+        _blended(train_photographs, large[:TRAINED_ON].repeat(CROPS, 1, 1, 1), random),
+        labels[:TRAINED_ON].repeat(CROPS),
+    )
+    test_photographs = skimage.data.coffee(), skimage.data.rocket()
+    return train, (_blended(test_photographs, large[TRAINED_ON:], random), labels[TRAINED_ON:])
 
 
-def _on(photographs: tuple[np.ndarray, ...], large: Tensor, random: np.random.Generator) -> Tensor:
-    """Digits (N, 1, H, W) in [0, 1], each over a crop of a photograph at half its size: (N, 3, H, W) uint8."""
+def _blended(photographs: tuple[np.ndarray, ...], large: Tensor, random: np.random.Generator) -> Tensor:
+    """Digits (N, 1, H, W) in [0, 1] blended with crops of half-size photographs: (N, 3, H, W) uint8."""
     halved = [
-        F.avg_pool2d(codec.to_float(torch.tensor(each).permute(2, 0, 1).unsqueeze(0)), 2)[0] for each in photographs
+        F.avg_pool2d(codec.to_float(torch.tensor(photograph).permute(2, 0, 1).unsqueeze(0)), 2)[0]
+        for photograph in photographs
     ]
-    made = torch.empty(len(large), 3, SIDE, SIDE)
+    blended = torch.empty(len(large), 3, SIDE, SIDE)
     for index, digit in enumerate(large):
         photograph = halved[random.integers(len(halved))]
         top, left = (int(random.integers(length - SIDE + 1)) for length in photograph.shape[1:])
-        made[index] = (photograph[:, top : top + SIDE, left : left + SIDE] - digit).abs()
-    return (255 * made).round().to(torch.uint8)
+        blended[index] = (photograph[:, top : top + SIDE, left : left + SIDE] - digit).abs()
+    return (255 * blended).round().to(torch.uint8)
 
 
 def fit(name: str, images: Tensor, labels: Tensor, *, seed: int, epochs: int) -> Classifier:
-    """A network trained on clean images alone."""
+    """Trains a network on clean images."""
     torch.manual_seed(seed)
     network = timm.create_model(name, num_classes=CLASSES)
     halves = {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -108,4 +112,4 @@ def _write(folder: Path, name: str, images: Tensor, labels: Tensor) -> None:
             }
             for index in chosen
         ]
-        (folder / f"{name}-{number:02d}.tar").write_bytes(shards.write(samples))
+        (folder / f"{name}-{number:02d}.tar").write_bytes(shards.write_tar(samples))

@@ -1,1 +1,1 @@
-"""What the longer commands do once they are called; these modules import torch and Ray."""
+"""Implementations of the longer commands, and the benchmark; these modules import torch or Ray."""

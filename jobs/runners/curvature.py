@@ -1,6 +1,5 @@
-"""The curvature analysis of a recipe's sources: a table, a picture and JSON."""
+"""Runs `gnp curvature`: analyses a recipe's sources; prints a table, writes a figure per source and JSON."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +9,47 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs import strict_json
-from pipeline.analysis import curvature, drawing
+from jobs.output import save_figure
+from pipeline.analysis import curvature, curvature_plot
 from pipeline.attack.loop import Iterative
-from pipeline.data import codec, parts, shards
+from pipeline.data import codec, parts, shard_list, shards
 from pipeline.data.parts import Images
 from pipeline.data.sample import Sample
 from pipeline.errors import RecipeError, SampleError
-from pipeline.models import load
-from pipeline.models.load import ModelSpec
-from pipeline.plan import recipe as config
-from pipeline.plan.resolve import DataSpec
+from pipeline.models.load import load_model
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.job import DataSpec
+from pipeline.plan.recipe_reader import load_recipe
 
 
 def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
-    """Analyses each source that is a single model; writes to a folder.
+    """Analyses every source that is a single model; writes figures and curvature.json to a folder.
 
     Raises:
         GnpError: The recipe, its shards or its weights cannot be used; or no source is a single model, or no attack
             has an L∞ budget.
     """
-    loaded = config.load(recipe)
-    job = loaded.job(limit=limit)
-    attack = next((each for each in job.attacks if isinstance(each, Iterative) and each.norm == "linf"), None)
+    job = load_recipe(recipe).job(limit=limit)
+    attack = next((attack for attack in job.attacks if isinstance(attack, Iterative) and attack.norm == "linf"), None)
     specs = [spec for spec in job.sources if isinstance(spec, ModelSpec)]
     if attack is None or not specs:
-        wanted = "an attack in an L∞ ball, for its budget" if specs else "a source that is one model, no ensemble"
-        raise RecipeError(f"{recipe}: curvature needs {wanted}")
+        missing = "a source that is one model, no ensemble" if not specs else "an attack in an L∞ ball, for its budget"
+        raise RecipeError(f"{recipe}: curvature needs {missing}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images, classes = first_images(job.data, limit), job.data.classes
-    # Behind a defense a network would count twice.
+    images = first_images(job.data, limit)
+    classes = job.data.classes
+    # With and without a defense, a network would count twice.
     plain = [spec for spec in job.targets if not spec.defenses]
-    targets = {spec.name: load.load(spec, classes=classes).to(device) for spec in plain}
-    told = []
+    targets = {spec.name: load_model(spec, classes=classes).to(device) for spec in plain}
+    analyses = []
     for spec in specs:
-        source = load.load(spec, classes=classes).to(device)
+        source = load_model(spec, classes=classes).to(device)
         others = {name: model for name, model in targets.items() if model.digest != source.digest}
         with console.status(f"{spec.name}: products"):
-            found = list(curvature.likenesses(source, images, device=device))
+            products = list(curvature.product_accuracies(source, images, device=device))
         with console.status(f"{spec.name}: attacks"):
-            reached = list(
-                curvature.reaches(
+            successes = list(
+                curvature.attack_successes(
                     source,
                     others,
                     images,
@@ -59,35 +59,34 @@ def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
                     batch_size=32 if job.batch_size == "auto" else job.batch_size,
                 )
             )
-        rows = curvature.table(found, reached)
-        said = f"{spec.name}, {len(images.keys)} images, ε = {attack.epsilon}, T = {attack.steps}"
-        show(rows, title=said, console=console)
+        rows = curvature.table(products, successes)
+        title = f"{spec.name}, {len(images.keys)} images, ε = {attack.epsilon}, T = {attack.steps}"
+        print_table(rows, title=title, console=console)
         path = out / f"curvature-{spec.name.replace('/', '-')}.png"
-        path.write_bytes(drawing.png(curvature.draw(found, reached, title=said)))
-        console.print(path, highlight=False)
-        told.append({"source": spec.name, "rows": rows, "reaches": [asdict(reach) for reach in reached]})
-    about = {
+        save_figure(path, curvature_plot.draw(products, successes, title=title), console)
+        analyses.append({"source": spec.name, "rows": rows, "reaches": [success.to_json() for success in successes]})
+    report = {
         "images": len(images.keys),
         "epsilon": str(attack.epsilon),
         "steps": attack.steps,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "targets": list(targets),
-        "sources": told,
+        "sources": analyses,
     }
-    (out / "curvature.json").write_text(strict_json.dumps(about))
+    (out / "curvature.json").write_text(strict_json.dumps(report))
 
 
 def first_images(data: DataSpec, limit: int) -> Images:
-    """The first usable images of a recipe's shards, prepared.
+    """The first usable images of a recipe's shards, resized and cropped.
 
     Raises:
-        RecipeError: There is none.
+        RecipeError: No image is usable.
         ShardError: A shard is damaged.
     """
     kept: list[tuple[Sample, torch.Tensor]] = []
-    for shard in shards.find(data.shards):
-        with shards.spool(shard) as spooled:
+    for shard in shard_list.find_shards(data.shards):
+        with shards.download_shard(shard) as spooled:
             for sample in spooled.samples(range(len(spooled)), classes=data.classes):
                 if not isinstance(sample, Sample) or len(kept) == limit:
                     continue
@@ -102,12 +101,12 @@ def first_images(data: DataSpec, limit: int) -> Images:
     return parts.stack([sample for sample, _ in kept], [pixels for _, pixels in kept])
 
 
-def show(rows: list[dict[str, Any]], *, title: str, console: Console) -> None:
-    """Prints a line for each form, length and precision."""
+def print_table(rows: list[dict[str, Any]], *, title: str, console: Console) -> None:
+    """Prints a row per form of the penalty, step length and precision."""
     table = Table(
         title=escape(title),
         caption="cosine and relative error to the true H·u (float64): medians over images; success over all "
-        "targets but the source, of images that each classifies correctly; 95% interval, over images",
+        "targets except the source, on images that each classifies correctly; 95% interval, over images",
         title_justify="left",
         caption_justify="left",
     )
@@ -115,9 +114,9 @@ def show(rows: list[dict[str, Any]], *, title: str, console: Console) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         cosine, error = ("–" if row[name] is None else f"{row[name]:.3f}" for name in ("cosine", "relative_error"))
-        reached = "–"
+        success = "–"
         if row["interval"] is not None:
             low, high = row["interval"]
-            reached = f"{row['success']:.0%} ({row['successes']}/{row['n']}) {low:.0%} … {high:.0%}"
-        table.add_row(row["form"], f"{row['r']:g}", row["precision"], cosine, error, reached)
+            success = f"{row['success']:.0%} ({row['successes']}/{row['n']}) {low:.0%} … {high:.0%}"
+        table.add_row(row["form"], f"{row['r']:g}", row["precision"], cosine, error, success)
     console.print(table)

@@ -1,6 +1,7 @@
-"""The main job: recipe → plan → engine, with progress, and one closing line that says how it ended.
+"""Runs `gnp generate`: resolves the recipe, runs the engine with a progress display, prints how the run ended.
 
-This process decides and hands out, and stays small; the recipe is resolved in another, which takes torch.
+This process, the driver, only plans and schedules, and stays small: a child process, which imports torch, resolves the
+recipe.
 """
 
 import signal
@@ -12,18 +13,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jobs.display import Display, items_logged
-from jobs.exit_codes import in_time
+from jobs.display import Display, item_log
+from jobs.exit_codes import RESUME_HINT, stop_deadline
+from jobs.output import print_line
 from pipeline import engine
-from pipeline.child_process import isolated
+from pipeline.child_process import run_in_child_process
 from pipeline.engine import Outcome
-from pipeline.plan.outline import Prepared
+from pipeline.plan.outline import PickledPlan
 from pipeline.plan.pools import Pools
 from pipeline.storage import Storage
 
-# A first run fetches every model from its hub.
+# A first run downloads every model from its hub.
 RESOLVE_MINUTES = 120.0
-_GO_ON = "what is committed stands: run the same command again to go on"
 
 
 def run(
@@ -38,14 +39,14 @@ def run(
     max_failed: int = 0,
     log: Path | None = None,
 ) -> int:
-    """Generates and scores; returns the exit code.
+    """Attacks the images of a recipe and scores the results; returns the exit code.
 
-    0 if everything is committed but for `max_failed` failures, 1 if more failed, 130 if it was told to stop.
+    0 if all items except at most `max_failed` are committed, 1 if more failed, 130 if the run was stopped.
 
     Raises:
-        GnpError: The run could not start, or could not go on.
+        GnpError: The run could not start or continue.
     """
-    return carry_out(
+    return run_job(
         partial(_prepare, recipe, store, limit, since),
         store,
         console=console,
@@ -56,16 +57,16 @@ def run(
     )
 
 
-def _prepare(recipe: Path, store: str, limit: int | None, since: float) -> tuple[Prepared, Pools]:
-    from pipeline.plan import recipe as config  # here, in a process of its own: they take torch
-    from pipeline.plan import resolve
+def _prepare(recipe: Path, store: str, limit: int | None, since: float) -> tuple[PickledPlan, Pools]:
+    from pipeline.plan.recipe_reader import load_recipe  # these import torch, so only in the child process
+    from pipeline.plan.resolve import prepare_plan
 
-    loaded = config.load(recipe)
-    return resolve.prepare(loaded.job(limit=limit), Storage(store, create=True), since=since), loaded.engine
+    loaded = load_recipe(recipe)
+    return prepare_plan(loaded.job(limit=limit), Storage(store, create=True), since=since), loaded.engine
 
 
-def carry_out(
-    prepare: Callable[[], tuple[Prepared, Pools]],
+def run_job(
+    prepare: Callable[[], tuple[PickledPlan, Pools]],
     store: str,
     *,
     console: Console,
@@ -74,44 +75,44 @@ def carry_out(
     max_failed: int = 0,
     log: Path | None = None,
 ) -> int:
-    """Makes what a job lacks, with progress; returns the exit code, as `run` does.
+    """Runs everything of a job that the store lacks; returns the exit code, as `run` does.
 
     Args:
-        prepare: Resolves the job, and says with what workers; called in a process of its own, to which it is pickled.
-        store: Where results go.
-        console: What is said goes there.
+        prepare: Returns the resolved job and its pools of workers; pickled, and called in a child process.
+        store: Store for the results.
+        console: Console for progress and messages.
         address: A Ray cluster.
-        retry_failed: Try again what earlier runs gave up.
-        max_failed: So many failures are none.
-        log: A file that gets a line of JSON for each item.
+        retry_failed: Retry items that earlier runs gave up.
+        max_failed: The most failed items with which the exit code is 0.
+        log: File for a line of JSON per item.
 
     Raises:
-        GnpError: The run could not start, or could not go on.
+        GnpError: The run could not start or continue.
     """
     stop = threading.Event()
     _interrupt_on_sigterm(stop)
-    console.print("[dim]finding shards, settling what each model is[/dim]")
-    with items_logged(log):
-        prepared, pools = isolated(prepare, what="resolving the recipe", minutes=RESOLVE_MINUTES)
-        with in_time(stop, f"stopped, while {store} did not answer; {_GO_ON}"), Display(console) as display:
-            outcome = engine.run(
+    console.print("[dim]finding shards, resolving models[/dim]")
+    with item_log(log):
+        prepared, pools = run_in_child_process(prepare, task="resolving the recipe", timeout_minutes=RESOLVE_MINUTES)
+        with stop_deadline(stop, f"stopped while {store} did not answer; {RESUME_HINT}"), Display(console) as display:
+            outcome = engine.run_plan(
                 prepared,
                 store,
                 pools=pools,
                 address=address,
                 retry_failed=retry_failed,
                 stop=stop,
-                on_progress=display.show,
-                on_notice=display.say,
+                on_progress=display.update,
+                on_notice=display.print_line,
             )
     for name, reason in outcome.failed.items():
         sys.stderr.write(f"failed: {name}: {reason}\n")
     for failure in outcome.listed:
-        sys.stderr.write(f"failed earlier, not tried again: {failure.item}: {failure.reason}\n")
-    if not prepared.outline.takes:
-        console.print("nothing to do: none of the recipe's shards was written in that time", markup=False)
+        sys.stderr.write(f"failed earlier, not retried: {failure.item}: {failure.reason}\n")
+    if not prepared.outline.selections:
+        print_line(console, "nothing to do: none of the recipe's shards was written in that time")
         return 0
-    console.print(_closing_line(outcome, store), markup=False, highlight=False, soft_wrap=True)
+    print_line(console, _closing_line(outcome, store))
     if outcome.stopped:
         return 130
     if not outcome.usable and not outcome.failed and not outcome.listed:
@@ -121,10 +122,10 @@ def carry_out(
 
 
 def _interrupt_on_sigterm(stop: threading.Event) -> None:
-    """Until workers are at work, SIGTERM ends the program as Ctrl-C does: at once, by `KeyboardInterrupt`."""
+    """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does, until the engine installs its own handler."""
 
     def handle(*_: object) -> None:
-        stop.set()  # should the exception be lost, in some finalizer, the run ends before it hands anything out
+        stop.set()  # if a finalizer swallows the exception, the run ends before it schedules anything
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
@@ -135,15 +136,15 @@ def _closing_line(outcome: Outcome, store: str) -> str:
     failed, listed = len(outcome.failed), len(outcome.listed)
     counts = f"{outcome.made.images} images attacked, {outcome.made.quarantined} quarantined"
     if outcome.stopped:
-        return f"stopped ({counts}); {_GO_ON}"
-    retry = "; --retry-failed tries them again" if listed else ""
+        return f"stopped ({counts}); {RESUME_HINT}"
+    retry = "; --retry-failed retries them" if listed else ""
     if not outcome.items:
-        rest = f", but for {listed} that failed earlier{retry}" if listed else ""
+        rest = f", except {listed} items that failed earlier{retry}" if listed else ""
         return f"nothing to do: {store} holds everything that this recipe makes{rest}"
-    said = f"done: {outcome.items} items in {outcome.seconds:.0f} s"
+    summary = f"done: {outcome.items} items in {outcome.seconds:.0f} s"
     if failed or listed:
-        said = (
+        summary = (
             f"{failed} of {outcome.items} items failed, {listed} failed earlier; the rest is committed; "
-            "gnp status lists them, --retry-failed tries them again"
+            "gnp status lists them, --retry-failed retries them"
         )
-    return f"{said} ({counts})"
+    return f"{summary} ({counts})"

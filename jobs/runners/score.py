@@ -1,4 +1,4 @@
-"""Adversarial images that another program made: scored on a recipe's targets, into the same store and reports."""
+"""Runs `gnp score`: scores adversarial images of another tool on a recipe's targets, into the same store."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from jobs.runners import generate
-from pipeline.child_process import isolated
-from pipeline.plan.outline import Prepared
+from pipeline.child_process import run_in_child_process
+from pipeline.plan.outline import PickledPlan
 from pipeline.plan.pools import Pools
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
-    from pipeline.plan.external import Foreign, ForeignAttack
+    from pipeline.plan.external import ExternalAttack, ExternalImages
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the user says of a folder.
+class ExternalFolder:
+    """A folder of adversarial images, as the command line describes it.
 
     Attributes:
-        folder: A folder or `s3://` URL of adversarial images.
-        name: What results call the attack.
-        source: What results call the model that was attacked.
-        epsilon: The budget that they were made with, as recipes write it.
-        norm: Of the budget.
+        folder: A folder or `s3://` URL.
+        name: Name of the attack in the results.
+        source: Name of the attacked model in the results.
+        epsilon: Budget of the attack, as recipes write it.
+        norm: Norm of the budget.
     """
 
     folder: str
@@ -38,7 +38,7 @@ class Told:
 
 
 def run(
-    told: Told,
+    folder: ExternalFolder,
     recipe: Path,
     store: str,
     *,
@@ -50,51 +50,55 @@ def run(
     """Scores a folder; returns the exit code, as `generate.run` does.
 
     Raises:
-        GnpError: The run could not start, or could not go on.
+        GnpError: The run could not start or continue.
     """
-    code = generate.carry_out(
-        partial(_prepare, told, recipe, store, limit),
+    code = generate.run_job(
+        partial(_prepare, folder, recipe, store, limit),
         store,
         console=console,
         address=address,
         retry_failed=retry_failed,
     )
-    left, images = isolated(
-        partial(_left_out, told, store), what="looking for what was not scored", minutes=generate.RESOLVE_MINUTES
+    unscored, images = run_in_child_process(
+        partial(_unscored, folder, store),
+        task="counting the images that were not scored",
+        timeout_minutes=generate.RESOLVE_MINUTES,
     )
-    if left:
-        sys.stderr.write(f"{left} of {images} images of {told.folder} are not among the scored\n")
+    if unscored:
+        sys.stderr.write(f"{unscored} of {images} images of {folder.folder} were not scored\n")
     return code
 
 
-# The following take torch, and are called in a process of their own.
+# The following functions import torch, and are called in a child process.
 
 
-def _read(told: Told) -> "tuple[Foreign, ForeignAttack]":
+def _read(folder: ExternalFolder) -> "tuple[ExternalImages, ExternalAttack]":
     from pipeline.plan import external
-    from pipeline.plan import recipe as config
+    from pipeline.plan.recipe_fields import parse_epsilon
 
-    budget = config.budget(told.epsilon, told.norm)
-    return external.read(told.folder, source=told.source), external.ForeignAttack(told.name, budget, told.norm)
+    epsilon = parse_epsilon(folder.epsilon, folder.norm)
+    images = external.read_external_images(folder.folder, source=folder.source)
+    return images, external.ExternalAttack(folder.name, epsilon, folder.norm)
 
 
-def _prepare(told: Told, recipe: Path, store: str, limit: int | None) -> tuple[Prepared, Pools]:
+def _prepare(folder: ExternalFolder, recipe: Path, store: str, limit: int | None) -> tuple[PickledPlan, Pools]:
     from pipeline.ledger import Ledger
-    from pipeline.plan import external, resolve
-    from pipeline.plan import recipe as config
+    from pipeline.plan import external
+    from pipeline.plan.recipe_reader import load_recipe
+    from pipeline.plan.resolve import prepare_plan
 
-    loaded, storage = config.load(recipe), Storage(store, create=True)
-    images, attack = _read(told)
-    external.require_unchanged(images, attack, Ledger(storage))
+    loaded, storage = load_recipe(recipe), Storage(store, create=True)
+    images, attack = _read(folder)
+    external.require_unchanged_images(images, attack, Ledger(storage))
     job = replace(loaded.job(limit=limit), sources=(images,), attacks=(attack,))
-    return resolve.prepare(job, storage), loaded.engine
+    return prepare_plan(job, storage), loaded.engine
 
 
-def _left_out(told: Told, store: str) -> tuple[int, int]:
-    """How many of the folder's images the store holds nothing of, and how many there are."""
+def _unscored(folder: ExternalFolder, store: str) -> tuple[int, int]:
+    """The number of the folder's images without results in the store, and the number of all."""
     from pipeline.ledger import Ledger
     from pipeline.plan import external
 
-    images, attack = _read(told)
-    held = external.require_unchanged(images, attack, Ledger(Storage(store)))
-    return len(images.files) - len(held), len(images.files)
+    images, attack = _read(folder)
+    scored = external.require_unchanged_images(images, attack, Ledger(Storage(store)))
+    return len(images.files) - len(scored), len(images.files)

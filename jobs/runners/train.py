@@ -1,76 +1,77 @@
-"""The training job: recipe → lesson → Ray Train, and a closing table."""
+"""Runs `gnp train`: trains as a training recipe says, and prints the accuracies before and after."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from jobs.output import print_line
 from pipeline import training
 from pipeline.results.intervals import Rate
-from pipeline.training import Lesson, Outcome, Progress, card
-from pipeline.training import recipe as lessons
+from pipeline.training import TrainingOutcome, TrainingProgress, TrainingRecipe, card
+from pipeline.training import recipe as training_recipe
 
 
 def run(recipe: Path, store: str, *, console: Console, address: str | None = None, seed: int | None = None) -> int:
-    """Trains; returns the exit code, 0.
+    """Trains a model; returns the exit code, 0.
 
     Args:
-        recipe: A recipe for training.
-        store: Where what comes of it is kept.
-        console: What is said goes there.
+        recipe: A training recipe.
+        store: Store for weights, figures and training states.
+        console: Console for progress and messages.
         address: A Ray cluster.
-        seed: Instead of the recipe's.
+        seed: Seed in place of the recipe's.
 
     Raises:
-        GnpError: Training could not start, or could not go on.
+        GnpError: Training could not start or continue.
     """
-    lesson = lessons.load(recipe)
+    loaded = training_recipe.load(recipe)
     if seed is not None:
-        lesson = replace(lesson, schedule=replace(lesson.schedule, seed=seed))
-    return carry_out(lesson, store, console=console, address=address)
+        loaded = replace(loaded, schedule=replace(loaded.schedule, seed=seed))
+    return run_training(loaded, store, console=console, address=address)
 
 
-def carry_out(lesson: Lesson, store: str, *, console: Console, address: str | None = None) -> int:
-    """Trains as a lesson says; as `run` does."""
-    console.print(f"[dim]training {lesson.name}; what is done so far stands in {store}[/dim]", highlight=False)
-
-    def told(progress: Progress) -> None:
-        console.print(_line(progress, lesson.schedule.epochs), markup=False, highlight=False, soft_wrap=True)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    outcome = training.train(lesson, store, address=address, on_progress=told, on_notice=say)
-    show(outcome, console)
-    what = "trained" if outcome.trained else "nothing to do: trained before"
-    console.print(f"{what}; weights: {outcome.weights}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"card: {outcome.card}", markup=False, highlight=False, soft_wrap=True)
+def run_training(recipe: TrainingRecipe, store: str, *, console: Console, address: str | None = None) -> int:
+    """Trains as a loaded recipe says; returns the exit code, 0."""
+    console.print(f"[dim]training {recipe.name}; states and figures are in {store}[/dim]", highlight=False)
+    outcome = training.train(
+        recipe,
+        store,
+        address=address,
+        on_progress=lambda progress: print_line(console, _progress_line(progress, recipe.schedule.epochs)),
+        on_notice=partial(print_line, console),
+    )
+    print_accuracies(outcome, console)
+    state = "trained" if outcome.trained else "nothing to do: trained before"
+    print_line(console, f"{state}; weights: {outcome.weights}")
+    print_line(console, f"card: {outcome.card}")
     return 0
 
 
-def _line(progress: Progress, epochs: int) -> str:
-    """What is said of a state that was kept, or of an epoch that is over."""
+def _progress_line(progress: TrainingProgress, epochs: int) -> str:
+    """A line about a training state that was saved, or an epoch that has ended."""
     figures = progress.figures
     if figures is None:
-        return f"epoch {progress.epoch} of {epochs}: step {progress.step} of {progress.steps}, kept"
-    said = [f"loss {figures['loss']:.3f}"] if figures["loss"] is not None else []
+        return f"epoch {progress.epoch} of {epochs}: step {progress.step} of {progress.steps}, state saved"
+    pieces = [f"loss {figures['loss']:.3f}"] if figures["loss"] is not None else []
     for name, kinds in figures["held_out"].items():
-        rates = ((called, Rate(*kinds[kind]).rate) for kind, called in card.KINDS.items())
-        each = [f"{called} {100 * rate:.1f}%" for called, rate in rates if rate is not None]
-        said.append(f"{name}: {', '.join(each)}")
-    when = f"epoch {progress.epoch} of {epochs}" if progress.epoch else "before training"
-    return f"{when}: {'; '.join(said)}"
+        rates = ((label, Rate(*kinds[kind]).rate) for kind, label in card.KIND_LABELS.items())
+        accuracies = [f"{label} {100 * rate:.1f}%" for label, rate in rates if rate is not None]
+        pieces.append(f"{name}: {', '.join(accuracies)}")
+    epoch = f"epoch {progress.epoch} of {epochs}" if progress.epoch else "before training"
+    return f"{epoch}: {'; '.join(pieces)}"
 
 
-def show(outcome: Outcome, console: Console) -> None:
-    """Accuracy before and after, with 95% intervals."""
+def print_accuracies(outcome: TrainingOutcome, console: Console) -> None:
+    """Prints the accuracies on held-out images before and after training, with 95% intervals."""
     first, last = outcome.epochs[0]["held_out"], outcome.epochs[-1]["held_out"]
-    table = Table(title="accuracy on what was held out")
+    table = Table(title="accuracy on held-out images")
     for column in ("held out", "images", "before", "after", "n"):
         table.add_column(column, justify="right" if column in ("before", "after", "n") else "left")
     for name, kinds in first.items():
-        for kind, called in card.KINDS.items():
+        for kind, label in card.KIND_LABELS.items():
             before, after = Rate(*kinds[kind]), Rate(*last[name][kind])
-            table.add_row(name, called, card.percent(before), card.percent(after), str(before.n))
+            table.add_row(name, label, card.format_rate(before), card.format_rate(after), str(before.n))
     console.print(table)

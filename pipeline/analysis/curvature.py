@@ -1,122 +1,130 @@
-"""How well each form of the gradient norm penalty knows the curvature that it penalises, in which precision.
+"""Accuracy of the gradient norm penalty's Hessian-vector products, by form, step length and precision.
 
-The penalty is β·Hu, u = r·g/‖g‖ and H the Hessian of the loss. A difference of two gradients takes H along a way of
-length r instead of at a point, and in few bits two gradients that lie close together cannot be told apart. So for every
-form, length and precision the product is held against the true one, in float64, on each image: by its direction (the
-cosine of the angle between them) and by its size. Beside it stands what the attack with that form, length and precision
-achieves. Together they say which form may run in which precision.
+The penalty is β·Hu, with u = r·g/‖g‖ and H the Hessian of the loss. A difference of two gradients averages H over a
+step of length r instead of taking it at a point, and in low precision two close gradients cannot be told apart. So for
+every form, length and precision, the product is compared with the exact one in float64, on each image: by direction
+(cosine) and by size (relative error). The success of the attack with the same form, length and precision stands beside
+it. Together they show which form may run in which precision.
 """
 
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pipeline.attack.gradient_transforms import Form, GradientNormPenalty
-from pipeline.attack.precision import Precision, computing
+from pipeline.attack.gradient import GradientFunction
+from pipeline.attack.gradient_norm_penalty import GradientNormPenalty, PenaltyForm
+from pipeline.attack.precision import Precision, compute_in
 from pipeline.attack.recipe import build
 from pipeline.data import codec
 from pipeline.data.parts import Images
 from pipeline.results.intervals import PooledRate, Rate
 
-AnyPrecision = Literal["float64", Precision]
-# What approximates the product, as the penalty's forms have it; the look-ahead takes the literal form's points.
+MeasuredPrecision = Literal["float64", Precision]
+# How the product is approximated, named as the penalty's forms; the look-ahead evaluates the same points as `literal`.
 Product = Literal["literal", "backward", "central", "exact"]
 
 RADII = (0.001, 0.01, 0.1, 1.0, 4.0)
-_COLOURS = {"float64": "#000000", "float32": "#0072B2", "tf32": "#009E73", "bfloat16": "#D55E00"}
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """How like the true product an approximation is, over images.
+class ProductAccuracy:
+    """How close an approximate Hessian-vector product is to the exact one, over images.
 
     Attributes:
-        form: What approximates it.
+        form: The approximation.
         r: Length of the step, L2 on [0, 1].
-        precision: Of the gradients.
-        cosines: Of the angle to the true product, one an image; NaN where either is zero.
-        errors: ‖approximation − true‖ / ‖true‖, one an image.
+        precision: Precision of the gradients.
+        cosines: Cosine of the angle to the exact product, one per image; NaN where either is zero.
+        errors: ‖approximation − exact‖ / ‖exact‖, one per image.
     """
 
     form: Product
     r: float
-    precision: AnyPrecision
+    precision: MeasuredPrecision
     cosines: tuple[float, ...]
     errors: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Reach:
-    """What an attack with the penalty achieves in one precision.
+class AttackSuccess:
+    """Success of an attack with the penalty, in one precision.
 
     Attributes:
-        form: The penalty's; empty for the attack without it.
-        r: Its length.
-        precision: Of the source's gradients; targets are scored in float32.
-        success: Over all targets, among the images that each classifies correctly.
-        each: The same by target: name → rate.
+        form: Form of the penalty; empty for the attack without it.
+        r: Length of its step.
+        precision: Precision of the source's gradients; targets are scored in float32.
+        success: Success pooled over all targets, among the images that each classifies correctly.
+        by_target: Name of the target → its success.
     """
 
-    form: Form | Literal[""]
+    form: PenaltyForm | Literal[""]
     r: float
-    precision: AnyPrecision
+    precision: MeasuredPrecision
     success: PooledRate
-    each: Mapping[str, Rate]
+    by_target: Mapping[str, Rate]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of curvature.json, where success by target is called `each`."""
+        values = asdict(self)
+        values["each"] = values.pop("by_target")
+        return values
 
 
-def precisions(device: torch.device) -> tuple[AnyPrecision, ...]:
-    """Those that a device has: TF32 from NVIDIA's Ampere on."""
+def available_precisions(device: torch.device) -> tuple[MeasuredPrecision, ...]:
+    """The precisions of a device: TF32 from NVIDIA's Ampere on."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return get_args(AnyPrecision)
+        return get_args(MeasuredPrecision)
     return ("float64", "float32", "bfloat16")
 
 
-def likenesses(
+def product_accuracies(
     source: nn.Module, images: Images, *, device: torch.device, radii: Sequence[float] = RADII
-) -> Iterator[Likeness]:
-    """Every form, length and precision against the true product, image by image.
+) -> Iterator[ProductAccuracy]:
+    """Compares every form, length and precision with the exact product, image by image.
 
     Args:
         source: Maps images (B, 3, H, W) in [0, 1] to logits; on `device`, in float32.
-        images: At whose pixels.
-        device: Where.
+        images: The images at which products are taken.
+        device: Device of the source.
         radii: Lengths r.
     """
-    exact = copy.deepcopy(source).double()
-    truths, points = [], []
+    source64 = copy.deepcopy(source).double()
+    points, exact_products = [], []
     for pixels, label in zip(images.pixels, images.labels, strict=True):
-        at = codec.to_float(pixels.unsqueeze(0)).to(device, torch.float64)
-        gradient = _gradient(exact, label.view(1).to(device))
-        here = gradient(at)
-        points.append((at, label.view(1).to(device), here / here.norm()))
-        truths.append(_product(gradient, at, points[-1][2], form="exact", r=1.0))
-    for precision in precisions(device):
-        model = exact if precision == "float64" else source
+        image = codec.to_float(pixels.unsqueeze(0)).to(device, torch.float64)
+        label = label.view(1).to(device)
+        gradient = _gradient_function(source64, label)
+        at_image = gradient(image)
+        direction = at_image / at_image.norm()
+        points.append((image, label, direction))
+        exact_products.append(_product(gradient, image, direction, form="exact", r=1.0))
+    for precision in available_precisions(device):
+        model = source64 if precision == "float64" else source
         for form in get_args(Product):
-            # The exact product is linear in r: one length tells of all.
+            # The exact product is linear in r: one length stands for all of them.
             for lengths in [[r] for r in radii] if form != "exact" else [list(radii)]:
                 cosines, errors = [], []
-                for (at, label, along), truth in zip(points, truths, strict=True):
-                    with computing("float32" if precision == "float64" else precision, device):
-                        gradient = _gradient(model, label)
-                        low = at if precision == "float64" else at.float()
-                        found = _product(gradient, low, along.to(low), form=form, r=lengths[0]).double() / lengths[0]
-                    cosines.append(_cosine(found, truth))
-                    errors.append(float((found - truth).norm() / truth.norm()))
+                for (image, label, direction), exact in zip(points, exact_products, strict=True):
+                    with compute_in("float32" if precision == "float64" else precision, device):
+                        gradient = _gradient_function(model, label)
+                        cast = image if precision == "float64" else image.float()
+                        product = _product(gradient, cast, direction.to(cast), form=form, r=lengths[0])
+                        product = product.double() / lengths[0]
+                    cosines.append(_cosine(product, exact))
+                    errors.append(float((product - exact).norm() / exact.norm()))
                 for r in lengths:
-                    yield Likeness(form, r, precision, tuple(cosines), tuple(errors))
+                    yield ProductAccuracy(form, r, precision, tuple(cosines), tuple(errors))
 
 
-def reaches(
+def attack_successes(
     source: nn.Module,
     targets: Mapping[str, nn.Module],
     images: Images,
@@ -126,57 +134,61 @@ def reaches(
     steps: int,
     radii: Sequence[float] = RADII,
     batch_size: int = 32,
-) -> Iterator[Reach]:
-    """MI-FGSM with every form, length and precision, on every target.
+) -> Iterator[AttackSuccess]:
+    """Success of MI-FGSM without the penalty, and with every form and length of it, in every precision.
 
     Args:
         source: The model attacked, on `device`.
         targets: Name → model, on `device`.
         images: Originals.
-        device: Where.
-        epsilon: The budget, L∞.
+        device: Device of all models.
+        epsilon: Budget, L∞.
         steps: T.
         radii: Lengths r.
-        batch_size: Images at a time.
+        batch_size: Images per batch.
     """
-    right = {
-        name: _answers(model, images.pixels, device, batch_size) == images.labels for name, model in targets.items()
+    clean_correct = {
+        name: _predict(model, images.pixels, device, batch_size) == images.labels for name, model in targets.items()
     }
-    told: dict[str, Any] = {"epsilon": epsilon, "steps": steps}
-    penalties: list[tuple[Form | Literal[""], float]] = [("", 0.0), *itertools.product(get_args(Form), radii)]
-    for precision in precisions(device):
+    budget: dict[str, Any] = {"epsilon": epsilon, "steps": steps}
+    forms = get_args(PenaltyForm)
+    penalties: list[tuple[PenaltyForm | Literal[""], float]] = [("", 0.0), *itertools.product(forms, radii)]
+    for precision in available_precisions(device):
         if precision == "float64":
-            continue  # nobody attacks in it
+            continue  # attacks do not run in it
         for form, r in penalties:
             name, parts = ("gnp+mi", {"gnp": GradientNormPenalty(form, r=r)}) if form else ("mi", {})
-            attack, made = build(name, parts=parts, precision=precision, **told), []
+            attack = build(name, parts=parts, precision=precision, **budget)
+            batches = []
             for start in range(0, len(images.keys), batch_size):
-                some = slice(start, start + batch_size)
-                pixels = images.pixels[some].to(device)
-                found = attack(source, codec.to_float(pixels), images.labels[some].to(device), images.keys[some])
-                made.append(codec.quantise(found, pixels, epsilon).cpu())
-            adversarial = torch.cat(made)
-            wrong = {
-                name: (_answers(model, adversarial, device, batch_size) != images.labels) & right[name]
+                batch = slice(start, start + batch_size)
+                pixels = images.pixels[batch].to(device)
+                labels = images.labels[batch].to(device)
+                batch_adversarial = attack(source, codec.to_float(pixels), labels, images.keys[batch])
+                batches.append(codec.quantise(batch_adversarial, pixels, epsilon).cpu())
+            adversarial = torch.cat(batches)
+            fooled = {
+                name: (_predict(model, adversarial, device, batch_size) != images.labels) & clean_correct[name]
                 for name, model in targets.items()
             }
-            each = {name: Rate(int(wrong[name].sum()), int(right[name].sum())) for name in targets}
-            yield Reach(form, r, precision, PooledRate.over(_total(wrong, images), _total(right, images)), each)
+            success = PooledRate.over(_targets_per_image(fooled, images), _targets_per_image(clean_correct, images))
+            by_target = {name: Rate(int(fooled[name].sum()), int(clean_correct[name].sum())) for name in targets}
+            yield AttackSuccess(form, r, precision, success, by_target)
 
 
-def table(found: Sequence[Likeness], reached: Sequence[Reach]) -> list[dict[str, Any]]:
-    """One row for each form, length and precision: medians over images, success over targets together."""
-    successes = {(str(reach.form or "without"), reach.r, str(reach.precision)): reach.success for reach in reached}
-    likeness = {(str(each.form), each.r, str(each.precision)): each for each in found}
+def table(accuracies: Sequence[ProductAccuracy], successes: Sequence[AttackSuccess]) -> list[dict[str, Any]]:
+    """One row per form, length and precision: medians over images, and success pooled over targets."""
+    success_by_key = {(str(row.form or "without"), row.r, str(row.precision)): row.success for row in successes}
+    accuracy_by_key = {(str(row.form), row.r, str(row.precision)): row for row in accuracies}
     rows = []
-    for key in dict.fromkeys([*likeness, *successes]):
-        near, success = likeness.get(key), successes.get(key)
+    for key in dict.fromkeys([*accuracy_by_key, *success_by_key]):
+        accuracy, success = accuracy_by_key.get(key), success_by_key.get(key)
         rows.append(
             {
                 **dict(zip(("form", "r", "precision"), key, strict=True)),
-                "cosine": _median(near.cosines) if near else None,
-                "relative_error": _median(near.errors) if near else None,
-                "images": len(near.cosines) if near else None,
+                "cosine": _median(accuracy.cosines) if accuracy else None,
+                "relative_error": _median(accuracy.errors) if accuracy else None,
+                "images": len(accuracy.cosines) if accuracy else None,
                 "success": success.rate if success else None,
                 "interval": success.interval if success else None,
                 "successes": success.count if success else None,
@@ -186,51 +198,8 @@ def table(found: Sequence[Likeness], reached: Sequence[Reach]) -> list[dict[str,
     return rows
 
 
-def draw(found: Sequence[Likeness], reached: Sequence[Reach], *, title: str) -> Figure:
-    """For each form, likeness to the true product above and success below, along r, a line a precision."""
-    forms, rows = get_args(Product), table(found, reached)
-    figure = Figure(figsize=(3.2 * len(forms), 5.6), layout="constrained")
-    panels = figure.subplots(2, len(forms), sharex=True, sharey="row", squeeze=False)
-    for above, below, form in zip(*panels, forms, strict=True):
-        for precision, colour in _COLOURS.items():
-            near = [each for each in found if (each.form, each.precision) == (form, precision)]
-            _draw_line(
-                above,
-                [each.r for each in near],
-                [np.nanquantile(each.cosines, (0.25, 0.5, 0.75)) for each in near],
-                colour,
-                precision,
-            )
-            made = [row for row in rows if (row["form"], row["precision"]) == (form, precision) and row["interval"]]
-            points = [(low, row["success"], high) for row in made for low, high in [row["interval"]]]
-            _draw_line(below, [row["r"] for row in made], points, colour, precision)
-        for row in rows:
-            if (row["form"], row["precision"]) == ("without", "float32") and row["success"] is not None:
-                below.axhline(row["success"], color="#666666", linestyle=":", linewidth=1)
-        above.set_title(form, fontsize=10)
-        above.set_xscale("log")
-        below.set_xlabel("r (L2)")
-        below.set_ylim(0, 1)
-        for axis in (above, below):
-            axis.grid(alpha=0.25)
-    panels[0][0].set_ylabel("cosine to the true H·u")
-    panels[1][0].set_ylabel("transfer (dotted: without)")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)))
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def _draw_line(axis: Any, radii: Sequence[float], bounds: Sequence[Any], colour: str, label: str) -> None:
-    """A line through the middle of each (low, middle, high), and a band from low to high; nothing of nothing."""
-    if radii:
-        low, middle, high = zip(*bounds, strict=True)
-        axis.plot(radii, middle, "o-", color=colour, label=label, markersize=3)
-        axis.fill_between(radii, low, high, color=colour, alpha=0.12)
-
-
-def _gradient(model: nn.Module, label: Tensor) -> Callable[[Tensor], Tensor]:
-    """∇ of the cross-entropy, differentiable where its input is."""
+def _gradient_function(model: nn.Module, label: Tensor) -> GradientFunction:
+    """Gradient of the cross-entropy, (B, 3, H, W) → (B, 3, H, W); differentiable if its input requires a gradient."""
 
     def gradient(images: Tensor) -> Tensor:
         differentiable = images.requires_grad
@@ -239,43 +208,45 @@ def _gradient(model: nn.Module, label: Tensor) -> Callable[[Tensor], Tensor]:
             logits = model(inputs)
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = nn.functional.cross_entropy(logits, label, reduction="sum")
-            (found,) = torch.autograd.grad(loss, inputs, create_graph=differentiable)
-        return found
+            (at_inputs,) = torch.autograd.grad(loss, inputs, create_graph=differentiable)
+        return at_inputs
 
     return gradient
 
 
-def _product(gradient: Callable[[Tensor], Tensor], at: Tensor, along: Tensor, *, form: Product, r: float) -> Tensor:
-    """H·u, or what stands for it, with u = r·along."""
-    step = r * along
+def _product(gradient: GradientFunction, image: Tensor, direction: Tensor, *, form: Product, r: float) -> Tensor:
+    """The product Hu, exact or approximated by a difference of gradients, with u = r·direction."""
+    step = r * direction
     if form == "exact":
-        inputs = at.detach().requires_grad_()
+        inputs = image.detach().requires_grad_()
         with torch.enable_grad():
-            (found,) = torch.autograd.grad((gradient(inputs) * step).sum(), inputs)
-        return found.detach()
+            (product,) = torch.autograd.grad((gradient(inputs) * step).sum(), inputs)
+        return product.detach()
     if form == "literal":
-        return gradient(at + step) - gradient(at)
+        return gradient(image + step) - gradient(image)
     if form == "backward":
-        return gradient(at) - gradient(at - step)
-    return (gradient(at + step) - gradient(at - step)) / 2
+        return gradient(image) - gradient(image - step)
+    return (gradient(image + step) - gradient(image - step)) / 2
 
 
-def _answers(model: nn.Module, pixels: Tensor, device: torch.device, batch_size: int) -> Tensor:
+def _predict(model: nn.Module, pixels: Tensor, device: torch.device, batch_size: int) -> Tensor:
+    """Predicted classes, (N,) int64 on the CPU, of pixels (N, 3, H, W) uint8."""
     with torch.inference_mode():
-        return torch.cat(
-            [model(codec.to_float(some.to(device))).argmax(dim=1).cpu() for some in torch.split(pixels, batch_size)]
-        )
+        batches = torch.split(pixels, batch_size)
+        return torch.cat([model(codec.to_float(batch.to(device))).argmax(dim=1).cpu() for batch in batches])
 
 
-def _cosine(one: Tensor, other: Tensor) -> float:
-    """Of the angle between two; NaN where either is zero. torch's takes tiny vectors for shorter than they are."""
-    first, second = one.norm(), other.norm()
-    return float((one / first * (other / second)).sum()) if first and second else math.nan
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine of the angle; NaN where either is zero. torch's own shortens very short vectors."""
+    norm_a, norm_b = a.norm(), b.norm()
+    return float((a / norm_a * (b / norm_b)).sum()) if norm_a and norm_b else math.nan
 
 
-def _total(found: Mapping[str, Tensor], images: Images) -> np.ndarray:
-    """Image by image, of how many targets something holds, (N,)."""
-    return np.sum([each.numpy() for each in found.values()], axis=0) if found else np.zeros(len(images.keys), int)
+def _targets_per_image(by_target: Mapping[str, Tensor], images: Images) -> np.ndarray:
+    """Number of targets for which each image is marked, (N,)."""
+    if not by_target:
+        return np.zeros(len(images.keys), int)
+    return np.asarray(np.sum([marked.numpy() for marked in by_target.values()], axis=0))
 
 
 def _median(values: Sequence[float]) -> float:

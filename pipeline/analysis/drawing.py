@@ -1,4 +1,4 @@
-"""Figures as files: PNG for a folder, SVG to stand in a page."""
+"""Figures as PNG files, and as SVG elements of a page; the colours that figures share."""
 
 import io
 import re
@@ -7,12 +7,14 @@ from html import escape
 import matplotlib
 from matplotlib.figure import Figure
 
-# What is drawn in black, or on white, takes the colours of the page around it.
-_INK = re.compile(r"#000000\b", re.IGNORECASE)
+# Distinguishable with most kinds of colour blindness, and on light and dark backgrounds (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Black in a figure becomes the text colour of the page.
+_BLACK = re.compile(r"#000000\b", re.IGNORECASE)
 
 
-def plain(text: str) -> str:
-    """Text for a figure in which a `$` is one, and begins no formula: a name can hold anything."""
+def escape_dollars(text: str) -> str:
+    """Text for a figure with every `$` escaped, since names can hold any character and `$…$` would be a formula."""
     return text.replace("$", r"\$")
 
 
@@ -23,16 +25,16 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def svg(figure: Figure, *, says: str) -> str:
-    """A figure as an `<svg>` element, legible on light and on dark; the same figure gives the same text.
+def svg(figure: Figure, *, alt_text: str) -> str:
+    """A figure as an `<svg>` element, legible on light and dark backgrounds; equal figures give equal text.
 
     Args:
-        figure: In black on white, and in colours that stand out from either.
-        says: What it shows, for those who do not see it.
+        figure: Drawn in black on white, with colours that are visible on both backgrounds.
+        alt_text: Description for readers who cannot see the figure.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gnp"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawn = buffer.getvalue()
-    drawn = _INK.sub("currentColor", drawn[drawn.index("<svg") :])
-    return drawn.replace("<svg", f'<svg role="img" aria-label="{escape(says)}" fill="currentColor"', 1)
+    drawn = _BLACK.sub("currentColor", drawn[drawn.index("<svg") :])
+    return drawn.replace("<svg", f'<svg role="img" aria-label="{escape(alt_text)}" fill="currentColor"', 1)

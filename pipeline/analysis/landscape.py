@@ -1,9 +1,9 @@
-"""Is an adversarial image in a flat region, and does flatness on the source go with flatness and transfer on a target?
+"""Loss landscape around adversarial images: flatness on the source and on targets, and its correlation with transfer.
 
-At each stored adversarial image: how steep and how sharp the loss is, on the source and on every target; the loss along
-a random direction and along the source's gradient; and how much of the perturbation is needed, that is, where on the
-way back to the original a model finds the true class again. Ranks tell whether flatness here goes with flatness and
-success there: over all images and attacks, and among the attacks on one image.
+Measured at each stored adversarial image, on the source and on every target: slope and sharpness of the loss, the loss
+along a random direction and along the source's gradient, and the share of the perturbation at which a model loses the
+true class. Rank correlations show whether flatness on the source goes with flatness and success on a target: over all
+images and attacks, and among the attacks on one image.
 """
 
 import math
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor, nn
 
@@ -21,46 +20,46 @@ from pipeline.attack.draws import Draws
 from pipeline.data import codec
 from pipeline.data.parts import Images
 
-# L2 on [0, 1]: from a thousandth of a level to some levels a pixel, at 224 pixels.
+# L2 on [0, 1]: from a thousandth of a level to several levels per pixel, at 224 pixels.
 OFFSETS = tuple(float(offset) for offset in np.linspace(-6, 6, 25))
-# How far sharpness looks, L2, and in how many directions.
-REACH, DIRECTIONS = 2.0, 16
-# Where on the way from the original (0) to the adversarial image (1) and beyond it is looked for the boundary.
-_WAY = tuple(float(share) for share in np.linspace(0, 2, 41))
+# Sharpness: distance (L2) and number of random directions.
+SHARPNESS_RADIUS, SHARPNESS_DIRECTIONS = 2.0, 16
+# Where the boundary is searched: from the original (0) through the adversarial image (1) to twice the perturbation.
+_PATH = tuple(float(share) for share in np.linspace(0, 2, 41))
 _PERMUTATIONS = 2000
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What one model's loss looks like around one attack's images.
+class LossLandscape:
+    """One model's loss around one attack's images.
 
     Attributes:
         attack: Name of the attack.
-        model: Name of the model; the source's or a target's.
+        model: Name of the model: the source or a target.
         slope: ‖∇ℓ‖₂ at each image, (N,).
-        sharpness: The largest change of the loss at a distance of `REACH`, in `DIRECTIONS` random directions, (N,).
-        right: Whether the model classifies the original correctly, (N,) bool; the rest says nothing of an attack.
-        boundary: Where on the way from the original to the image the true class is lost, as a share of the
-            perturbation: 0.5, half of it would do; above 1, it does not; infinite, twice of it neither. On the way, as
-            at that distance, pixels may leave [0, 1]. (N,)
-        fooled: Whether the model errs on the image, (N,) bool.
-        along_random: The loss at `OFFSETS` along one random direction each, (N, K).
-        along_gradient: The same along the source's gradient.
+        sharpness: Largest change of the loss at distance `SHARPNESS_RADIUS`, in `SHARPNESS_DIRECTIONS` random
+            directions, (N,).
+        clean_correct: Whether the model classifies the original correctly, (N,) bool; other images do not count.
+        boundary: Share of the perturbation at which the true class is lost, (N,): 0.5 if half of it suffices, above 1
+            if the whole does not, infinite if twice of it does not. On this path, as at the sharpness radius, pixels
+            may leave [0, 1].
+        fooled: Whether the model misclassifies the adversarial image, (N,) bool.
+        along_random: The loss at `OFFSETS` along one random direction per image, (N, K).
+        along_gradient: The loss at `OFFSETS` along the source's gradient, (N, K).
     """
 
     attack: str
     model: str
     slope: np.ndarray
     sharpness: np.ndarray
-    right: np.ndarray
+    clean_correct: np.ndarray
     boundary: np.ndarray
     fooled: np.ndarray
     along_random: np.ndarray
     along_gradient: np.ndarray
 
 
-def survey(
+def measure(
     attack: str,
     originals: Images,
     adversarial: Images,
@@ -69,164 +68,153 @@ def survey(
     *,
     device: torch.device,
     seed: int = 0,
-) -> list[Ground]:
-    """The ground around one attack's images, on every model, the source among them.
+) -> list[LossLandscape]:
+    """Measures the loss landscape of every model, the source among them, around one attack's images.
 
     Args:
-        attack: Its name.
-        originals: Images.
-        adversarial: Of the same keys, in the same order.
-        source: The model attacked: whose gradient is followed.
+        attack: Name of the attack.
+        originals: Original images.
+        adversarial: Adversarial images of the same keys, in the same order.
+        source: The model attacked, whose gradient is followed.
         models: Name → model, on `device`.
-        device: Where.
-        seed: Of the random directions, which are the same for every attack and model.
+        device: Device of all models.
+        seed: Seed of the random directions, which are the same for every attack and model.
     """
-    found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in models}
+    rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in models}
     for index, key in enumerate(adversarial.keys):
-        at, back = (codec.to_float(each.pixels[index : index + 1]).to(device) for each in (adversarial, originals))
+        image, original = (
+            codec.to_float(images.pixels[index : index + 1]).to(device) for images in (adversarial, originals)
+        )
         label = adversarial.labels[index : index + 1].to(device)
-        steepest = _unit(_gradient(source, at, label))
+        steepest = _unit(_gradient(source, image, label))
         draws = Draws(seed, [key], device, purpose="landscape")
-        draws.begin(0)
-        random = torch.cat([_unit(draws.normal(*at.shape[1:]).to(at)) for _ in range(DIRECTIONS)])
-        offsets = torch.tensor(OFFSETS, device=device).view(-1, 1, 1, 1)
-        way = torch.tensor(_WAY, device=device).view(-1, 1, 1, 1)
+        draws.begin_step(0)
+        random = torch.cat([_unit(draws.normal(*image.shape[1:]).to(image)) for _ in range(SHARPNESS_DIRECTIONS)])
         for name, model in models.items():
-            with torch.inference_mode():
-                here, around = _losses(model, at, label), _losses(model, at + REACH * random, label)
-                logits = torch.cat([model(some) for some in torch.split(back + way * (at - back), 32)])
-                wrong = (logits.argmax(dim=1) != label).tolist()
-                lost = next((share for share, errs in zip(_WAY, wrong, strict=True) if errs), math.inf)
-                found[name].append(
-                    (
-                        float((around - here).abs().max()),
-                        not wrong[0],
-                        lost,
-                        wrong[_WAY.index(1.0)],
-                        _losses(model, at + offsets * random[:1], label).cpu().numpy(),
-                        _losses(model, at + offsets * steepest, label).cpu().numpy(),
-                    )
-                )
-            found[name][-1] = (float(_gradient(model, at, label).norm()), *found[name][-1])
+            rows[name].append(_measure_image(model, image, original, label, random=random, steepest=steepest))
     return [
-        Ground(attack, name, *(np.array(column) for column in zip(*rows, strict=True))) for name, rows in found.items()
+        LossLandscape(attack, name, *(np.array(column) for column in zip(*images, strict=True)))
+        for name, images in rows.items()
     ]
 
 
-def table(ground: Sequence[Ground]) -> list[dict[str, Any]]:
-    """One row an attack and model: medians over images that it classifies correctly, and on how many it is fooled."""
+def _measure_image(
+    model: nn.Module, image: Tensor, original: Tensor, label: Tensor, *, random: Tensor, steepest: Tensor
+) -> tuple[Any, ...]:
+    """The fields of `LossLandscape` from `slope` on, for one image (1, 3, H, W)."""
+    offsets = torch.tensor(OFFSETS, device=image.device).view(-1, 1, 1, 1)
+    path = torch.tensor(_PATH, device=image.device).view(-1, 1, 1, 1)
+    with torch.inference_mode():
+        loss = _losses(model, image, label)
+        around = _losses(model, image + SHARPNESS_RADIUS * random, label)
+        points = torch.split(original + path * (image - original), 32)
+        logits = torch.cat([model(batch) for batch in points])
+        wrong = (logits.argmax(dim=1) != label).tolist()
+        boundary = next((share for share, is_wrong in zip(_PATH, wrong, strict=True) if is_wrong), math.inf)
+        along_random = _losses(model, image + offsets * random[:1], label).cpu().numpy()
+        along_gradient = _losses(model, image + offsets * steepest, label).cpu().numpy()
+    return (
+        float(_gradient(model, image, label).norm()),
+        float((around - loss).abs().max()),
+        not wrong[0],
+        boundary,
+        wrong[_PATH.index(1.0)],
+        along_random,
+        along_gradient,
+    )
+
+
+def table(landscapes: Sequence[LossLandscape]) -> list[dict[str, Any]]:
+    """One row per attack and model: medians, and the number of images fooled, of those it classifies correctly."""
     return [
         {
-            "attack": each.attack,
-            "model": each.model,
-            **{name: _median(getattr(each, name)[each.right]) for name in ("slope", "sharpness", "boundary")},
-            "fooled": int(each.fooled[each.right].sum()),
-            "n": int(each.right.sum()),
+            "attack": row.attack,
+            "model": row.model,
+            **{name: _median(getattr(row, name)[row.clean_correct]) for name in ("slope", "sharpness", "boundary")},
+            "fooled": int(row.fooled[row.clean_correct].sum()),
+            "n": int(row.clean_correct.sum()),
         }
-        for each in ground
+        for row in landscapes
     ]
 
 
-def correlations(ground: Sequence[Ground], *, source: str, seed: int = 0) -> list[dict[str, Any]]:
+def correlations(landscapes: Sequence[LossLandscape], *, source: str, seed: int = 0) -> list[dict[str, Any]]:
     """Rank correlations of flatness on the source with flatness and success on each target.
 
-    `rho` is Spearman's, over images and attacks together: that some images are steep for every attack and model is in
-    it. `rho_within` is not touched by that: attacks are ranked image by image, and the ranks, less their mean,
-    correlated over all images. `p_within` says how often that would be as far from 0 if, image by image, which attack
-    goes with which ranks were chance (2,000 draws): what holds of these attacks, on other images. Images that the
-    target gets wrong when clean do not count.
+    `rho` is Spearman's, over images and attacks together; images that are steep for every attack and model raise it.
+    `rho_within` leaves such images out of account: attacks are ranked within each image, and the ranks, minus their
+    mean, are correlated over all images. `p_within` is the probability of a correlation as far from 0 if within each
+    image the ranks were assigned to attacks at random (permutation test, 2,000 draws): it holds for these attacks on
+    other images. Only images that the target classifies correctly when clean count.
 
     Args:
-        ground: Of every attack, on the same images.
+        landscapes: Landscapes of every attack, on the same images.
         source: Name of the source among the models.
-        seed: Of the draws.
+        seed: Seed of the permutations.
     """
-    by = {(each.attack, each.model): each for each in ground}
-    attacks = list(dict.fromkeys(each.attack for each in ground))
-    found = []
-    for target in dict.fromkeys(each.model for each in ground if each.model != source):
-        right = by[attacks[0], target].right
-        for measure in ("slope", "sharpness"):
-            mine = np.stack([getattr(by[attack, source], measure)[right] for attack in attacks])
-            for what in (measure, "boundary", "fooled"):
-                theirs = np.stack([getattr(by[attack, target], what)[right].astype(float) for attack in attacks])
-                within, p = _within(mine, theirs, np.random.default_rng(seed))
-                found.append(
+    by_key = {(row.attack, row.model): row for row in landscapes}
+    attacks = list(dict.fromkeys(row.attack for row in landscapes))
+    rows = []
+    for target in dict.fromkeys(row.model for row in landscapes if row.model != source):
+        counted = by_key[attacks[0], target].clean_correct
+        for flatness in ("slope", "sharpness"):
+            on_source = np.stack([getattr(by_key[attack, source], flatness)[counted] for attack in attacks])
+            for outcome in (flatness, "boundary", "fooled"):
+                values = [getattr(by_key[attack, target], outcome)[counted] for attack in attacks]
+                on_target = np.stack([column.astype(float) for column in values])
+                within, p = _correlation_within_images(on_source, on_target, np.random.default_rng(seed))
+                rows.append(
                     {
                         "target": target,
-                        "on_the_source": measure,
-                        "on_the_target": what,
-                        "rho": _spearman(mine, theirs),
+                        "on_the_source": flatness,
+                        "on_the_target": outcome,
+                        "rho": _spearman(on_source, on_target),
                         "rho_within": within,
                         "p_within": p,
-                        "images": mine.shape[1],
+                        "images": on_source.shape[1],
                         "attacks": len(attacks),
                     }
                 )
-    return found
+    return rows
 
 
 def _median(values: np.ndarray) -> float:
     return float(np.median(values)) if len(values) else math.nan
 
 
-def _spearman(mine: np.ndarray, theirs: np.ndarray) -> float:
-    """NaN where all are alike, or there are none."""
-    apart = min(len(np.unique(mine)), len(np.unique(theirs))) > 1
-    return float(spearmanr(mine.ravel(), theirs.ravel())[0]) if apart else math.nan
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's rank correlation; NaN without values, or if all values of one side are equal."""
+    if min(len(np.unique(x)), len(np.unique(y))) < 2:
+        return math.nan
+    return float(spearmanr(x.ravel(), y.ravel())[0])
 
 
-def _within(mine: np.ndarray, theirs: np.ndarray, random: np.random.Generator) -> tuple[float, float]:
-    """The correlation of ranks taken image by image, (attacks, images) each, and its p by permutation."""
-    first, second = (rankdata(values, axis=0) for values in (mine, theirs))
-    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
-    scale = math.sqrt(float((first**2).sum() * (second**2).sum()))
+def _correlation_within_images(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> tuple[float, float]:
+    """Correlation of ranks taken within each image, and its p by permutation; x and y: (attacks, images)."""
+    ranks_x, ranks_y = (rankdata(values, axis=0) for values in (x, y))
+    ranks_x, ranks_y = ranks_x - ranks_x.mean(axis=0), ranks_y - ranks_y.mean(axis=0)
+    scale = math.sqrt(float((ranks_x**2).sum() * (ranks_y**2).sum()))
     if not scale:
         return math.nan, math.nan
-    rho = float((first * second).sum()) / scale
-    drawn = [float((random.permuted(first, axis=0) * second).sum()) / scale for _ in range(_PERMUTATIONS)]
-    as_far = sum(abs(each) >= abs(rho) - 1e-12 for each in drawn)
-    return rho, (1 + as_far) / (1 + _PERMUTATIONS)
+    rho = float((ranks_x * ranks_y).sum()) / scale
+    permuted = [float((random.permuted(ranks_x, axis=0) * ranks_y).sum()) / scale for _ in range(_PERMUTATIONS)]
+    as_extreme = sum(abs(value) >= abs(rho) - 1e-12 for value in permuted)
+    return rho, (1 + as_extreme) / (1 + _PERMUTATIONS)
 
 
-def draw(ground: Sequence[Ground], *, title: str) -> Figure:
-    """The median loss along a random direction and the source's gradient, a panel a model, a line an attack."""
-    models = list(dict.fromkeys(each.model for each in ground))
-    attacks = list(dict.fromkeys(each.attack for each in ground))
-    figure = Figure(figsize=(1.5 + 3.1 * len(models), 6), layout="constrained")
-    panels = figure.subplots(2, len(models), squeeze=False, sharex=True)
-    for column, model in enumerate(models):
-        for each in (each for each in ground if each.model == model):
-            colour = _COLOURS[attacks.index(each.attack) % len(_COLOURS)]
-            for row, losses in enumerate((each.along_random, each.along_gradient)):
-                panels[row][column].plot(OFFSETS, np.median(losses, axis=0), color=colour, label=each.attack)
-        panels[0][column].set_title(model, fontsize=9)
-        panels[1][column].set_xlabel("offset (L2)")
-        for row in (0, 1):
-            panels[row][column].grid(alpha=0.25)
-            panels[row][column].axvline(0, color="#888888", linewidth=0.8)
-    panels[0][0].set_ylabel("loss, random direction")
-    panels[1][0].set_ylabel("loss, the source's gradient")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    columns = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 8))  # a dozen letters an inch
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, columns), fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def _gradient(model: nn.Module, at: Tensor, label: Tensor) -> Tensor:
-    inputs = at.clone().requires_grad_()
+def _gradient(model: nn.Module, image: Tensor, label: Tensor) -> Tensor:
+    inputs = image.clone().requires_grad_()
     with torch.enable_grad():
-        found: Tensor = torch.autograd.grad(nn.functional.cross_entropy(model(inputs), label), inputs)[0]
-    return found
+        gradient: Tensor = torch.autograd.grad(nn.functional.cross_entropy(model(inputs), label), inputs)[0]
+    return gradient
 
 
 def _losses(model: nn.Module, images: Tensor, label: Tensor) -> Tensor:
-    logits = torch.cat([model(some) for some in torch.split(images, 32)])
+    logits = torch.cat([model(batch) for batch in torch.split(images, 32)])
     losses: Tensor = nn.functional.cross_entropy(logits, label.expand(len(images)), reduction="none")
     return losses
 
 
 def _unit(direction: Tensor) -> Tensor:
-    found: Tensor = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
-    return found
+    unit: Tensor = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
+    return unit

@@ -1,51 +1,52 @@
-"""Stored predictions → success rates with denominators and intervals.
+"""Success rates of a store, with denominators and 95% intervals, computed from its committed predictions.
 
-Rates are computed here, at read time, from every image's clean and adversarial prediction. Success is prediction ≠
-label, or for a targeted attack prediction = target class; a target that abstains is not right, and not where a targeted
-attack wants it, and an image whose label is what is wanted does not count. Three denominators are in use, and all are
-given:
+Rates are computed when a store is read, from every image's clean and adversarial prediction. An untargeted attack
+succeeds if the prediction is not the label, a targeted one if the prediction is the target class. An abstention is
+neither the label nor the target class. An image whose label is the target class does not count. Every rate is given
+under three denominators:
 
     all       every image scored
     target    images that this target classifies correctly when clean
-    joint     images that every target classifies correctly when clean (the paper's lineage)
+    joint     images that every target classifies correctly when clean (as in the paper and those it builds on)
 """
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
-from pipeline.ledger import Ledger, opened
-from pipeline.results.intervals import CONFIDENCE, PooledRate, Rate
+from pipeline.ledger import Ledger, open_ledger
+from pipeline.results.intervals import PooledRate, Rate
 from pipeline.results.predictions import (
     Denominator,
-    Predictions,
+    StoredPredictions,
     all_correct,
-    by_part,
-    is_itself,
+    group_by_part,
+    is_white_box,
     joint_targets,
-    networks,
-    predictions,
+    read_model_identities,
+    read_predictions,
 )
 
 
 @dataclass(frozen=True)
 class Success:
-    """How one attack from one source does on one target.
+    """Success of one attack from one source on one target.
 
     Attributes:
-        dataset: Identity of the images.
-        source: Name of the model attacked.
-        source_id: Its identity.
+        dataset: Identity of the dataset.
+        source: Name of the source.
+        source_id: Identity of the source.
         attack: Name of the attack.
-        attack_id: Its identity.
+        attack_id: Identity of the attack.
         epsilon: Budget on [0, 1].
-        norm: Of the budget: `linf` or `l2`.
-        target: Name of the model scored.
-        target_id: Its identity.
-        policy: How the image became the target's input.
-        rates: Success under each denominator.
+        norm: Norm of the budget: `linf` or `l2`.
+        target: Name of the target.
+        target_id: Identity of the target.
+        policy: How images were resized to the target's input.
+        rates: Success rate under each denominator.
     """
 
     dataset: str
@@ -62,22 +63,22 @@ class Success:
 
     @property
     def budget(self) -> str:
-        """ε as people write it."""
+        """The budget as text: `8/255`, or `3 in L2`."""
         return budget(self.epsilon, self.norm)
 
 
 @dataclass(frozen=True)
-class Overall:
-    """How one attack from one source does on several targets together.
+class PooledSuccess:
+    """Success of one attack from one source, pooled over several targets.
 
     Attributes:
-        dataset: Identity of the images.
-        source: Name of the model attacked.
-        source_id: Its identity.
+        dataset: Identity of the dataset.
+        source: Name of the source.
+        source_id: Identity of the source.
         attack: Name of the attack.
-        attack_id: Its identity.
-        targets: How many.
-        rates: Success under each denominator, over pairs of image and target.
+        attack_id: Identity of the attack.
+        targets: Number of targets.
+        rates: Success rate under each denominator, over pairs of image and target.
     """
 
     dataset: str
@@ -89,14 +90,9 @@ class Overall:
     rates: dict[Denominator, PooledRate]
 
 
-def budget(epsilon: float, norm: str) -> str:
-    """ε as people write it: `8/255`, or `3 in L2`."""
-    return f"{epsilon * 255:.3g}/255" if norm == "linf" else f"{epsilon:.3g} in L2"
-
-
 @dataclass(frozen=True)
 class Accuracy:
-    """How one target does on the clean originals."""
+    """Accuracy of one target on the clean originals."""
 
     dataset: str
     target: str
@@ -107,23 +103,24 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a store's committed results say.
+    """All rates of a store, and what is still missing in it.
 
     Attributes:
         success: One entry per dataset × source × attack × target.
-        transfer: One entry per dataset × source × attack: on all targets that are not the source itself.
-        white_box: Likewise: on those that are, or are one of an ensemble, and not behind a defense.
+        transfer: One entry per dataset × source × attack, pooled over the targets that are not the source itself.
+        white_box: The same, pooled over the targets that are the source or a member of the source ensemble, without
+            a defense.
         accuracy: One entry per dataset × target.
         joint: Dataset → the targets whose clean predictions define the joint denominator.
-        images: Dataset → images in, usable, quarantined.
-        unscored: Transfer results left out because their part has no clean predictions of that target yet.
-        missing_shards: Shards that the recorded plans name and of which nothing is committed.
-        missing_results: Markers that the recorded plans want, of the other shards, and that do not stand.
+        images: Dataset → numbers of images read, usable and quarantined.
+        unscored: Transfer results left out because the target's clean predictions of their part are missing.
+        missing_shards: Shards of the recorded plans without any committed file.
+        missing_results: Files of the recorded plans that are not committed, in all other shards.
     """
 
     success: list[Success]
-    transfer: list[Overall]
-    white_box: list[Overall]
+    transfer: list[PooledSuccess]
+    white_box: list[PooledSuccess]
     accuracy: list[Accuracy]
     joint: dict[str, list[str]]
     images: dict[str, dict[str, int]]
@@ -132,136 +129,72 @@ class Report:
     missing_results: int
 
 
-def summarise(ledger: Ledger) -> Report:
-    """Reads every committed result of a store, part by part, and adds up the rates.
-
-    Raises:
-        IntegrityError: A result file is damaged, or two do not speak of the same images.
-        StorageError: The store failed.
-    """
-    clean = set(ledger.units("clean"))
-    transfer = list(ledger.units("transfer"))
-    ready = [unit for unit in transfer if replace(unit, source="", attack="") in clean]
-    joint, attacked = joint_targets(clean), by_part(ready)
-    sources, targets = networks(ledger)
-    accuracy: dict[str, Accuracy] = {}
-    success: dict[str, Success] = {}
-    together: dict[tuple[str, ...], Overall] = {}
-    for place, units in sorted(by_part(clean).items()):
-        tables = {table.unit.target: table for table in predictions(ledger, units)}
-        if not tables:
-            continue
-        everywhere = all_correct(tables, joint[place[0]])
-        for table in tables.values():
-            here, before = _accuracy(table), accuracy.get(table.unit.scope)
-            accuracy[table.unit.scope] = replace(here, correct=here.correct + before.correct) if before else here
-        alike: dict[tuple[str, ...], list[_Answers]] = defaultdict(list)
-        for table in predictions(ledger, attacked[place]):
-            row = _Answers(table, table.counted(tables[table.unit.target], everywhere))
-            success[table.unit.scope] = _add(success.get(table.unit.scope), row.success())
-            itself = is_itself(table.unit, sources, targets)
-            if not (itself and "defenses" in targets[table.unit.target]):  # the source behind a defense is neither
-                unit, kind = table.unit, "white-box" if itself else "transfer"
-                alike[kind, unit.dataset, unit.source, unit.attack].append(row)
-        for key, rows in alike.items():
-            together[key] = _add(together.get(key), _overall(rows))
-    missing = ledger.missing({*ledger.units("original"), *ledger.units("adversarial"), *clean, *transfer})
-    return Report(
-        success=list(success.values()),
-        transfer=[row for key, row in together.items() if key[0] == "transfer"],
-        white_box=[row for key, row in together.items() if key[0] == "white-box"],
-        accuracy=list(accuracy.values()),
-        joint=joint,
-        images=_images(ledger),
-        unscored=len(transfer) - len(ready),
-        missing_shards=missing[0],
-        missing_results=missing[1],
-    )
-
-
-@dataclass(frozen=True)
-class Line:
-    """One attack from one source, as a line of a table of attacks by targets.
-
-    Attributes:
-        first: What it does on some target; its names and its budget.
-        others: On all targets that are not the source itself; None where there are none.
-        cells: On each target; None where it has not been scored.
-    """
-
-    first: Success
-    others: PooledRate | None
-    cells: tuple[Rate | None, ...]
-
-
-def matrix(report: Report, dataset: str, denominator: Denominator) -> tuple[list[Accuracy], list[Line]]:
-    """A dataset's targets, and its attacks on them: source by source, the weakest first by mean success."""
-    targets = [row for row in report.accuracy if row.dataset == dataset]
-    others = {
-        (row.source_id, row.attack_id): row.rates[denominator] for row in report.transfer if row.dataset == dataset
-    }
-    attacks: dict[tuple[str, str], dict[str, Success]] = defaultdict(dict)
-    for row in report.success:
-        if row.dataset == dataset:
-            attacks[row.source_id, row.attack_id][row.target_id] = row
-    lines = [
-        Line(
-            first=next(iter(found.values())),
-            others=others.get(key),
-            cells=tuple(
-                found[each.target_id].rates[denominator] if each.target_id in found else None for each in targets
-            ),
-        )
-        for key, found in attacks.items()
-    ]
-
-    def strength(line: Line) -> tuple[str, float]:
-        rates = [
-            row.rates[denominator].rate or 0.0 for row in attacks[line.first.source_id, line.first.attack_id].values()
-        ]
-        return line.first.source_id, sum(rates) / len(rates)
-
-    return targets, sorted(lines, key=strength)
-
-
 def of(store: str) -> Report:
-    """What a store's committed results say.
+    """Success rates of a store.
 
     Args:
         store: A folder, or s3://bucket/prefix.
 
     Raises:
         MissingError: No run has written there.
-        IntegrityError: A result file is damaged, or two do not speak of the same images.
+        IntegrityError: A result file is damaged, or two result files of a part hold different images.
     """
-    return summarise(opened(store))
+    return summarise(open_ledger(store))
 
 
-def to_json(report: Report) -> dict[str, Any]:
-    """The report as JSON values: every rate with its count, denominator and 95% interval."""
+def summarise(ledger: Ledger) -> Report:
+    """Success rates of a store, added up part by part.
 
-    def plain(rate: Rate | PooledRate) -> dict[str, Any]:
-        return {**asdict(rate), "rate": rate.rate, "interval": rate.interval}
+    Raises:
+        IntegrityError: A result file is damaged, or two result files of a part hold different images.
+        StorageError: The store failed.
+    """
+    clean = set(ledger.list_units("clean"))
+    transfer = list(ledger.list_units("transfer"))
+    ready = [unit for unit in transfer if replace(unit, source="", attack="") in clean]
+    joint = joint_targets(clean)
+    attacked = group_by_part(ready)
+    sources, targets = read_model_identities(ledger)
+    totals = _Totals()
+    for (dataset, part), clean_units in sorted(group_by_part(clean).items()):
+        tables = {table.unit.target: table for table in read_predictions(ledger, clean_units)}
+        if not tables:
+            continue
+        totals.add_accuracy(tables.values())
+        joint_correct = all_correct(tables, joint[dataset])
+        groups: dict[tuple[str, ...], list[_CountedPredictions]] = defaultdict(list)
+        for table in read_predictions(ledger, attacked[dataset, part]):
+            unit = table.unit
+            counted = _CountedPredictions(table, table.denominator_masks(tables[unit.target], joint_correct))
+            totals.add_success(counted)
+            white_box = is_white_box(unit, sources, targets)
+            if white_box and "defenses" in targets[unit.target]:
+                continue  # the source behind a defense counts neither as transfer nor as white-box
+            groups["white-box" if white_box else "transfer", unit.dataset, unit.source, unit.attack].append(counted)
+        for key, group in groups.items():
+            totals.add_pooled(key, group)
+    images = {*ledger.list_units("original"), *ledger.list_units("adversarial")}
+    missing_shards, missing_results = ledger.count_missing({*images, *clean, *transfer})
+    return Report(
+        success=list(totals.success.values()),
+        transfer=[row for key, row in totals.pooled.items() if key[0] == "transfer"],
+        white_box=[row for key, row in totals.pooled.items() if key[0] == "white-box"],
+        accuracy=list(totals.accuracy.values()),
+        joint=joint,
+        images=_image_counts(ledger),
+        unscored=len(transfer) - len(ready),
+        missing_shards=missing_shards,
+        missing_results=missing_results,
+    )
 
-    def row_of(row: Success | Overall) -> dict[str, Any]:
-        return {**asdict(row), "rates": {name: plain(rate) for name, rate in row.rates.items()}}
 
-    return {
-        "confidence": CONFIDENCE,
-        "success": [row_of(row) for row in report.success],
-        "transfer": [row_of(row) for row in report.transfer],
-        "white_box": [row_of(row) for row in report.white_box],
-        "accuracy": [{**asdict(row), "correct": plain(row.correct)} for row in report.accuracy],
-        "joint": report.joint,
-        "images": report.images,
-        "unscored": report.unscored,
-        "missing_shards": report.missing_shards,
-        "missing_results": report.missing_results,
-    }
+def budget(epsilon: float, norm: str) -> str:
+    """A budget as text: `8/255`, or `3 in L2`."""
+    return f"{epsilon * 255:.3g}/255" if norm == "linf" else f"{epsilon:.3g} in L2"
 
 
-def _accuracy(clean: Predictions) -> Accuracy:
-    """What a file of clean predictions adds."""
+def _accuracy(clean: StoredPredictions) -> Accuracy:
+    """Accuracy over one file of clean predictions."""
     return Accuracy(
         dataset=clean.unit.dataset,
         target=clean.constant("target"),
@@ -272,14 +205,14 @@ def _accuracy(clean: Predictions) -> Accuracy:
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """A file of transfer results, and which of its images count under each denominator, (rows,) bool."""
+class _CountedPredictions:
+    """One file of transfer predictions, and which of its images count under each denominator, (rows,) bool."""
 
-    table: Predictions
+    table: StoredPredictions
     counted: dict[Denominator, np.ndarray]
 
     def success(self) -> Success:
-        """What it adds for its target."""
+        """Success over this file."""
         unit, constant, fooled = self.table.unit, self.table.constant, self.table.fooled
         return Success(
             dataset=unit.dataset,
@@ -296,41 +229,65 @@ class _Answers:
         )
 
 
-def _overall(rows: list[_Answers]) -> Overall:
-    """What one part adds for one attack on several targets."""
-    unit, constant = rows[0].table.unit, rows[0].table.constant
-    return Overall(
+def _pooled_success(files: list[_CountedPredictions]) -> PooledSuccess:
+    """Success of one attack over one part, pooled over the targets of these files."""
+    unit, constant = files[0].table.unit, files[0].table.constant
+    return PooledSuccess(
         dataset=unit.dataset,
         source=constant("source"),
         source_id=unit.source,
         attack=constant("attack"),
         attack_id=unit.attack,
-        targets=len(rows),
+        targets=len(files),
         rates={
             name: PooledRate.over(
-                np.sum([row.table.fooled & row.counted[name] for row in rows], axis=0),
-                np.sum([row.counted[name] for row in rows], axis=0),
+                np.sum([file.table.fooled & file.counted[name] for file in files], axis=0),
+                np.sum([file.counted[name] for file in files], axis=0),
             )
-            for name in rows[0].counted
+            for name in files[0].counted
         },
     )
 
 
-_Row = TypeVar("_Row", Success, Overall)
+@dataclass
+class _Totals:
+    """Rates added up over the parts read so far."""
+
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    success: dict[str, Success] = field(default_factory=dict)
+    pooled: dict[tuple[str, ...], PooledSuccess] = field(default_factory=dict)
+
+    def add_accuracy(self, clean: Iterable[StoredPredictions]) -> None:
+        """Adds files of clean predictions."""
+        for table in clean:
+            row, total = _accuracy(table), self.accuracy.get(table.unit.scope)
+            self.accuracy[table.unit.scope] = replace(row, correct=row.correct + total.correct) if total else row
+
+    def add_success(self, file: _CountedPredictions) -> None:
+        """Adds one file of transfer predictions."""
+        scope = file.table.unit.scope
+        self.success[scope] = _add(self.success.get(scope), file.success())
+
+    def add_pooled(self, key: tuple[str, ...], files: list[_CountedPredictions]) -> None:
+        """Adds one attack's files of one part, pooled over their targets."""
+        self.pooled[key] = _add(self.pooled.get(key), _pooled_success(files))
 
 
-def _add(so_far: _Row | None, row: _Row) -> _Row:
-    """The same row over one part more."""
-    if so_far is None:
+_Row = TypeVar("_Row", Success, PooledSuccess)
+
+
+def _add(total: _Row | None, row: _Row) -> _Row:
+    """The total of the parts before, with one more part added."""
+    if total is None:
         return row
-    if isinstance(row, Overall) and isinstance(so_far, Overall):
-        row = replace(row, targets=max(row.targets, so_far.targets))
-    return replace(row, rates={name: so_far.rates[name] + rate for name, rate in row.rates.items()})
+    if isinstance(row, PooledSuccess) and isinstance(total, PooledSuccess):
+        row = replace(row, targets=max(row.targets, total.targets))
+    return replace(row, rates={name: total.rates[name] + rate for name, rate in row.rates.items()})
 
 
-def _images(ledger: Ledger) -> dict[str, dict[str, int]]:
+def _image_counts(ledger: Ledger) -> dict[str, dict[str, int]]:
     totals: dict[str, dict[str, int]] = defaultdict(lambda: {"n_in": 0, "n_ok": 0, "n_quarantined": 0})
-    for marker in ledger.markers(ledger.units("original")):
+    for marker in ledger.read_markers(ledger.list_units("original")):
         for name in totals[marker.unit.dataset]:
             totals[marker.unit.dataset][name] += marker.fact(name)
     return dict(totals)

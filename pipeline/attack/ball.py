@@ -1,34 +1,62 @@
-"""The ball around an image that an attack may not leave, and the steepest way through it."""
+"""The L∞ or L2 ball around an image: projection onto it, steepest steps, and random points of it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pipeline.attack.draws import Draws
+
 BallNorm = Literal["linf", "l2"]
 
 
-def direction(velocity: Tensor, norm: BallNorm) -> Tensor:
-    """The steepest step of unit norm: sign(v), or v/‖v‖₂; zero where v is."""
+def steepest_step(gradient: Tensor, norm: BallNorm) -> Tensor:
+    """The direction of unit norm that raises the loss most: sign(g), or g/‖g‖₂; zero where g is zero."""
     if norm == "linf":
-        return velocity.sign()
-    # Scaled by the largest entry first: the squares of a saturated model's tiny gradients underflow float32.
-    tiny = torch.finfo(velocity.dtype).tiny
-    scaled = velocity / velocity.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
-    return scaled / length(scaled).clamp_min(tiny)
+        return gradient.sign()
+    scaled = divided_by_largest(gradient)
+    return scaled / l2_norm(scaled).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
-def projected(adversarial: Tensor, images: Tensor, epsilon: float, norm: BallNorm) -> Tensor:
-    """The nearest point of the ball, cut off at the borders of [0, 1], which for L2 only shortens the way."""
+def project(adversarial: Tensor, images: Tensor, epsilon: float, norm: BallNorm) -> Tensor:
+    """The nearest point of the ball, then clipped to [0, 1]; for L2, clipping only shortens the perturbation."""
     if norm == "linf":
         return adversarial.clamp((images - epsilon).clamp_min(0), (images + epsilon).clamp_max(1))
     perturbation = adversarial - images
     tiny = torch.finfo(images.dtype).tiny
-    share = (epsilon / length(perturbation).clamp_min(tiny)).clamp_max(1)
+    share = (epsilon / l2_norm(perturbation).clamp_min(tiny)).clamp_max(1)
     return (images + perturbation * share).clamp(0, 1)
 
 
-def length(perturbation: Tensor) -> Tensor:
+def random_perturbation(draws: Draws, images: Tensor, epsilon: float, norm: BallNorm) -> Tensor:
+    """A perturbation drawn uniformly from the ball, with the shape and dtype of `images`."""
+    shape = images.shape[1:]
+    if norm == "linf":
+        return draws.uniform(*shape, low=-epsilon, high=epsilon).to(images.dtype)
+    # In d dimensions, the share of the ball's volume within a radius grows with the radius to the power d.
+    radius = draws.uniform().double().pow(1 / shape.numel()).view(-1, 1, 1, 1)
+    return (random_direction(draws, shape, "l2").double() * radius * epsilon).to(images.dtype)
+
+
+def random_direction(draws: Draws, shape: Sequence[int], norm: BallNorm) -> Tensor:
+    """A random perturbation of norm 1, (B, *shape) float32: signs for L∞, a point of the unit sphere for L2."""
+    return draws.signs(*shape) if norm == "linf" else steepest_step(draws.normal(*shape), "l2")
+
+
+def divided_by_mean(gradient: Tensor) -> Tensor:
+    """G / mean|g| per image; zero where g is zero."""
+    tiny = torch.finfo(gradient.dtype).tiny
+    return gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+
+
+def divided_by_largest(gradient: Tensor) -> Tensor:
+    """G / max|g| per image, so that the squares of a saturated model's tiny gradients do not underflow float32."""
+    tiny = torch.finfo(gradient.dtype).tiny
+    return gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+
+
+def l2_norm(perturbation: Tensor) -> Tensor:
     """‖·‖₂ per image, (B, 1, 1, 1)."""
-    found: Tensor = torch.linalg.vector_norm(perturbation, dim=(1, 2, 3), keepdim=True)
-    return found
+    norm: Tensor = torch.linalg.vector_norm(perturbation, dim=(1, 2, 3), keepdim=True)
+    return norm

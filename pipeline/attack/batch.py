@@ -1,4 +1,4 @@
-"""What views and transforms may know of the images that are attacked together."""
+"""State that the parts of an attack share for the images of one call: labels, random draws, budget, Admix images."""
 
 from dataclasses import dataclass, field
 
@@ -9,8 +9,8 @@ from pipeline.attack.precision import Precision
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Images that others may be mixed with, the same whatever batch an image is in.
+class AdmixPool:
+    """Images that Admix mixes into others: fixed, so that results do not depend on the batch.
 
     Attributes:
         pixels: (N, 3, H, W) uint8, or float in [0, 1].
@@ -22,37 +22,37 @@ class Pool:
 
 
 @dataclass
-class Tally:
-    """What an attack has cost so far: gradients of one network, for each image."""
+class GradientCounter:
+    """Number of gradients of one network that an attack has computed per image."""
 
     gradients: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The images of one call, but for their pixels.
+    """The images of one call, without their pixels, and the settings that the attack's parts share.
 
     Attributes:
         labels: (B,) int64, true classes.
-        draws: Their random numbers; it knows which step the loop is at.
-        pool: What they may be mixed with.
-        epsilon: The budget.
+        draws: Random numbers of these images; holds the current step.
+        pool: Images that Admix mixes in.
+        epsilon: Budget.
         step_size: α.
         steps: T.
-        tally: Counts gradients.
-        precision: In which the model computes.
+        counter: Counts gradients.
+        precision: Precision of the model's forward and backward passes.
     """
 
     labels: Tensor
     draws: Draws
-    pool: Pool
+    pool: AdmixPool
     epsilon: float
     step_size: float
     steps: int
-    tally: Tally = field(default_factory=Tally)
+    counter: GradientCounter = field(default_factory=GradientCounter)
     precision: Precision = "float32"
 
     @property
-    def last(self) -> bool:
-        """Whether this is the last step, after which no state is read."""
+    def is_last_step(self) -> bool:
+        """Whether the current step is the last, so that no state has to be kept."""
         return self.draws.step == self.steps - 1

@@ -1,27 +1,38 @@
-"""What an attack costs, known before it is made."""
+"""Cost of an attack in gradients per image, counted before it runs."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.attack.batch import Pool, Tally
+from pipeline.attack.batch import AdmixPool, GradientCounter
 from pipeline.attack.loop import Iterative
 from pipeline.attack.recipe import Attack
 
-# From so many steps on, each costs what it did before.
-_STEPS = 20
+# Steps that are counted; the cost of more is extrapolated.
+_COUNTED_STEPS = 20
 
 
-def gradients(attack: Attack) -> int:
-    """How many gradients of one source an image costs: counted on a model that is none, not looked up."""
-    counted = replace(attack, steps=min(attack.steps, _STEPS)) if isinstance(attack, Iterative) else attack
-    tally, images, labels = Tally(), torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, dtype=torch.int64)
-    counted(_Nothing(), images, labels, ["x"], target_classes=labels, pool=Pool(images, labels), tally=tally)
-    return round(tally.gradients * (attack.steps / min(attack.steps, _STEPS) if isinstance(attack, Iterative) else 1))
+def gradients_per_image(attack: Attack) -> int:
+    """Number of gradients of one source per image: counted on a trivial model, not looked up in a table."""
+    counted = replace(attack, steps=min(attack.steps, _COUNTED_STEPS)) if isinstance(attack, Iterative) else attack
+    counter = GradientCounter()
+    images = torch.full((1, 3, 16, 16), 0.5)
+    labels = torch.zeros(1, dtype=torch.int64)
+    counted(
+        _SquaredColourMeans(),
+        images,
+        labels,
+        ["x"],
+        target_classes=labels,
+        pool=AdmixPool(images, labels),
+        counter=counter,
+    )
+    factor = attack.steps / min(attack.steps, _COUNTED_STEPS) if isinstance(attack, Iterative) else 1
+    return round(counter.gradients * factor)
 
 
-class _Nothing(nn.Module):
+class _SquaredColourMeans(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 3) that are the colours' means, squared so that they have a second derivative."""
+        """Logits (B, 3): the means of the colours, squared so that they have a second derivative."""
         return images.mean(dim=(2, 3)) ** 2

@@ -1,8 +1,8 @@
-"""Randomness per image: a number depends on (seed, key, step, which draw of that step) alone.
+"""Random numbers per image: each depends only on (seed, key, step, index of the draw within the step).
 
-Neither the batch that an image is in, nor the worker, nor a retry, nor the device changes what is drawn: the bits come
-from a counter and integer arithmetic, which every device does alike, and so whole batches are drawn where they lie.
-(Normal numbers are made of these bits in floating point, whose last bit may differ between devices.)
+What is drawn does not depend on the batch, the worker, a retry or the device: the bits are made from a counter by
+integer arithmetic, which all devices do alike, so that whole batches are drawn on the device that needs them. (Normal
+numbers are made from these bits in floating point, whose last bit may differ between devices.)
 
 References:
     Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014 (SplitMix64).
@@ -22,13 +22,13 @@ _BITS = 24
 
 
 class Draws:
-    """The random numbers of one batch: of each image its own, whoever is beside it.
+    """The random numbers of one batch, independent for each image.
 
     Args:
-        seed: Seed of every draw.
+        seed: Seed of all draws.
         keys: The images' keys, B of them.
-        device: Where the numbers are wanted.
-        purpose: What they are for: an attack's and a defense's numbers have nothing in common.
+        device: Device of the tensors that are drawn.
+        purpose: Name of the random stream: the numbers of an attack and of a defense are independent.
     """
 
     def __init__(
@@ -42,49 +42,58 @@ class Draws:
         self._drawn = 0
         self._evaluation = 0
 
-    def begin(self, step: int) -> None:
-        """Starts the draws of a step; they do not depend on how many the steps before it took."""
-        self.step, self._drawn, self._evaluation = step, 0, 0
+    def begin_step(self, step: int) -> None:
+        """Starts the draws of a step, which do not depend on the number of draws before it."""
+        self.step = step
+        self._drawn = 0
+        self._evaluation = 0
 
-    def evaluate(self) -> None:
-        """Starts an evaluation of the gradient, whose copies of an image may share numbers (`shared`)."""
+    def begin_evaluation(self) -> None:
+        """Starts an evaluation of the gradient, in which copies of an image may share numbers (`shared`)."""
         self._evaluation = self._drawn
         self._drawn += 1
 
+    def position(self) -> int:
+        """Number of draws in this step so far; `replay` goes back to it."""
+        return self._drawn
+
     @contextlib.contextmanager
-    def repeated(self, since: int) -> Iterator[None]:
-        """While entered, draws again what was drawn since a `mark`; afterwards nothing that was drawn before."""
-        reached, self._drawn = self._drawn, since
+    def replay(self, position: int) -> Iterator[None]:
+        """Context in which the draws since a position are repeated; after it, draws are new again."""
+        reached, self._drawn = self._drawn, position
         try:
             yield
         finally:
             self._drawn = max(reached, self._drawn)
 
-    def mark(self) -> int:
-        """A place to go back to."""
-        return self._drawn
-
     def shared(self, name: str) -> Tensor:
-        """(B,) float32, evenly from [0, 1), the same whenever asked for by that name within an evaluation."""
+        """(B,) float32, uniform in [0, 1); the same for every call with this name within an evaluation."""
         return self._numbers(f"{self._evaluation}:{name}", ())
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(B, *shape) float32, evenly from [low, high)."""
+        """(B, *shape) float32, uniform in [low, high)."""
         return low + (high - low) * self._fractions(shape)
 
-    def below(self, limit: int, *shape: int) -> Tensor:
-        """(B, *shape) int64, evenly from 0 … limit − 1."""
+    def below(self, limit: int | Tensor, *shape: int) -> Tensor:
+        """(B, *shape) int64, uniform in 0 … limit − 1; the limit may be a tensor of the same shape."""
         return (self._fractions(shape).double() * limit).long()
 
+    def squares(self, least: int, canvas: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Squares of random size and place on a canvas: side in [least, canvas), top and left, each (B,) int64."""
+        sides = least + self.below(max(1, canvas - least))
+        top = self.below(canvas - sides + 1)
+        left = self.below(canvas - sides + 1)
+        return sides, top, left
+
     def signs(self, *shape: int) -> Tensor:
-        """(B, *shape) float32, −1 or 1 with equal chance."""
+        """(B, *shape) float32, −1 or 1 with equal probability."""
         return (self._fractions(shape) < 0.5).float() * 2 - 1
 
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32, standard normal, cut off at 5.4 standard deviations."""
         # The middle of each of 2^24 equal slices of (0, 1), through the inverse of the distribution function.
-        found: Tensor = torch.special.ndtri(self._fractions(shape).double() + 0.5 ** (_BITS + 1)).float()
-        return found
+        numbers: Tensor = torch.special.ndtri(self._fractions(shape).double() + 0.5 ** (_BITS + 1)).float()
+        return numbers
 
     def _fractions(self, shape: Sequence[int]) -> Tensor:
         """(B, *shape) float32, multiples of 2^−24 in [0, 1)."""
@@ -95,10 +104,10 @@ class Draws:
         starts = torch.tensor([self._start(key, name) for key in self._keys], device=self._device)
         count = torch.Size(shape).numel()
         # Each 64 bits give two numbers.
-        places = torch.arange(1, -(-count // 2) + 1, device=self._device)
-        bits = _mixed(starts.view(-1, 1) + _GOLDEN * places)
-        drawn = torch.cat([_shifted(bits, 64 - _BITS), bits & ((1 << _BITS) - 1)], dim=1)[:, :count]
-        return (drawn.float() * 0.5**_BITS).view(len(starts), *shape)
+        counters = torch.arange(1, -(-count // 2) + 1, device=self._device)
+        bits = _mixed(starts.view(-1, 1) + _GOLDEN * counters)
+        numbers = torch.cat([_shifted_right(bits, 64 - _BITS), bits & ((1 << _BITS) - 1)], dim=1)[:, :count]
+        return (numbers.float() * 0.5**_BITS).view(len(starts), *shape)
 
     def _start(self, key: str, name: str) -> int:
         digest = hashlib.sha256(f"{self._purpose}/{self._seed}/{self.step}/{name}/{key}".encode()).digest()
@@ -106,12 +115,12 @@ class Draws:
 
 
 def _mixed(bits: Tensor) -> Tensor:
-    """SplitMix64's finalizer: int64 → int64, a bijection whose every output bit hangs on every input bit."""
-    bits = (bits ^ _shifted(bits, 30)) * _FIRST
-    bits = (bits ^ _shifted(bits, 27)) * _SECOND
-    return bits ^ _shifted(bits, 31)
+    """SplitMix64's finalizer: int64 → int64, a bijection in which every output bit depends on every input bit."""
+    bits = (bits ^ _shifted_right(bits, 30)) * _FIRST
+    bits = (bits ^ _shifted_right(bits, 27)) * _SECOND
+    return bits ^ _shifted_right(bits, 31)
 
 
-def _shifted(bits: Tensor, places: int) -> Tensor:
-    """Shifted right as unsigned numbers are: torch's own shift copies the sign."""
+def _shifted_right(bits: Tensor, places: int) -> Tensor:
+    """Logical right shift: torch's own shift copies the sign bit."""
     return (bits >> places) & ((1 << (64 - places)) - 1)

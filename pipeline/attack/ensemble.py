@@ -1,4 +1,4 @@
-"""Several sources attacked as one."""
+"""An ensemble of source models that is attacked as one."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -10,13 +10,13 @@ Fuse = Literal["logits", "probabilities", "losses"]
 
 
 class Ensemble(nn.Module):
-    """Sources on one device whose answers, or losses, are averaged.
+    """Source models on one device whose logits, probabilities or losses are averaged.
 
         logits           z̄ = mean of z_k, then the loss of z̄
         probabilities    p̄ = mean of softmax(z_k), then the loss of log p̄
         losses           the mean of the losses of z_k
 
-    As a classifier it answers z̄, or log p̄ for `probabilities`.
+    As a classifier it returns z̄, or log p̄ for `probabilities`.
 
     Args:
         members: Each maps images (B, 3, H, W) in [0, 1] to logits (B, classes).
@@ -33,36 +33,39 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes)."""
-        said = torch.stack([member(images) for member in self.members])
+        logits = torch.stack([member(images) for member in self.members])
         if self.fuse == "probabilities":
-            return said.log_softmax(dim=2).logsumexp(dim=0) - torch.tensor(len(said), device=said.device).log()
-        return said.mean(dim=0)
+            return logits.log_softmax(dim=2).logsumexp(dim=0) - torch.tensor(len(logits), device=logits.device).log()
+        return logits.mean(dim=0)
 
 
 @runtime_checkable
-class Resizing(Protocol):
-    """A network that brings images to its input size, and can be had for larger ones."""
+class ResizableModel(Protocol):
+    """A model that resizes images to its input size, and exists for larger input sizes."""
 
     def enlarged(self, rate: float) -> nn.Module:
         """The same network, for an input `rate` times as large."""
 
 
 def enlarged(model: nn.Module, rate: float) -> nn.Module:
-    """A source, or each of an ensemble, for an input `rate` times as large; what does not resize takes any."""
+    """A source, or every member of an ensemble, for an input `rate` times as large.
+
+    A model that is not a `ResizableModel` takes images of any size, and is returned as it is.
+    """
     if rate == 1:
         return model
     if isinstance(model, Ensemble):
         return Ensemble([enlarged(member, rate) for member in model.members], model.fuse)
-    return model.enlarged(rate) if isinstance(model, Resizing) else model
+    return model.enlarged(rate) if isinstance(model, ResizableModel) else model
 
 
-def members(model: nn.Module) -> int:
-    """How many networks answer."""
+def member_count(model: nn.Module) -> int:
+    """Number of networks that a forward pass evaluates."""
     return len(model.members) if isinstance(model, Ensemble) else 1
 
 
-def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """The logits whose losses are averaged: one (B, classes), or one of each member where losses are fused."""
+def logits_for_losses(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Logits (B, classes) whose losses are averaged: one per member if the ensemble fuses losses, otherwise one."""
     if isinstance(model, Ensemble) and model.fuse == "losses":
         return [member(images) for member in model.members]
     return [model(images)]

@@ -1,4 +1,4 @@
-"""The gradient function: a source, what is to be raised, and views, as a map from images to gradients."""
+"""The gradient function of a source: maps images to the gradient of the objective, through the input transforms."""
 
 import itertools
 import math
@@ -8,49 +8,51 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.attack.batch import Batch
-from pipeline.attack.ensemble import answers, members
-from pipeline.attack.input_transforms import View
+from pipeline.attack.ensemble import logits_for_losses, member_count
+from pipeline.attack.input_transforms import InputTransform
 from pipeline.attack.losses import Objective
-from pipeline.attack.precision import computing
+from pipeline.attack.precision import compute_in
 
-# Maps images (B, 3, H, W) float in [0, 1] to ∇ₓℓ of the same shape. Where its input requires a gradient, so does
-# its output: that is how a transform takes a second derivative of whatever it wraps.
-Gradient = Callable[[Tensor], Tensor]
+# Maps images (B, 3, H, W) float in [0, 1] to ∇ₓℓ of the same shape. If its input requires a gradient, so does its
+# output: this is how a gradient transform differentiates the function that it wraps once more.
+GradientFunction = Callable[[Tensor], Tensor]
 
 
-def loss_gradient(model: nn.Module, objective: Objective, views: Sequence[View], batch: Batch) -> Gradient:
-    """The gradient of the objective, averaged over every copy that the views make of an image.
+def loss_gradient(
+    model: nn.Module, objective: Objective, input_transforms: Sequence[InputTransform], batch: Batch
+) -> GradientFunction:
+    """The gradient of the objective, averaged over all copies that the input transforms make of an image.
 
-    The objective is summed over images, not averaged: an image's gradient then does not depend on how many others share
-    its batch. Each copy is a backward pass of its own, so memory does not grow with their number (but where a second
-    derivative is wanted, for which every copy's graph is kept).
+    The objective is summed over images, not averaged, so that an image's gradient does not depend on the batch size.
+    Each copy has its own backward pass, so memory does not grow with their number (except where a second derivative is
+    needed, for which the graphs of all copies are kept).
 
     Args:
-        model: Maps images (B, 3, H, W) in [0, 1] to logits (B, classes); or an `Ensemble` of such.
-        objective: What is raised.
-        views: What the model sees of the images, applied in this order.
-        batch: The images' labels and draws, and in which precision the model computes; the loss, views and all sums are
-            in that of the images.
+        model: Maps images (B, 3, H, W) in [0, 1] to logits (B, classes); or an `Ensemble` of such models.
+        objective: What the attack maximises.
+        input_transforms: Applied to the images in this order.
+        batch: Labels, draws, and the precision of the model; the objective, input transforms and all sums have the
+            precision of the images.
     """
-    copies = math.prod(view.copies for view in views)
+    copies = math.prod(transform.copies for transform in input_transforms)
 
     def gradient(images: Tensor) -> Tensor:
         differentiable = images.requires_grad
         inputs = images if differentiable else images.detach().requires_grad_()
         total = torch.zeros_like(images)
-        batch.draws.evaluate()
-        for numbers in itertools.product(*(range(view.copies) for view in views)):
+        batch.draws.begin_evaluation()
+        for numbers in itertools.product(*(range(transform.copies) for transform in input_transforms)):
             with torch.enable_grad():
-                seen = inputs
-                for view, number in zip(views, numbers, strict=True):
-                    seen = view(seen, number, batch)
-                with computing(batch.precision, images.device):
-                    heard = [logits.to(images.dtype) for logits in answers(model, seen)]
-                said = torch.stack([objective(logits) for logits in heard])
-                batch.tally.gradients += members(model)
-                with computing(batch.precision, images.device):
-                    (found,) = torch.autograd.grad(said.mean(), inputs, create_graph=differentiable)
-            total = total + found
+                transformed = inputs
+                for transform, number in zip(input_transforms, numbers, strict=True):
+                    transformed = transform(transformed, number, batch)
+                with compute_in(batch.precision, images.device):
+                    all_logits = [logits.to(images.dtype) for logits in logits_for_losses(model, transformed)]
+                objectives = torch.stack([objective(logits) for logits in all_logits])
+                batch.counter.gradients += member_count(model)
+                with compute_in(batch.precision, images.device):
+                    (copy_gradient,) = torch.autograd.grad(objectives.mean(), inputs, create_graph=differentiable)
+            total = total + copy_gradient
         return total / copies
 
     return gradient

@@ -1,56 +1,60 @@
-"""The loops: start, momentum, look-ahead, step and projection, as the papers' algorithms read."""
+"""The attack loop: random start, momentum, look-ahead, step and projection, as in the papers' algorithms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.attack import ball
 from pipeline.attack.ball import BallNorm
-from pipeline.attack.batch import Batch, Pool, Tally
+from pipeline.attack.batch import AdmixPool, Batch, GradientCounter
 from pipeline.attack.draws import Draws
 from pipeline.attack.ensemble import enlarged
-from pipeline.attack.gradient import loss_gradient
-from pipeline.attack.gradient_transforms import Transform
-from pipeline.attack.input_transforms import DiverseInput, View
+from pipeline.attack.gradient import GradientFunction, loss_gradient
+from pipeline.attack.gradient_transforms import GradientTransform
+from pipeline.attack.input_transforms import DiverseInput, InputTransform
 from pipeline.attack.losses import Loss, objective
 from pipeline.attack.precision import Precision
 
-# Which class a targeted attack wants: the one that the shard holds beside the label, a drawn one other than the label,
-# the one that the source thinks the least likely of the image, or always the same.
-Wanted = Literal["shard", "random", "least-likely"] | int
+# The class that a targeted attack aims at: the one that the shard holds for the image, a random one other than the
+# label, the one that the source considers least likely, or a fixed class.
+TargetClass = Literal["shard", "random", "least-likely"] | int
+
+# Numbers of the draws before step 0: the random start, and random target classes.
+_START = -1
+_TARGET_CLASS = -2
 
 
 @dataclass(frozen=True)
 class Iterative:
     """Iterated steps along an accumulated gradient, inside a ball.
 
-        y ← x + α·μ·v  with Nesterov's look-ahead, else x
-        v ← μ·v + g/mean|g|,   g = transforms(∇ℓ)(y)           per image
-        x ← project(x + α·sign(v))                             to the ball and to [0, 1]
+        z ← x + α·μ·v  with Nesterov's look-ahead, otherwise x
+        v ← μ·v + g/mean|g|,   g = transformed ∇ℓ(z)           per image
+        x ← project(x + α·sign(v))                             onto the ball and [0, 1]
 
-    FGSM is one step of ε; I-FGSM has decay 0; PGD begins at random; MI-FGSM has decay 1; NI-FGSM looks ahead as well.
-    In an L2 ball the step is α·v/‖v‖₂, and so is the look-ahead, times μ, which is published for L∞ alone. The papers
+    FGSM is one step of ε; I-FGSM has decay 0; PGD starts at random; MI-FGSM has decay 1; NI-FGSM looks ahead as well.
+    In an L2 ball the step is α·v/‖v‖₂, and the look-ahead α·μ·v/‖v‖₂, although it is published for L∞ only. The papers
     divide g by ‖g‖₁, which is mean|g| times a constant.
 
     Attributes:
-        name: What results call the attack.
-        epsilon: The budget on [0, 1]: the largest change of a value, or the L2 norm of all.
+        name: Name in results.
+        epsilon: Budget on [0, 1]: the largest change of a value, or the L2 norm of the perturbation.
         steps: T.
-        step_size: α, in the same unit.
+        step_size: α, in the unit of epsilon.
         decay: μ.
-        nesterov: Whether the gradient is taken where momentum would lead.
+        nesterov: Whether the gradient is taken at the point that momentum leads to.
         random_start: Whether the first point is drawn from the ball.
-        norm: Of the ball.
-        loss: What is raised, or for a wanted class lowered.
-        target_class: Which class is wanted; None for an untargeted attack.
-        views: What the source sees of the images, in this order.
-        transforms: Applied to the gradient function, innermost first.
-        seed: Seed of every draw.
-        precision: In which the source is differentiated.
+        norm: Norm of the ball.
+        loss: Loss whose objective is maximised.
+        target_class: Class of a targeted attack; None for an untargeted attack.
+        input_transforms: Applied to the images that the source gets, in this order.
+        gradient_transforms: Applied to the gradient function, innermost first.
+        seed: Seed of all draws.
+        precision: Precision of the source's forward and backward passes.
 
     References:
         Goodfellow et al., "Explaining and Harnessing Adversarial Examples", arXiv 1412.6572 (FGSM).
@@ -70,31 +74,32 @@ class Iterative:
     random_start: bool = False
     norm: BallNorm = "linf"
     loss: Loss = "cross-entropy"
-    target_class: Wanted | None = None
-    views: tuple[View, ...] = ()
-    transforms: tuple[Transform, ...] = ()
+    target_class: TargetClass | None = None
+    input_transforms: tuple[InputTransform, ...] = field(default=(), metadata={"recorded_as": "views"})
+    gradient_transforms: tuple[GradientTransform, ...] = field(default=(), metadata={"recorded_as": "transforms"})
     seed: int = 0
     precision: Precision = "float32"
 
     @property
     def enlargement(self) -> float:
-        """How much larger than its input the source is shown images."""
-        return max([view.enlargement for view in self.views if isinstance(view, DiverseInput)], default=1.0)
+        """Side of the images that the source gets, as a multiple of its input size."""
+        larger = [transform for transform in self.input_transforms if isinstance(transform, DiverseInput)]
+        return max([transform.enlargement for transform in larger], default=1.0)
 
     def target_classes(
         self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str], given: Tensor | None = None
     ) -> Tensor | None:
-        """The classes that are wanted, (B,) int64; None for an untargeted attack.
+        """The classes that the attack aims at, (B,) int64; None for an untargeted attack.
 
         Args:
             model: The source.
             images: (B, 3, H, W) float32 in [0, 1].
             labels: (B,) int64, the true classes.
             keys: The images' keys.
-            given: (B,) int64, the shard's own; wanted by `target_class = "shard"`.
+            given: (B,) int64, the shard's target classes; required by `target_class = "shard"`.
 
         Raises:
-            ValueError: The shard gives none, or a fixed class is one that the model does not know.
+            ValueError: The shard gives none, or a fixed class is out of the model's range.
         """
         if self.target_class is None:
             return None
@@ -105,12 +110,12 @@ class Iterative:
         with torch.no_grad():
             logits = model(images)
         if self.target_class == "least-likely":
-            least: Tensor = logits.argmin(dim=1)
-            return least
+            least_likely: Tensor = logits.argmin(dim=1)
+            return least_likely
         if self.target_class == "random":
-            drawn = Draws(self.seed, keys, images.device)
-            drawn.begin(_CLASS)
-            other = drawn.below(logits.shape[1] - 1)
+            draws = Draws(self.seed, keys, images.device)
+            draws.begin_step(_TARGET_CLASS)
+            other = draws.below(logits.shape[1] - 1)
             return other + (other >= labels)
         if self.target_class >= logits.shape[1]:
             raise ValueError(f"{self.name}: target_class = {self.target_class}, and there are {logits.shape[1]}")
@@ -124,8 +129,8 @@ class Iterative:
         keys: Sequence[str],
         *,
         target_classes: Tensor | None = None,
-        pool: Pool | None = None,
-        tally: Tally | None = None,
+        pool: AdmixPool | None = None,
+        counter: GradientCounter | None = None,
     ) -> Tensor:
         """Adversarial images.
 
@@ -134,107 +139,51 @@ class Iterative:
             images: (B, 3, H, W) float32 in [0, 1].
             labels: (B,) int64, the true classes.
             keys: The images' keys.
-            target_classes: (B,) int64, as the method of that name has them.
-            pool: What Admix mixes in; by default these images, which then depend on their batch.
-            tally: Counts the gradients that an image costs.
+            target_classes: (B,) int64, as returned by the method of this name.
+            pool: Images that Admix mixes in; by default these images, so that results depend on the batch.
+            counter: Counts the gradients that an image costs.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1], within epsilon of `images` up to float rounding.
 
         Raises:
-            FloatingPointError: The gradient was not finite on some image, in some step.
+            FloatingPointError: The gradient of some image was not finite in some step.
         """
         epsilon, step_size = float(self.epsilon), float(self.step_size)
         draws = Draws(self.seed, keys, images.device)
-        pool, tally = pool or Pool(images, labels), tally or Tally()
-        batch = Batch(labels, draws, pool, epsilon, step_size, self.steps, tally, self.precision)
-        shown = enlarged(model, self.enlargement)
-        raised = objective(self.loss, labels, target_classes)
-        gradient = loss_gradient(shown, raised, self.views, batch)
-        for transform in self.transforms:
-            gradient = transform(gradient, batch)
-        adversarial, velocity = self._start(images, draws), torch.zeros_like(images)
+        pool, counter = pool or AdmixPool(images, labels), counter or GradientCounter()
+        batch = Batch(labels, draws, pool, epsilon, step_size, self.steps, counter, self.precision)
+        gradient = self._transformed_gradient(model, batch, target_classes)
+        adversarial = self._start(images, draws)
+        velocity = torch.zeros_like(images)
         for step in range(self.steps):
-            draws.begin(step)
-            point = self._ahead(adversarial, velocity) if self.nesterov else adversarial
-            found = gradient(point)
-            # Of a gradient that is zero, zero.
-            tiny = torch.finfo(found.dtype).tiny
-            velocity = self.decay * velocity + found / found.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
-            moved = adversarial + step_size * ball.direction(velocity, self.norm)
-            adversarial = ball.projected(moved, images, epsilon, self.norm)
-        # sign(NaN) is 0, so that a broken gradient would pass for a weak attack; a velocity once NaN stays so.
-        finite = velocity.isfinite().flatten(1).all(dim=1).tolist()
-        if not all(finite):
-            raise FloatingPointError(f"{self.name}: the gradient is not finite on image {keys[finite.index(False)]!r}")
+            draws.begin_step(step)
+            point = self._look_ahead(adversarial, velocity) if self.nesterov else adversarial
+            velocity = self.decay * velocity + ball.divided_by_mean(gradient(point))
+            adversarial = adversarial + step_size * ball.steepest_step(velocity, self.norm)
+            adversarial = ball.project(adversarial, images, epsilon, self.norm)
+        self._require_finite(velocity, keys)
         return adversarial
 
-    def _ahead(self, adversarial: Tensor, velocity: Tensor) -> Tensor:
-        far = velocity if self.norm == "linf" else ball.direction(velocity, self.norm)
-        return adversarial + float(self.step_size) * self.decay * far
+    def _transformed_gradient(self, model: nn.Module, batch: Batch, target_classes: Tensor | None) -> GradientFunction:
+        to_maximise = objective(self.loss, batch.labels, target_classes)
+        gradient = loss_gradient(enlarged(model, self.enlargement), to_maximise, self.input_transforms, batch)
+        for transform in self.gradient_transforms:
+            gradient = transform(gradient, batch)
+        return gradient
 
     def _start(self, images: Tensor, draws: Draws) -> Tensor:
         if not self.random_start:
             return images
-        draws.begin(_START)
-        return ball.projected(images + _within(draws, images, float(self.epsilon), self.norm), images, 1.0, "linf")
+        draws.begin_step(_START)
+        return (images + ball.random_perturbation(draws, images, float(self.epsilon), self.norm)).clamp(0, 1)
 
+    def _look_ahead(self, adversarial: Tensor, velocity: Tensor) -> Tensor:
+        direction = velocity if self.norm == "linf" else ball.steepest_step(velocity, self.norm)
+        return adversarial + float(self.step_size) * self.decay * direction
 
-@dataclass(frozen=True)
-class Noise:
-    """Random noise at full budget: what the ball does without an attack.
-
-        L∞    x + ε·s,  s fair in {−1, 1}
-        L2    x + ε·n/‖n‖₂,  n normal
-
-    Attributes:
-        name: What results call it.
-        epsilon: The budget on [0, 1].
-        norm: Of the ball.
-        seed: Seed of the draws.
-    """
-
-    name: str
-    epsilon: Fraction
-    norm: BallNorm = "linf"
-    seed: int = 0
-    target_class: ClassVar[None] = None
-    enlargement: ClassVar[float] = 1.0
-
-    def target_classes(
-        self, model: nn.Module, images: Tensor, labels: Tensor, keys: Sequence[str], given: Tensor | None = None
-    ) -> None:
-        """None: noise wants nothing."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        keys: Sequence[str],
-        *,
-        target_classes: Tensor | None = None,
-        pool: Pool | None = None,
-        tally: Tally | None = None,
-    ) -> Tensor:
-        """Noisy images, (B, 3, H, W) float32 in [0, 1]; of the rest only images and keys are looked at."""
-        draws = Draws(self.seed, keys, images.device)
-        if self.norm == "linf":
-            noise = draws.signs(*images.shape[1:])
-        else:
-            noise = ball.direction(draws.normal(*images.shape[1:]), "l2")
-        return (images + float(self.epsilon) * noise.to(images.dtype)).clamp(0, 1)
-
-
-# The draws before the first step: where an attack begins, and which class it wants.
-_START, _CLASS = -1, -2
-
-
-def _within(draws: Draws, images: Tensor, epsilon: float, norm: BallNorm) -> Tensor:
-    """A perturbation drawn evenly from the ball."""
-    shape = images.shape[1:]
-    if norm == "linf":
-        return draws.uniform(*shape, low=-epsilon, high=epsilon).to(images.dtype)
-    # In d dimensions the share of the volume within a radius grows as its d-th power.
-    radius = draws.uniform().double().pow(1 / shape.numel()).view(-1, 1, 1, 1)
-    return (ball.direction(draws.normal(*shape), "l2").double() * radius * epsilon).to(images.dtype)
+    def _require_finite(self, velocity: Tensor, keys: Sequence[str]) -> None:
+        # sign(NaN) is 0, so a broken gradient would pass for a weak attack; a velocity that was NaN once stays NaN.
+        finite = velocity.isfinite().flatten(1).all(dim=1).tolist()
+        if not all(finite):
+            raise FloatingPointError(f"{self.name}: the gradient is not finite on image {keys[finite.index(False)]!r}")

@@ -1,4 +1,4 @@
-"""What an attack raises: a loss at the label, or how close a class is that it wants."""
+"""Objectives that an attack maximises: a loss at the true label, or minus the loss at a target class."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,21 +9,21 @@ from torch.nn import functional as F
 
 Loss = Literal["cross-entropy", "logit", "margin"]
 
-# Maps logits (B, classes) to a scalar, summed over images, that the attack raises.
+# Maps logits (B, classes) to a scalar, summed over images, that the attack maximises.
 Objective = Callable[[Tensor], Tensor]
 
 
 def objective(loss: Loss, labels: Tensor, target_classes: Tensor | None = None) -> Objective:
-    """What is raised: away from the labels, or towards the wanted classes t where there are any.
+    """The objective to maximise: away from the labels y, or towards the target classes t if there are any.
 
         cross-entropy    −log p_y                   log p_t
         logit            −z_y                       z_t
         margin           max_{j≠y} z_j − z_y        z_t − max_{j≠t} z_j
 
     Args:
-        loss: Which.
+        loss: The loss.
         labels: (B,) int64, true classes.
-        target_classes: (B,) int64, the classes that a targeted attack wants.
+        target_classes: (B,) int64, classes that a targeted attack aims at.
 
     References:
         Zhao, Liu and Larson, "On Success and Simplicity: A Second Look at Transferable Targeted Attacks", NeurIPS 2021,
@@ -32,16 +32,16 @@ def objective(loss: Loss, labels: Tensor, target_classes: Tensor | None = None) 
         cut-off (margin).
     """
     classes = labels if target_classes is None else target_classes
-    # What is said of a class is raised where it is wanted, lowered where it is the truth.
+    # The score of a target class is raised, that of a true label is lowered.
     sign = -1.0 if target_classes is None else 1.0
 
-    def raised(logits: Tensor) -> Tensor:
+    def maximised(logits: Tensor) -> Tensor:
         if loss == "cross-entropy":
             return -sign * F.cross_entropy(logits, classes, reduction="sum")
-        own = logits.gather(1, classes.view(-1, 1)).squeeze(1)
+        class_logits = logits.gather(1, classes.view(-1, 1)).squeeze(1)
         if loss == "logit":
-            return sign * own.sum()
-        rest = logits.scatter(1, classes.view(-1, 1), -torch.inf).amax(dim=1)
-        return sign * (own - rest).sum()
+            return sign * class_logits.sum()
+        best_rival = logits.scatter(1, classes.view(-1, 1), -torch.inf).amax(dim=1)
+        return sign * (class_logits - best_rival).sum()
 
-    return raised
+    return maximised

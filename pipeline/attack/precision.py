@@ -1,4 +1,4 @@
-"""In which precision a source is differentiated, and which parts of an attack allow which."""
+"""Numeric precision of the source's forward and backward passes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from typing import Literal
 
 import torch
 
-# TF32 keeps 10 of float32's 23 bits in products and convolutions, on NVIDIA's GPUs from Ampere on; bfloat16 keeps 7, in
-# what lies between them as well.
+# TF32 keeps 10 of float32's 23 bits in products and convolutions, on NVIDIA's GPUs from Ampere on; bfloat16 keeps 7,
+# also in the activations between them.
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @contextlib.contextmanager
-def computing(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Has networks computed in a precision for as long as it is entered; weights and inputs stay as they are."""
+def compute_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Context in which networks compute in a precision; weights and inputs keep their dtype."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:

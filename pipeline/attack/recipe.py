@@ -1,24 +1,25 @@
-"""Names → a composed attack, and its provenance."""
+"""Builds an attack from names such as "gnp+mi+di+ti", and records its settings (provenance)."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal
 
 from pipeline.attack.ball import BallNorm
+from pipeline.attack.gradient_norm_penalty import GradientNormPenalty
 from pipeline.attack.gradient_transforms import (
-    GradientNormPenalty,
+    GradientTransform,
     PenalisedNeighbours,
     ReversePerturbation,
     Smoothing,
-    Transform,
     VarianceTuning,
     survives_bfloat16,
 )
-from pipeline.attack.input_transforms import Admix, DiverseInput, Scale, View
-from pipeline.attack.loop import Iterative, Noise, Wanted
+from pipeline.attack.input_transforms import Admix, DiverseInput, InputTransform, Scale
+from pipeline.attack.limits import require_count, require_distance, require_not_negative
+from pipeline.attack.loop import Iterative, TargetClass
 from pipeline.attack.losses import Loss
+from pipeline.attack.noise import Noise
 from pipeline.attack.precision import Precision
 
 Attack = Iterative | Noise
@@ -26,7 +27,7 @@ Attack = Iterative | Noise
 # Raised whenever the same settings would give other pixels: results of two versions never mix.
 VERSION = 5
 
-# Base → what it sets of `Iterative`.
+# Base → its settings of `Iterative`.
 BASES: dict[str, dict[str, Any]] = {
     "fgsm": {},
     "i": {},
@@ -34,9 +35,9 @@ BASES: dict[str, dict[str, Any]] = {
     "mi": {"decay": 1.0},
     "ni": {"decay": 1.0, "nesterov": True},
 }
-# Name → the view or transform that it stands for, with published defaults.
-VIEWS: dict[str, type[View]] = {"di": DiverseInput, "si": Scale, "admix": Admix}
-TRANSFORMS: dict[str, type[Transform]] = {
+# Name → transform, whose defaults are the published ones.
+INPUT_TRANSFORMS: dict[str, type[InputTransform]] = {"di": DiverseInput, "si": Scale, "admix": Admix}
+GRADIENT_TRANSFORMS: dict[str, type[GradientTransform]] = {
     "gnp": GradientNormPenalty,
     "ti": Smoothing,
     "vt": VarianceTuning,
@@ -44,8 +45,8 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "rap": ReversePerturbation,
 }
 
-
 _MOST_STEPS = 1_000_000
+_LONGEST_NAME = 100
 
 
 def build(
@@ -57,132 +58,114 @@ def build(
     decay: float | None = None,
     norm: BallNorm = "linf",
     loss: Loss | None = None,
-    target_class: Wanted | None = None,
-    parts: Mapping[str, View | Transform] | None = None,
+    target_class: TargetClass | None = None,
+    parts: Mapping[str, InputTransform | GradientTransform] | None = None,
     seed: int = 0,
     precision: Precision | Literal["auto"] | None = None,
     name: str = "",
 ) -> Attack:
-    """The attack that a combination names, with published defaults where nothing else is said.
+    """Builds the attack that a combination names; settings that are not given have published defaults.
 
     Args:
-        combination: `noise`; or one base (`fgsm`, `i`, `pgd`, `mi`, `ni`), views (`di`, `si`, `admix`) and transforms
-            (`gnp`, `ti`, `vt`, `pgn`, `rap`), joined by `+`: `gnp+mi+di+ti`. Views are applied to the image in this
-            order; of transforms the first is innermost.
-        epsilon: The budget on [0, 1].
+        combination: `noise`; or one base (`fgsm`, `i`, `pgd`, `mi`, `ni`), input transforms (`di`, `si`, `admix`) and
+            gradient transforms (`gnp`, `ti`, `vt`, `pgn`, `rap`), joined by `+`: `gnp+mi+di+ti`. Input transforms are
+            applied to the image in this order; the first gradient transform is the innermost.
+        epsilon: Budget on [0, 1].
         steps: T; 10 by default, and always 1 for `fgsm`.
         step_size: α; ε/T by default.
         decay: μ; by default the base's, 1 for `mi` and `ni` and 0 for the others.
-        norm: Of the ball.
-        loss: What is raised; cross-entropy by default.
-        target_class: Which class is wanted; by default none.
-        parts: Views and transforms that the combination names, with settings of their own.
-        seed: Seed of every draw.
-        precision: In which the source is differentiated, float32 by default; `auto` is bfloat16 where every part allows
-            it, else float32.
-        name: What results call the attack; by default the combination.
+        norm: Norm of the ball.
+        loss: Loss at the label or target class; cross-entropy by default.
+        target_class: Class of a targeted attack; by default the attack is untargeted.
+        parts: Transforms that the combination names, with settings other than the defaults.
+        seed: Seed of all draws.
+        precision: Precision of the source's forward and backward passes, float32 by default; `auto` is bfloat16 if
+            every transform allows it, otherwise float32.
+        name: Name in results; by default the combination.
 
     Raises:
-        ValueError: The combination, or a number, cannot be.
+        ValueError: The combination is unknown, or a setting is out of range.
     """
     require_budget(epsilon, norm)
-    if len(name or combination) > 100:
-        raise ValueError(f"name = {(name or combination)[:30]!r}…: longer than 100 characters; set a shorter name")
-    if not (name or combination).isprintable():
-        raise ValueError(f"name = {name or combination!r}: holds a character that no terminal shows")
-    parts, names = parts or {}, combination.split("+")
-    base = "" if names == ["noise"] else _base(combination, names)
-    for part in parts:
-        if names == ["noise"]:
-            raise ValueError(f"attack = 'noise': takes no {part}")
-        if part not in names:
-            raise ValueError(
-                f'{part} is set, but attack = {combination!r} does not name it; write "{part}+{combination}"'
-            )
-    if not base:
-        given = {
-            "steps": steps,
-            "step_size": step_size,
-            "decay": decay,
-            "loss": loss,
-            "target_class": target_class,
-            "precision": precision,
-        }
-        for field, value in given.items():
-            if value is not None:
-                raise ValueError(f"attack = 'noise': takes no {field}")
-        return Noise(name or combination, epsilon, norm, seed)
+    name = name or combination
+    _check_name(name)
+    parts = parts or {}
+    names = combination.split("+")
+    if names == ["noise"]:
+        settings: dict[str, object] = {"steps": steps, "step_size": step_size, "decay": decay}
+        settings |= {"loss": loss, "target_class": target_class, "precision": precision}
+        _check_noise([*parts, *(setting for setting, value in settings.items() if value is not None)])
+        return Noise(name, epsilon, norm, seed)
+    base = _base_name(combination, names)
+    _check_named(parts, combination, names)
     steps = _steps(base, steps)
-    if step_size is not None and not 0 < step_size <= _most(norm):
-        raise ValueError(f"step_size = {step_size}: must lie in (0, {_most(norm)}], for pixels in [0, 1]")
-    if decay is not None and not 0 <= decay < math.inf:
-        raise ValueError(f"decay = {decay}: must be a number from 0")
-    if isinstance(target_class, int) and target_class < 0:
-        raise ValueError(f"target_class = {target_class}: must be a class index from 0")
-    if norm == "l2" and (square := [name for name in names if name in ("vt", "pgn")]):
-        raise ValueError(f"norm = 'l2': {square[0]} draws neighbours from a cube around the image, which is L∞'s ball")
-    made: dict[str, Any] = {part: parts.get(part) or {**VIEWS, **TRANSFORMS}[part]() for part in names if part != base}
-    _require_one_size(made)
-    settings = {**BASES[base], **({} if decay is None else {"decay": decay})}
-    views, transforms = (tuple(made[part] for part in names if part in kind) for kind in (VIEWS, TRANSFORMS))
+    _check_numbers(step_size, decay, target_class, norm)
+    _check_neighbours(names, norm)
+    transforms: dict[str, Any] = {name: parts.get(name) or _transform_type(name)() for name in names if name != base}
+    _check_image_sizes(transforms)
+    gradient_transforms = tuple(transforms[name] for name in names if name in GRADIENT_TRANSFORMS)
     step_size = epsilon / steps if step_size is None else step_size
-    if precision == "auto":
-        survives = all(survives_bfloat16(transform, float(step_size)) for transform in transforms)
-        precision = "bfloat16" if survives else "float32"
     return Iterative(
-        name=name or combination,
+        name=name,
         epsilon=epsilon,
         steps=steps,
         step_size=step_size,
         norm=norm,
         loss=loss or "cross-entropy",
         target_class=target_class,
-        views=views,
-        transforms=transforms,
+        input_transforms=tuple(transforms[name] for name in names if name in INPUT_TRANSFORMS),
+        gradient_transforms=gradient_transforms,
         seed=seed,
-        precision=precision or "float32",
-        **settings,
+        precision=_precision(precision, gradient_transforms, step_size),
+        **{**BASES[base], **({} if decay is None else {"decay": decay})},
     )
 
 
 def require_budget(epsilon: Fraction, norm: BallNorm) -> None:
-    """Refuses a budget that no image could use, or that no stored image could show.
+    """Refuses a budget that is larger than any distance of images, or too small to change a stored image.
 
     Raises:
-        ValueError: It is one.
+        ValueError: It is one of these.
     """
-    if not 0 < epsilon <= _most(norm):
-        raise ValueError(
-            f'epsilon = {epsilon}: must lie in (0, {_most(norm)}], for pixels in [0, 1]; for example "16/255"'
-        )
+    require_distance("epsilon", epsilon, norm=norm, example='; for example "16/255"')
     if epsilon < Fraction(1, 255):
         raise ValueError(f"epsilon = {epsilon}: below 1/255 no stored 8-bit image can change")
 
 
 def provenance(attack: Attack) -> dict[str, Any]:
     """Everything that determines an attack's pixels, as JSON values: what is stored, fingerprinted and reported."""
-    described: dict[str, Any] = _plain(attack)
-    return {"version": VERSION, **described}
+    recorded: dict[str, Any] = _recorded(attack)
+    return {"version": VERSION, **recorded}
 
 
-def _base(combination: str, names: list[str]) -> str:
+def _recorded(value: Any) -> Any:
+    """A value as JSON; a field is recorded under its own name, or under the one that its metadata state."""
+    if dataclasses.is_dataclass(value):
+        settings = {
+            field.metadata.get("recorded_as", field.name): _recorded(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+        }
+        return {"kind": type(value).__name__, **settings}
+    if isinstance(value, tuple):
+        return [_recorded(item) for item in value]
+    return str(value) if isinstance(value, Fraction) else value
+
+
+def _transform_type(name: str) -> type[InputTransform] | type[GradientTransform]:
+    return INPUT_TRANSFORMS[name] if name in INPUT_TRANSFORMS else GRADIENT_TRANSFORMS[name]
+
+
+def _base_name(combination: str, names: list[str]) -> str:
+    """The one base among the names of a combination."""
+    transforms = [*INPUT_TRANSFORMS, *GRADIENT_TRANSFORMS]
     bases = [name for name in names if name in BASES]
-    unknown = [name for name in names if name not in BASES and name not in VIEWS and name not in TRANSFORMS]
+    unknown = [name for name in names if name not in BASES and name not in transforms]
     if unknown or len(bases) != 1 or len(set(names)) != len(names):
         raise ValueError(
             f"attack = {combination!r}: expected noise, or one of {', '.join(BASES)} with any of "
-            f'{", ".join([*VIEWS, *TRANSFORMS])}, each once, joined by +; for example "gnp+mi+di+ti"'
+            f'{", ".join(transforms)}, each once, joined by +; for example "gnp+mi+di+ti"'
         )
     return bases[0]
-
-
-def _require_one_size(made: Mapping[str, View | Transform]) -> None:
-    order = list(made)
-    larger = [name for name, part in made.items() if isinstance(part, DiverseInput) and part.enlargement > 1]
-    if larger and "admix" in order and order.index("admix") > order.index(larger[0]):
-        raise ValueError(
-            "admix after di with variant = 'no-resize-back': its images have another size; name admix first"
-        )
 
 
 def _steps(base: str, steps: int | None) -> int:
@@ -190,20 +173,63 @@ def _steps(base: str, steps: int | None) -> int:
         if steps not in (None, 1):
             raise ValueError(f"steps = {steps}: fgsm takes one; i takes more")
         return 1
-    if steps is not None and not 1 <= steps <= _MOST_STEPS:
-        raise ValueError(f"steps = {steps}: must be from 1 to {_MOST_STEPS:,}")
-    return 10 if steps is None else steps
+    steps = 10 if steps is None else steps
+    require_count("steps", steps, most=_MOST_STEPS)
+    return steps
 
 
-def _most(norm: BallNorm) -> int:
-    # Pixels lie in [0, 1]: no two differ by more than 1, no two images of 577 x 577 by more than 1,000 in L2.
-    return 1 if norm == "linf" else 1000
+def _precision(
+    precision: Precision | Literal["auto"] | None, transforms: tuple[GradientTransform, ...], step_size: Fraction
+) -> Precision:
+    if precision == "auto":
+        survives = all(survives_bfloat16(transform, float(step_size)) for transform in transforms)
+        return "bfloat16" if survives else "float32"
+    return precision or "float32"
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **fields}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Fraction) else value
+def _check_name(name: str) -> None:
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"name = {name[:30]!r}…: longer than {_LONGEST_NAME} characters; set a shorter name")
+    if not name.isprintable():
+        raise ValueError(f"name = {name!r}: holds a character that no terminal prints")
+
+
+def _check_noise(settings: list[str]) -> None:
+    if settings:
+        raise ValueError(f"attack = 'noise': takes no {settings[0]}")
+
+
+def _check_named(parts: Mapping[str, object], combination: str, names: list[str]) -> None:
+    for part in parts:
+        if part not in names:
+            raise ValueError(
+                f'{part} is set, but attack = {combination!r} does not name it; write "{part}+{combination}"'
+            )
+
+
+def _check_numbers(
+    step_size: Fraction | None, decay: float | None, target_class: TargetClass | None, norm: BallNorm
+) -> None:
+    if step_size is not None:
+        require_distance("step_size", step_size, norm=norm)
+    if decay is not None:
+        require_not_negative("decay", decay)
+    if isinstance(target_class, int) and target_class < 0:
+        raise ValueError(f"target_class = {target_class}: must be a class index from 0")
+
+
+def _check_neighbours(names: list[str], norm: BallNorm) -> None:
+    samplers = [name for name in names if name in ("vt", "pgn")]
+    if norm == "l2" and samplers:
+        raise ValueError(
+            f"norm = 'l2': {samplers[0]} draws neighbours from a cube around the image, which is L∞'s ball"
+        )
+
+
+def _check_image_sizes(transforms: Mapping[str, InputTransform | GradientTransform]) -> None:
+    order = list(transforms)
+    larger = [name for name, part in transforms.items() if isinstance(part, DiverseInput) and part.enlargement > 1]
+    if larger and "admix" in order and order.index("admix") > order.index(larger[0]):
+        raise ValueError(
+            "admix after di with variant = 'no-resize-back': its images have another size; name admix first"
+        )

@@ -1,1 +1,1 @@
-"""Input images: WebDataset shards, samples, decoding and encoding of pixels, stored parts."""
+"""Input and stored images: WebDataset shards, samples, decoding and encoding of pixels, stored parts."""

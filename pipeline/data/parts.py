@@ -1,4 +1,4 @@
-"""Stored parts as tensors: what attacks, scores, audits and pictures work on."""
+"""Stored parts as tensors: decoding and encoding the tar of a part."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data import codec, shards
-from pipeline.data.sample import Rejected, Sample
+from pipeline.data.sample import RejectedSample, Sample
 from pipeline.errors import SampleError, ShardError
 
 
@@ -20,8 +20,8 @@ class Images:
         keys: N keys.
         labels: (N,) int64, true classes.
         pixels: (N, 3, H, W) uint8.
-        target_classes: (N,) int64: of originals, the class that the shard would have a targeted attack reach; of
-            adversarial images, the one that the attack wanted; −1 where there is none.
+        target_classes: (N,) int64, −1 where there is none. For originals, the class that the shard names for targeted
+            attacks; for adversarial images, the class that the attack was to reach.
     """
 
     keys: tuple[str, ...]
@@ -31,62 +31,62 @@ class Images:
 
 
 def stack(samples: Sequence[Sample], pixels: Sequence[Tensor]) -> Images:
-    """Samples and their pixels, of one size, as one part; of none at all as well."""
+    """Samples and their pixels, all of one size, as one part; also for no samples at all."""
     labels = [sample.label for sample in samples]
-    wanted = [-1 if sample.target_class is None else sample.target_class for sample in samples]
+    target_classes = [-1 if sample.target_class is None else sample.target_class for sample in samples]
     return Images(
         keys=tuple(sample.key for sample in samples),
         labels=torch.tensor(labels, dtype=torch.int64),
         pixels=torch.stack(list(pixels)) if pixels else torch.empty((0, 3, 0, 0), dtype=torch.uint8),
-        target_classes=torch.tensor(wanted, dtype=torch.int64),
+        target_classes=torch.tensor(target_classes, dtype=torch.int64),
     )
 
 
-def taken(images: Images, indices: Sequence[int]) -> Images:
-    """Some of a part's images, in any order, any of them as often as it is named."""
-    chosen = torch.tensor(indices, dtype=torch.int64)
+def select(images: Images, indices: Sequence[int]) -> Images:
+    """Images of a part by index, in any order and with repeats."""
+    rows = torch.tensor(indices, dtype=torch.int64)
     keys = tuple(images.keys[index] for index in indices)
-    return Images(keys, images.labels[chosen], images.pixels[chosen], images.target_classes[chosen])
+    return Images(keys, images.labels[rows], images.pixels[rows], images.target_classes[rows])
 
 
-def files(
+def encode_tar(
     images: Images, pixels: Tensor, extra: Sequence[Mapping[str, bytes]] | None = None, *, threads: int = 1
 ) -> bytes:
-    """The tar of a part, which `read` reads: `png`, `cls`, where there is a wanted class `target`, and what is extra.
+    """The tar of a part: per sample `png`, `cls`, `target` where there is a target class, and extra files.
 
     Args:
-        images: Keys, labels and wanted classes.
-        pixels: (N, 3, H, W) uint8, what is stored.
-        extra: More files of each sample, by extension.
-        threads: How many images are encoded at a time.
+        images: Keys, labels and target classes.
+        pixels: (N, 3, H, W) uint8, the images to store.
+        extra: More files per sample, by extension.
+        threads: Number of images that are encoded in parallel.
     """
     with ThreadPoolExecutor(threads) as pool:
         encoded = list(pool.map(codec.encode, pixels))
     rows = zip(images.keys, images.labels.tolist(), images.target_classes.tolist(), encoded, strict=True)
-    return shards.write(
+    return shards.write_tar(
         {
             "__key__": key,
             "png": image,
             "cls": str(label).encode(),
-            **({} if wanted < 0 else {"target": str(wanted).encode()}),
+            **({} if target_class < 0 else {"target": str(target_class).encode()}),
             **(extra[index] if extra else {}),
         }
-        for index, (key, label, wanted, image) in enumerate(rows)
+        for index, (key, label, target_class, image) in enumerate(rows)
     )
 
 
-def read(tar: bytes, *, name: str) -> Images:
+def decode_tar(tar: bytes, *, name: str) -> Images:
     """The images of a stored part, original or adversarial.
 
     Args:
         tar: The stored object, whole.
-        name: What to call it in errors.
+        name: Name of the object in errors.
 
     Raises:
         ShardError: The tar is not one that a generator wrote.
     """
-    samples = list(shards.read(tar, name=name, classes=2**31))
-    rejected = next((sample for sample in samples if isinstance(sample, Rejected)), None)
+    samples = list(shards.read_samples(tar, name=name, classes=2**31))
+    rejected = next((sample for sample in samples if isinstance(sample, RejectedSample)), None)
     if rejected is not None:
         raise ShardError(f"{name}: sample {rejected.key}: {rejected.reason}")
     usable = [sample for sample in samples if isinstance(sample, Sample)]

@@ -1,4 +1,4 @@
-"""The nouns that travel between rooms: frozen dataclasses, no logic."""
+"""Samples, parts and shard files: plain records that the other packages pass around."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class Sample:
     Attributes:
         key: WebDataset's `__key__`.
         image: The encoded image file, as it lies in the tar.
-        label: The class index.
-        target_class: The class that a targeted attack is to reach, where the shard says one.
+        label: Class index.
+        target_class: Class that a targeted attack is to reach, where the shard names one.
     """
 
     key: str
@@ -21,8 +21,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """One sample that cannot be used, and why: a quarantine row.
+class RejectedSample:
+    """A sample that cannot be used, for quarantine.
 
     Attributes:
         key: WebDataset's `__key__`.
@@ -39,8 +39,8 @@ class Part:
 
     Attributes:
         shard: The shard's name, without folder and `.tar`.
-        index: Which part, from 0.
-        count: How many parts the shard has.
+        index: Index of the part, from 0.
+        count: Number of parts of the shard.
     """
 
     shard: str
@@ -53,11 +53,11 @@ class ShardFile:
     """One shard that a recipe names.
 
     Attributes:
-        url: Where it lies.
-        name: What results call it: its file name without `.tar`.
-        size_bytes: Its size when it was listed.
+        url: URL of the file.
+        name: Name of the shard in results: its file name without `.tar`.
+        size_bytes: Size when it was listed.
         version: The store's tag of its content when it was listed.
-        modified: When it was last written, in seconds since 1970, by the clock of where it lies.
+        modified: Time of the last write, in seconds since 1970 by the clock of its store.
     """
 
     url: str

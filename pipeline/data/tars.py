@@ -1,6 +1,6 @@
-"""Tars, strictly: the members of a complete archive, or an error; whatever a hostile one claims.
+"""Strict reading of tars: all members of a complete archive, or an error, also for hostile archives.
 
-Python's `tarfile` ends at a damaged header without a word, and believes what headers say of themselves.
+Python's `tarfile` stops silently at a damaged header, and trusts every size and count in a header.
 """
 
 import io
@@ -11,11 +11,11 @@ from typing import BinaryIO, Self, cast
 
 from pipeline.errors import ShardError
 
-# A shard of ImageNet has 4,000; an index of more would not fit into memory.
-_MOST_MEMBERS = 1_000_000
+# A shard of ImageNet has 4,000; the index of more than this would not fit into memory.
+_MAX_MEMBERS = 1_000_000
 # A path has at most 4,096 bytes.
-_MOST_EXTENDED_BYTES = 1 << 14
-# What tarfile's patterns take quadratic time to read (CVE-2024-6232; mended in Python 3.11.10 and 3.12.6).
+_MAX_EXTENDED_BYTES = 1 << 14
+# tarfile's patterns take quadratic time on these (CVE-2024-6232; fixed in Python 3.11.10 and 3.12.6).
 _MANY_DIGITS = re.compile(rb"[0-9]{201}")
 _BLOCK = 512
 _EXTENDED = (
@@ -25,33 +25,33 @@ _EXTENDED = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-# Every member carries a copy of them.
-_MOST_GLOBAL_FIELDS = 100
+# Fields of a global header are copied to every member.
+_MAX_FIELDS = 100
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose own claims are believed only as far as they are sane."""
+    """A header that is refused where its sizes are not plausible."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _EXTENDED and header.size > _MOST_EXTENDED_BYTES):
+        if header.size < 0 or (header.type in _EXTENDED and header.size > _MAX_EXTENDED_BYTES):
             raise HeaderError(f"a header of type {header.type!r} claims {header.size:,} bytes")
         return header
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
         file = cast("BinaryIO", tarfile.fileobj)
-        at = file.tell()
+        start = file.tell()
         header = cls.frombuf(file.read(_BLOCK), tarfile.encoding or "utf-8", tarfile.errors or "surrogateescape")
         if header.type in _EXTENDED and _MANY_DIGITS.search(file.read(header.size)):
             raise HeaderError("an extended header with a number of more than 200 digits")
-        file.seek(at)
+        file.seek(start)
         return super().fromtarfile(tarfile)
 
 
-def members(file: BinaryIO, name: str) -> list[tarfile.TarInfo]:
-    """The members of a tar that they fill up to its end-of-archive of two zero blocks (POSIX.1-1988).
+def read_members(file: BinaryIO, name: str) -> list[tarfile.TarInfo]:
+    """The members of a complete tar, which ends with two zero blocks (POSIX.1-1988).
 
     Raises:
         ShardError: The tar is truncated or damaged.
@@ -61,19 +61,19 @@ def members(file: BinaryIO, name: str) -> list[tarfile.TarInfo]:
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
-            at = -1
+            previous_end = -1
             while (member := tar.next()) is not None:
-                # A header with a negative size leads tarfile round in a circle for ever (CVE-2025-8194).
-                if member.size < 0 or not at < tar.offset or len(members) == _MOST_MEMBERS:
+                # A header with a negative size sends tarfile into an endless loop (CVE-2025-8194).
+                if member.size < 0 or not previous_end < tar.offset or len(members) == _MAX_MEMBERS:
                     raise tarfile.ReadError(f"no sane member at byte {member.offset}")
                 if tar.offset > size_bytes:
                     raise tarfile.ReadError("unexpected end of data")
-                # A pax field can say that a file is longer than what lies there for it.
+                # A pax field can claim more bytes than the archive has for the file.
                 if member.isreg() and not member.issparse() and member.offset_data + member.size > tar.offset:
                     raise tarfile.ReadError(f"the member at byte {member.offset} claims {member.size:,} bytes")
-                if len(member.pax_headers) > _MOST_GLOBAL_FIELDS:
+                if len(member.pax_headers) > _MAX_FIELDS:
                     raise tarfile.ReadError(f"the member at byte {member.offset} has {len(member.pax_headers)} fields")
-                at = tar.offset
+                previous_end = tar.offset
                 members.append(member)
             end = tar.offset
     # Hostile headers make tarfile raise more than its own errors.
@@ -84,7 +84,7 @@ def members(file: BinaryIO, name: str) -> list[tarfile.TarInfo]:
 
 
 def _require_end(file: BinaryIO, end: int, name: str) -> None:
-    """Checks that nothing but zeros, and at least two blocks of them, stands from `end` on."""
+    """Checks that only zeros follow from `end` on, at least two blocks of them."""
     file.seek(end)
     zeros = 0
     while piece := file.read(1 << 20):

@@ -1,6 +1,6 @@
-"""What a training run reads of a store: chosen images of one pinned state of it, whatever is added to it meanwhile."""
+"""A snapshot: the images that a training run reads, pinned while the store grows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -8,26 +8,24 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.errors import MissingError, RecipeError
-from pipeline.ledger import Ledger, Marker, Unit, fingerprint, slug
+from pipeline.ledger import Ledger, Marker, Unit, UnitKind, fingerprint, name_in_id, slug
 from pipeline.maintenance import releases
-from pipeline.results import predictions
-from pipeline.results.predictions import Predictions
+from pipeline.results.predictions import StoredPredictions, predictions_from_markers
 from pipeline.storage import sha256
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which adversarial images are wanted; an empty field is no condition.
+class ImageFilter:
+    """Which adversarial images are read; an empty field selects all.
 
     Attributes:
-        datasets: Names of what recipes call `[data]`, or identities.
+        datasets: Names of data in recipes' `[data]`, or identities.
         sources: Names of models attacked, or identities.
         attacks: Names of attacks, or identities.
         epsilon: The budget, exactly.
-        success: `any` or `all` of the targets scored, or one target's name or identity: where it was fooled, and is
-            right when clean.
-        only_successful: Leave out where the attack did not succeed, or nobody has scored it, rather than only say where
-            it did.
+        success: `any` or `all` of the targets scored, or one target's name or identity: images which these targets
+            classify correctly when clean, and on which the attack succeeds.
+        only_successful: Leave out the other images, also those that no target has scored; if false, keep and flag them.
     """
 
     datasets: Sequence[str] = ()
@@ -39,190 +37,216 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The chosen images of one part.
+class PartSelection:
+    """The selected images of one part.
 
     Attributes:
-        url: Its store.
-        marker: The part's commit; its facts are `n` alone.
-        original: The commit of its originals; None where it is one of originals itself.
-        chosen: (chosen,) which of the part's images, in tar order.
-        success: (n,) bool, where the attack succeeded; None where nobody asked.
+        store_url: The store that holds the part.
+        marker: The part's marker, with one fact: `n`, its number of images.
+        original: The marker of its originals; None if the part is one of originals itself.
+        indices: (selected,) int64, positions of the selected images in the part.
+        success: (n,) bool, where the attack succeeded; None if success was not asked for.
     """
 
-    url: str
+    store_url: str
     marker: Marker
     original: Marker | None
-    chosen: np.ndarray
+    indices: np.ndarray
     success: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The chosen images of a store, or of several.
+    """The selected images of one store, or of several.
 
     Attributes:
-        pieces: Store by store, in order of their units.
+        parts: Store by store, in the order of their units.
     """
 
-    pieces: tuple[Piece, ...]
+    parts: tuple[PartSelection, ...]
 
     @cached_property
     def id(self) -> str:
-        """The fingerprint of all that is read: the same choice from the same state of a store gives the same."""
+        """Fingerprint of all that is read: equal filters on equal stores give equal fingerprints."""
         return fingerprint(
             {
                 "pieces": [
-                    [each.marker.object, each.marker.sha256, _digest(each.chosen), _digest(each.success)]
-                    for each in self.pieces
+                    [part.marker.object, part.marker.sha256, _array_sha256(part.indices), _array_sha256(part.success)]
+                    for part in self.parts
                 ],
-                "originals": [piece.marker.sha256 for piece in self.originals],
+                "originals": [part.marker.sha256 for part in self.originals],
             }
         )
 
     @property
     def images(self) -> int:
-        """How many adversarial images are chosen."""
-        return sum(len(piece.chosen) for piece in self.pieces)
+        """Number of selected adversarial images."""
+        return sum(len(part.indices) for part in self.parts)
 
     @cached_property
-    def originals(self) -> tuple[Piece, ...]:
-        """The originals of all chosen parts, whole, each once."""
-        found = {(piece.url, piece.original.unit): piece for piece in self.pieces if piece.original}
+    def originals(self) -> tuple[PartSelection, ...]:
+        """All originals of the selected parts, each once."""
+        parts = {(part.store_url, part.original.unit): part for part in self.parts if part.original}
         return tuple(
-            Piece(piece.url, piece.original, None, np.arange(piece.original.facts["n"]), None)
-            for piece in found.values()
-            if piece.original
+            PartSelection(part.store_url, part.original, None, np.arange(part.original.facts["n"]), None)
+            for part in parts.values()
+            if part.original
         )
 
 
-def take(ledger: Ledger, choice: Choice, *, version: str = "") -> Snapshot:
-    """Pins what is committed now, or what a finalized version holds, and chooses from it.
+def take_snapshot(ledger: Ledger, image_filter: ImageFilter, *, version: str = "") -> Snapshot:
+    """Selects images from what is committed now, or from a finalized version.
 
     Args:
         ledger: The store.
-        choice: What of it.
-        version: The id of a finalized version, or `latest`; by default what stands.
+        image_filter: Which images.
+        version: The id of a finalized version, or `latest`; by default what is committed now.
 
     Raises:
-        MissingError: There is no such version, or nothing adversarial is committed.
-        RecipeError: A name is none of the store's, or nothing is left.
+        MissingError: There is no such version, or no adversarial part is committed.
+        RecipeError: A name is not in the store, or no image is left.
         IntegrityError: A manifest, a marker or a result file is damaged.
     """
-    held = releases.objects(ledger, version) if version else None
-    units = sorted(
-        unit for unit in (ledger.units("adversarial") if held is None else held) if unit.kind == "adversarial"
-    )
+    committed = _Committed(ledger, version)
+    units = sorted(committed.units("adversarial"))
     if not units:
         raise MissingError(f"{ledger.storage.url}: no adversarial images are committed here; run generate first")
-    units = _named(units, "datasets", lambda unit: unit.dataset, choice.datasets)
-    units = _named(units, "sources", lambda unit: unit.source, choice.sources)
-    units = _named(units, "attacks", lambda unit: unit.attack, choice.attacks)
-    units = _of_epsilon(ledger, units, choice.epsilon)
-    bases = sorted({_original(unit) for unit in units})
-    markers = [held[unit] for unit in units] if held else [_lean(each, "n") for each in ledger.markers(units)]
-    below = [held[unit] for unit in bases] if held else [_lean(each, "n_ok") for each in ledger.markers(bases)]
-    originals = {marker.unit: marker for marker in below}
-    succeeded = _succeeded(ledger, units, choice.success, held) if choice.success else {}
-    pieces = []
+    units = _with_names(units, "datasets", lambda unit: unit.dataset, image_filter.datasets)
+    units = _with_names(units, "sources", lambda unit: unit.source, image_filter.sources)
+    units = _with_names(units, "attacks", lambda unit: unit.attack, image_filter.attacks)
+    units = _with_epsilon(ledger, units, image_filter.epsilon)
+    markers = committed.counted_markers(units)
+    originals = {marker.unit: marker for marker in committed.counted_markers(sorted({_original(u) for u in units}))}
+    success_by_unit = _success(committed, units, image_filter.success) if image_filter.success else {}
+    parts = []
     for marker in markers:
-        success = succeeded.get(marker.unit)
-        chosen = np.arange(marker.facts["n"])
-        if choice.success and success is None:  # nobody has scored it
-            success = np.zeros(len(chosen), bool)
-        if success is not None and choice.only_successful:
-            chosen = np.flatnonzero(success)
-        if len(chosen):
-            pieces.append(Piece(ledger.storage.url, marker, originals[_original(marker.unit)], chosen, success))
-    if not pieces:
+        success = success_by_unit.get(marker.unit)
+        indices = np.arange(marker.facts["n"])
+        if image_filter.success and success is None:  # no target has scored this part
+            success = np.zeros(len(indices), bool)
+        if success is not None and image_filter.only_successful:
+            indices = np.flatnonzero(success)
+        if len(indices):
+            original = originals[_original(marker.unit)]
+            parts.append(PartSelection(ledger.storage.url, marker, original, indices, success))
+    if not parts:
         raise RecipeError(f"{ledger.storage.url}: no image is left of {len(units)} parts; choose less strictly")
-    return Snapshot(tuple(pieces))
+    return Snapshot(tuple(parts))
 
 
-def together(snapshots: Sequence[Snapshot]) -> Snapshot:
-    """Several stores' images as one's, for training on all of them."""
-    return Snapshot(tuple(piece for each in snapshots for piece in each.pieces))
+def merge(snapshots: Sequence[Snapshot]) -> Snapshot:
+    """One snapshot with the images of several, for training on several stores."""
+    return Snapshot(tuple(part for snapshot in snapshots for part in snapshot.parts))
 
 
-def shared(one: Snapshot, other: Snapshot) -> int:
-    """How many originals of one are originals of the other, too, in whatever store: those of the same parts."""
-    there = {piece.marker.unit for piece in other.originals}
-    return sum(len(piece.chosen) for piece in one.originals if piece.marker.unit in there)
+def shared_originals(first: Snapshot, second: Snapshot) -> int:
+    """How many originals of the first snapshot the second has too: those of equal units, in whichever store."""
+    units = {part.marker.unit for part in second.originals}
+    return sum(len(part.indices) for part in first.originals if part.marker.unit in units)
 
 
-def is_called(identity: str, name: str) -> bool:
-    """Whether a name, or an identity itself, stands for an identity."""
-    return identity == name or identity.rpartition("-")[0] == slug(name)
+def matches_name(identity: str, name: str) -> bool:
+    """Whether an identity is of that name, or is that name itself."""
+    return identity == name or name_in_id(identity) == slug(name)
 
 
-def _digest(found: np.ndarray | None) -> str:
-    return "" if found is None else sha256(found.astype("<i8").tobytes())
+class _Committed:
+    """The units and markers of a store: committed now, or listed by a finalized version."""
+
+    def __init__(self, ledger: Ledger, version: str) -> None:
+        self.ledger = ledger
+        self._version = releases.markers(ledger, version) if version else None
+
+    def units(self, kind: UnitKind) -> Iterable[Unit]:
+        if self._version is None:
+            return self.ledger.list_units(kind)
+        return (unit for unit in self._version if unit.kind == kind)
+
+    def counted_markers(self, units: Sequence[Unit]) -> list[Marker]:
+        """Markers of image parts with one fact, `n`: a snapshot holds up to a million of them."""
+        if self._version is None:
+            return [_with_count(marker) for marker in self.ledger.read_markers(units)]
+        return [self._version[unit] for unit in units]
+
+    def predictions(self, units: Sequence[Unit]) -> Iterator[StoredPredictions]:
+        markers = self.ledger.read_markers(units) if self._version is None else map(self._version.__getitem__, units)
+        return predictions_from_markers(self.ledger, markers)
+
+
+def _with_count(marker: Marker) -> Marker:
+    count = marker.fact("n" if marker.unit.attack else "n_ok")
+    return replace(marker, facts={"n": int(count)})
+
+
+def _array_sha256(array: np.ndarray | None) -> str:
+    return "" if array is None else sha256(array.astype("<i8").tobytes())
 
 
 def _original(unit: Unit) -> Unit:
     return replace(unit, source="", attack="", target="")
 
 
-def _lean(marker: Marker, count: str) -> Marker:
-    """A marker with the number of its images alone: a million of them are held."""
-    return replace(marker, facts={"n": int(marker.fact(count))})
-
-
-def _named(units: list[Unit], what: str, identity: Callable[[Unit], str], names: Sequence[str]) -> list[Unit]:
-    """The units that some names choose.
+def _with_names(
+    units: list[Unit], setting: str, identity_of: Callable[[Unit], str], names: Sequence[str]
+) -> list[Unit]:
+    """The units with one of some names; all units if no names are given.
 
     Raises:
-        RecipeError: A name is none of theirs.
+        RecipeError: No unit has one of the names.
     """
-    there = sorted({identity(unit) for unit in units})
+    identities = sorted({identity_of(unit) for unit in units})
     for name in names:
-        if not any(is_called(each, name) for each in there):
-            raise RecipeError(f"{what}: {name!r} is none of this store's: {', '.join(there)}")
-    wanted = {each for each in there if not names or any(is_called(each, name) for name in names)}
-    return [unit for unit in units if identity(unit) in wanted]
+        if not any(matches_name(identity, name) for identity in identities):
+            raise RecipeError(f"{setting}: {name!r} is none of this store's: {', '.join(identities)}")
+    if not names:
+        return units
+    wanted = {identity for identity in identities if any(matches_name(identity, name) for name in names)}
+    return [unit for unit in units if identity_of(unit) in wanted]
 
 
-def _of_epsilon(ledger: Ledger, units: list[Unit], epsilon: Fraction | None) -> list[Unit]:
-    """The units of attacks with a budget: one marker says it for each attack."""
+def _with_epsilon(ledger: Ledger, units: list[Unit], epsilon: Fraction | None) -> list[Unit]:
+    """The units of attacks with that budget, which is read from one marker per attack."""
     if epsilon is None:
         return units
-    one = {unit.attack: unit for unit in units}
-    found = {marker.unit.attack: Fraction(marker.fact("attack")["epsilon"]) for marker in ledger.markers(one.values())}
-    if epsilon not in found.values():
-        there = ", ".join(sorted({str(each) for each in found.values()}))
-        raise RecipeError(f"epsilon: {epsilon} is none of this store's: {there}")
-    return [unit for unit in units if found[unit.attack] == epsilon]
+    unit_by_attack = {unit.attack: unit for unit in units}
+    budgets = {
+        marker.unit.attack: Fraction(marker.fact("attack")["epsilon"])
+        for marker in ledger.read_markers(unit_by_attack.values())
+    }
+    if epsilon not in budgets.values():
+        stored = ", ".join(sorted({str(budget) for budget in budgets.values()}))
+        raise RecipeError(f"epsilon: {epsilon} is none of this store's: {stored}")
+    return [unit for unit in units if budgets[unit.attack] == epsilon]
 
 
-def _succeeded(
-    ledger: Ledger, units: Sequence[Unit], success: str, held: dict[Unit, Marker] | None
-) -> dict[Unit, np.ndarray]:
-    """Where the attack succeeded, by adversarial unit; of what nobody has scored there is nothing."""
+def _success(committed: _Committed, units: Sequence[Unit], targets: str) -> dict[Unit, np.ndarray]:
+    """Adversarial unit → (n,) bool, where the attack succeeded; units that no target has scored are left out.
+
+    Args:
+        committed: The store.
+        units: Adversarial units.
+        targets: `any` or `all` targets, or the name of one.
+
+    Raises:
+        RecipeError: None of the units has been scored, or there is no target of that name.
+    """
     wanted = set(units)
-    scored = [
-        unit
-        for unit in (ledger.units("transfer") if held is None else held)
-        if unit.kind == "transfer" and replace(unit, target="") in wanted
-    ]
+    scored = [unit for unit in committed.units("transfer") if replace(unit, target="") in wanted]
     if not scored:
         raise RecipeError("success: no target has been scored on these images; run generate or score first")
-    if success not in ("any", "all"):
-        there = sorted({unit.target for unit in scored})
-        scored = [unit for unit in scored if is_called(unit.target, success)]
+    if targets not in ("any", "all"):
+        target_ids = sorted({unit.target for unit in scored})
+        scored = [unit for unit in scored if matches_name(unit.target, targets)]
         if not scored:
-            raise RecipeError(f"success: {success!r} is no target of this store: any, all, {', '.join(there)}")
-    bases = sorted({replace(unit, source="", attack="") for unit in scored})
-
-    def told(units: Sequence[Unit]) -> Iterator[Predictions]:
-        return predictions.of(ledger, ledger.markers(units) if held is None else map(held.__getitem__, units))
-
-    clean = {each.unit: each for each in told(bases)}
-    found: dict[Unit, np.ndarray] = {}
-    for each in told(sorted(scored)):
-        before = clean[replace(each.unit, source="", attack="")]
-        each.require_images_of(before)
-        here = each.fooled & before.correct & each.attacked
-        unit = replace(each.unit, target="")
-        together = np.logical_and if success == "all" else np.logical_or
-        found[unit] = together(found[unit], here) if unit in found else here
-    return found
+            raise RecipeError(f"success: {targets!r} is no target of this store: any, all, {', '.join(target_ids)}")
+    clean_units = sorted({replace(unit, source="", attack="") for unit in scored})
+    clean_by_unit = {clean.unit: clean for clean in committed.predictions(clean_units)}
+    combine = np.logical_and if targets == "all" else np.logical_or
+    success_by_unit: dict[Unit, np.ndarray] = {}
+    for transfer in committed.predictions(sorted(scored)):
+        clean = clean_by_unit[replace(transfer.unit, source="", attack="")]
+        transfer.require_same_images(clean)
+        success = transfer.fooled & clean.correct & transfer.attacked
+        unit = replace(transfer.unit, target="")
+        success_by_unit[unit] = combine(success_by_unit[unit], success) if unit in success_by_unit else success
+    return success_by_unit

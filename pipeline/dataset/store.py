@@ -6,41 +6,40 @@ sample = store.sample("n01440764_10026")         # a notebook shows it as a pict
 examples = store.examples(attacks=["gnp+mi"])    # batches for PyTorch: see pipeline.dataset.examples
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipeline.analysis import drawing, picture
-from pipeline.analysis.picture import Said
+from pipeline.analysis import drawing, picture, sample_view
+from pipeline.analysis.sample_view import SampleView
 from pipeline.data import parts
 from pipeline.data.parts import Images
-from pipeline.dataset import snapshot
-from pipeline.dataset.examples import Examples, Mix
-from pipeline.dataset.snapshot import Choice
+from pipeline.dataset.examples import Examples
+from pipeline.dataset.mix import Mix
+from pipeline.dataset.snapshot import ImageFilter, take_snapshot
 from pipeline.errors import MissingError, RecipeError
-from pipeline.ledger import Ledger, Unit, markers
+from pipeline.ledger import Ledger, Unit, open_ledger
 from pipeline.results import schema
-from pipeline.results.predictions import predictions
+from pipeline.results.predictions import read_predictions
 from pipeline.storage.cache import Cache
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, clean and as every attack has left it.
+    """One image, clean and under every attack.
 
     Attributes:
         key: Its key.
-        shard: The input shard that it was in.
+        shard: Name of its input shard.
         label: Its true class.
         original: (H, W, 3) uint8.
         adversarial: Identities of source and attack → (H, W, 3) uint8, as stored.
-        said: What targets say of it, an entry for each source and attack that has been scored.
-        class_name: The name of a class index.
+        views: The targets' predictions, one view per source and attack that has been scored.
+        class_name: Class index → name.
     """
 
     key: str
@@ -48,23 +47,23 @@ class Sample:
     label: int
     original: np.ndarray
     adversarial: dict[tuple[str, str], np.ndarray]
-    said: tuple[Said, ...]
+    views: tuple[SampleView, ...]
     class_name: Callable[[int], str]
 
-    def png(self, said: Said | None = None) -> bytes:
+    def png(self, view: SampleView | None = None) -> bytes:
         """Original, perturbation and adversarial image as a PNG, by default of the attack that fools the most targets.
 
         Raises:
             MissingError: No attack on it has been scored.
         """
-        if not self.said:
+        if not self.views:
             raise MissingError(f"{self.key}: no attack on it has been scored yet")
-        said = said or max(self.said, key=lambda each: each.fooled)
-        adversarial = self.adversarial[said.unit.source, said.unit.attack]
-        return drawing.png(picture.draw(said, self.original, adversarial, class_name=self.class_name))
+        view = view or max(self.views, key=lambda view: view.targets_fooled)
+        adversarial = self.adversarial[view.unit.source, view.unit.attack]
+        return drawing.png(picture.draw(view, self.original, adversarial, class_name=self.class_name))
 
     def _repr_png_(self) -> bytes | None:
-        return self.png() if self.said else None
+        return self.png() if self.views else None
 
 
 class Dataset:
@@ -73,8 +72,8 @@ class Dataset:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def results(self, kind: schema.Kind = "transfer") -> schema.Table:
-        """Committed predictions as an Arrow table, a row an image and target; `pipeline.results.schema` has its columns.
+    def results(self, kind: schema.ResultKind = "transfer") -> schema.Table:
+        """Committed predictions as an Arrow table, one row per image and target, with the columns of `results.schema`.
 
         Args:
             kind: `transfer`, on adversarial images, or `clean`.
@@ -82,38 +81,46 @@ class Dataset:
         Raises:
             IntegrityError: A file is damaged.
         """
-        found = predictions(self.ledger, sorted(self.ledger.units(kind)))
-        return schema.together(kind, (each.table for each in found))
+        stored = read_predictions(self.ledger, sorted(self.ledger.list_units(kind)))
+        return schema.concatenate(kind, (predictions.table for predictions in stored))
 
     def sample(self, key: str) -> Sample:
-        """One image by its key; where several have that key, by `SHARD/KEY` or `DATASET/SHARD/KEY`.
+        """One image by its key; by `SHARD/KEY` or `DATASET/SHARD/KEY` if several have that key.
 
         Raises:
-            MissingError: There is none.
-            RecipeError: There are several.
+            MissingError: No image has that key.
+            RecipeError: Several images have that key.
         """
-        found = [(unit, own) for unit, own in self._keys if key in _names(unit, own)]
-        if not found:
-            raise MissingError(f"sample {key!r}: {self.ledger.storage.url} holds no original of that key")
-        if len(found) > 1:
-            places = ", ".join(_names(unit, own)[-1] for unit, own in found[:5])
-            raise RecipeError(
-                f"sample {key!r} stands in several places ({places}); write SHARD/KEY or DATASET/SHARD/KEY"
-            )
-        ((unit, own),) = found
-        original = self._images(unit)
-        index = original.keys.index(own)
-        made = [each for each in sorted(self.ledger.units(f"adversarial/{unit.dataset}")) if each.part == unit.part]
-        told = [said for each in made for said in picture.of_part(self.ledger, each) if said.key == own]
+        original_unit, sample_key = self._find(key)
+        original = self._read_images(original_unit)
+        index = original.keys.index(sample_key)
+        committed = sorted(self.ledger.list_units(f"adversarial/{original_unit.dataset}"))
+        attacked = [unit for unit in committed if unit.part == original_unit.part]
+        views = [view for unit in attacked for view in sample_view.views_of_part(self.ledger, unit)]
         return Sample(
-            key=own,
-            shard=unit.part.shard,
+            key=sample_key,
+            shard=original_unit.part.shard,
             label=int(original.labels[index]),
             original=original.pixels[index].permute(1, 2, 0).numpy(),
-            adversarial={(each.source, each.attack): picture.pixels(self.ledger, each, [own])[own] for each in made},
-            said=tuple(told),
-            class_name=picture.class_names(self.ledger, unit.dataset),
+            adversarial={
+                (unit.source, unit.attack): sample_view.read_pixels(self.ledger, unit, [sample_key])[sample_key]
+                for unit in attacked
+            },
+            views=tuple(view for view in views if view.key == sample_key),
+            class_name=sample_view.class_names(self.ledger, original_unit.dataset),
         )
+
+    def _find(self, key: str) -> tuple[Unit, str]:
+        """The original part and the key of an image."""
+        matches = [(unit, sample_key) for unit, sample_key in self._keys if key in _names(unit, sample_key)]
+        if not matches:
+            raise MissingError(f"sample {key!r}: {self.ledger.storage.url} holds no original of that key")
+        if len(matches) > 1:
+            full_names = ", ".join(_names(unit, sample_key)[-1] for unit, sample_key in matches[:5])
+            raise RecipeError(
+                f"sample {key!r} stands in several places ({full_names}); write SHARD/KEY or DATASET/SHARD/KEY"
+            )
+        return matches[0]
 
     def examples(
         self,
@@ -130,35 +137,50 @@ class Dataset:
         padded: bool = False,
         cache: str | Path | None = None,
         cache_bytes: int = 100 * 10**9,
-        **mix: Any,
+        batch_size: int = 32,
+        pairs: bool = False,
+        clean: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+        shuffled: bool = True,
+        parts_at_once: int = 4,
     ) -> Examples:
-        """Adversarial images as batches for training, of what is committed now: a growing store does not change it.
+        """Adversarial images as batches for training, of what is committed now: a growing store does not change them.
 
         Args:
-            datasets: What recipes call `[data]`, such as a training split; by default all, as with those that follow.
-            sources: Names of models attacked.
-            attacks: Names of attacks.
-            epsilon: The budget, such as `"8/255"` or `8 / 255`.
+            datasets: Names of data in recipes' `[data]`, such as a training split; by default all.
+            sources: Names of models attacked; by default all.
+            attacks: Names of attacks; by default all.
+            epsilon: The budget, such as `"8/255"` or `8 / 255`; by default all.
             success: `any` or `all` of the targets scored, or a target's name: images on which the attack succeeded.
-            only_successful: False keeps the others too, and batches say which is which.
-            version: The id of a finalized version, or `latest`, instead of what is committed.
-            rank: Which process of a distributed training run reads; by default as torch.distributed says.
-            ranks: How many there are.
-            padded: Each rank reads equally many images, the last ones some again.
-            cache: A folder of this machine in which objects are kept.
-            cache_bytes: How much of it.
-            mix: What `pipeline.dataset.examples.Mix` takes: batch_size, pairs, clean, weights, seed, shuffled, parts_at_once.
+            only_successful: False keeps the other images too, and batches flag the successful ones.
+            version: The id of a finalized version, or `latest`, instead of what is committed now.
+            rank: This process of a distributed training run; by default that of torch.distributed.
+            ranks: Number of processes; by default that of torch.distributed.
+            padded: Every rank reads the same number of images; the last ranks read some twice.
+            cache: A local folder in which objects are kept.
+            cache_bytes: Limit of its size.
+            batch_size: Images per batch; the last batch of a worker has fewer.
+            pairs: Batches also hold the clean image of each adversarial one, as `clean`.
+            clean: Share of clean images in an epoch, in [0, 1).
+            weights: Attack (name or identity) → how often each of its images comes in an epoch; by default once.
+            seed: Seed of the order.
+            shuffled: If false, images come in the order in which they are stored.
+            parts_at_once: Number of parts that are shuffled together; a worker holds up to three times as many in
+                memory, encoded, and twice that with pairs.
 
         Raises:
-            MissingError: Nothing adversarial is committed, or there is no such version.
-            RecipeError: A name is none of the store's, no image is left, or a setting is wrong.
+            MissingError: No adversarial part is committed, or there is no such version.
+            RecipeError: A name is not in the store, no image is left, or a setting is wrong.
             IntegrityError: A marker or a result file is damaged.
         """
         budget = None if epsilon is None else _budget(epsilon)
-        choice = Choice(_listed(datasets), _listed(sources), _listed(attacks), budget, success, only_successful)
+        image_filter = ImageFilter(
+            _as_list(datasets), _as_list(sources), _as_list(attacks), budget, success, only_successful
+        )
         return Examples(
-            snapshot.take(self.ledger, choice, version=version),
-            Mix(**mix),
+            take_snapshot(self.ledger, image_filter, version=version),
+            Mix(batch_size, pairs, clean, weights, seed, shuffled, parts_at_once),
             rank=rank,
             ranks=ranks,
             padded=padded,
@@ -167,51 +189,55 @@ class Dataset:
 
     @cached_property
     def _keys(self) -> list[tuple[Unit, str]]:
-        """Every key and its original part: as predictions have it where there are any, for they are small."""
-        originals = sorted(self.ledger.units("original"))
+        """Every original's part and key."""
+        return list(self._list_keys())
+
+    def _list_keys(self) -> Iterator[tuple[Unit, str]]:
+        """Reads keys from clean predictions, which are small, and from images where a part has not been scored."""
+        originals = sorted(self.ledger.list_units("original"))
         scored: dict[Unit, Unit] = {}
-        for unit in self.ledger.units("clean"):
+        for unit in self.ledger.list_units("clean"):
             scored.setdefault(replace(unit, target=""), unit)
-        found = [
-            (replace(each.unit, target=""), str(key))
-            for each in predictions(self.ledger, scored.values())
-            for key in each.table.column("key").to_pylist()
-        ]
-        for unit in (each for each in originals if each not in scored):
-            found += [(unit, key) for key in self._images(unit).keys]
-        return found
+        for predictions in read_predictions(self.ledger, scored.values()):
+            original = replace(predictions.unit, target="")
+            for key in predictions.table.column("key").to_pylist():
+                yield original, str(key)
+        for unit in originals:
+            if unit not in scored:
+                for key in self._read_images(unit).keys:
+                    yield unit, key
 
-    def _images(self, unit: Unit) -> Images:
-        marker = self.ledger.marker(unit)
-        return parts.read(self.ledger.read(marker), name=marker.object)
+    def _read_images(self, unit: Unit) -> Images:
+        marker = self.ledger.read_marker(unit)
+        return parts.decode_tar(self.ledger.read_data(marker), name=marker.object)
 
 
-def _listed(names: str | Sequence[str]) -> Sequence[str]:
-    """A name alone is a list of one."""
+def _as_list(names: str | Sequence[str]) -> Sequence[str]:
     return [names] if isinstance(names, str) else names
 
 
 def _budget(epsilon: Fraction | str | float) -> Fraction:
-    """A budget as somebody writes it; a float such as 8/255 stands for the fraction next to it.
+    """A budget as a fraction; a float such as 8/255 becomes the nearest fraction with a small denominator.
 
     Raises:
-        RecipeError: It is none.
+        RecipeError: It is not a number.
     """
     try:
         return Fraction(epsilon).limit_denominator(1_000_000)
     except (ValueError, OverflowError, ZeroDivisionError, TypeError) as error:
-        raise RecipeError(f'epsilon: {epsilon!r} is no number; write "8/255" or 8 / 255') from error
+        raise RecipeError(f'epsilon: {epsilon!r} is not a number; write "8/255" or 8 / 255') from error
 
 
 def _names(original: Unit, key: str) -> tuple[str, str, str]:
-    inside = f"{original.part.shard}/{key}"
-    return key, inside, f"{original.dataset}/{inside}"
+    """The names that `Dataset.sample` accepts for an image."""
+    in_shard = f"{original.part.shard}/{key}"
+    return key, in_shard, f"{original.dataset}/{in_shard}"
 
 
-def open(store: str) -> Dataset:  # noqa: A001  # `dataset.open` is what it does
-    """A store to read: a folder, or s3://bucket/prefix.
+def open(store: str) -> Dataset:  # noqa: A001  # callers write `dataset.open`
+    """Opens a store for reading: a folder, or s3://bucket/prefix.
 
     Raises:
         MissingError: No run has written there.
     """
-    return Dataset(markers.opened(store))
+    return Dataset(open_ledger(store))

@@ -1,15 +1,22 @@
-"""The only room that imports Ray: two pools of actors, what they are handed, and what becomes of it.
+"""Running a plan on Ray: two pools of actors, the items they are assigned, and what becomes of each item.
 
-    items ──▶ generators (a device and a source model each) ──▶ scorers (a device and all targets each) ──▶ receipts
+    items ──▶ generators (a device and a source model each) ──▶ scorers (a device and all targets each) ──▶ results
 
-Only receipts travel between the stages; images travel through the object store. What is done is read off the store
-before and after, never off Ray: whatever a worker, a node or Ray itself loses is found missing and tried again.
+Only item results travel between the stages; images travel through the object store. What is done is read off the store
+before and after, never off Ray: whatever a worker, a node or Ray itself loses is found missing, and tried again.
 
-    reconcile.py   a plan → what is missing → handed out, until the store shows each item done or it was given up
-    office.py      the loop that hands items to workers, and settles what comes back
-    worker.py      one actor: items in, receipts out
-    cluster.py     joining or starting Ray; its nodes, and what its errors say
-    pulse.py       what a run says of itself while it goes on, and what ends it early
+    run.py         a plan → what the store lacks → worked on, until each item is done or given up
+    scheduler.py   the loop: carries out decisions, takes in results
+    decisions.py   what to do next: pure functions of the state, without Ray
+    state.py       queues, workers and their states, tries
+    actors.py      the Ray calls behind a worker
+    worker.py      one actor: items in, item results out
+    claimed.py     items that another run has claimed
+    heartbeat.py   the run's record in the store, and progress reports
+    signals.py     SIGTERM and Ctrl-C
+    accounting.py  counts for display, log and metrics; metrics.py names them for Prometheus
+    cluster.py     joining or starting Ray; its nodes
+    device.py      a worker's device
 """
 
 import os
@@ -20,7 +27,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
-from pipeline.engine.run import Outcome, run
-from pipeline.engine.scheduler import ATTEMPTS
+from pipeline.engine.decisions import ATTEMPTS
+from pipeline.engine.run import Outcome, run_plan
 
-__all__ = ["ATTEMPTS", "Outcome", "run"]
+__all__ = ["ATTEMPTS", "Outcome", "run_plan"]

@@ -1,27 +1,27 @@
-"""Items that another run is at: left alone until it is done with them, has given them up, or is gone."""
+"""Items that another run has claimed: left alone until that run is done with them, gives them up, or dies."""
 
 import time
 from collections import deque
 
-from pipeline.engine.worker import place
+from pipeline.engine.worker import claim_path, is_done
 from pipeline.ledger import Ledger, leases
-from pipeline.plan.outline import Item, Outline, complete, scopes
+from pipeline.plan.outline import Item, Outline
 
-# How long one is left alone before it is looked at again.
+# How long an item is left alone before it is looked up again.
 _PAUSE_S = 5.0
 
 
-class Held:
-    """The items of a plan that a run has found to be another's.
+class ClaimedItems:
+    """The items of a plan that turned out to be claimed by another run.
 
-    Looking at one costs a few requests and no worker: a run that only waits keeps no place on the cluster from those
+    Looking one up costs a few requests and no worker: a run that only waits takes no place on the cluster from the run
     that it waits for.
 
     Args:
-        outline: What they are of.
+        outline: The plan of the items.
         plan_id: Its id.
-        ledger: Where.
-        run: Who waits for them.
+        ledger: Where its results are committed.
+        run: Id of the run that waits.
     """
 
     def __init__(self, outline: Outline, plan_id: str, ledger: Ledger, run: str) -> None:
@@ -32,22 +32,24 @@ class Held:
         return len(self._items)
 
     def add(self, item: Item) -> None:
-        """Takes one in."""
+        """Adds an item that another run has claimed."""
         self._items.append((time.monotonic() + _PAUSE_S, item))
 
-    def freed(self) -> Item | None:
-        """Looks at the one that has waited the longest; returns it if it can be taken, and forgets it if it is done.
+    def next_free(self) -> Item | None:
+        """Looks up the item that has waited longest; returns it if nobody holds it any more and it is not complete.
 
         Raises:
-            StorageError: The store failed; the item is still among them.
+            StorageError: The store failed; the item is still among the claimed ones.
         """
         if not self._items or self._items[0][0] > time.monotonic():
             return None
         _, item = self._items[0]
-        shard = item.take.shard.name
-        done = complete(self._outline, item, self._ledger.committed(scopes(self._outline, item.source), shard=shard))
-        held = not done and leases.holder(self._ledger.storage, place(self._plan_id, item), self._run) is not None
+        if is_done(self._outline, item, self._ledger):
+            self._items.popleft()
+            return None
+        holder = leases.other_holder(self._ledger.storage, claim_path(self._plan_id, item), self._run)
         self._items.popleft()
-        if held:
+        if holder is not None:
             self.add(item)
-        return None if done or held else item
+            return None
+        return item

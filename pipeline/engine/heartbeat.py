@@ -1,28 +1,27 @@
-"""What a run says of itself while it goes on, and what ends it early."""
+"""What a run repeats while it works: its heartbeat in the store, and progress reports to its caller."""
 
 import contextlib
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pipeline.engine.scheduler import Office
+from pipeline.engine.scheduler import Scheduler
 from pipeline.errors import StorageError
 from pipeline.ledger import Ledger, leases
-from pipeline.ledger.progress import Progress, Tally, progress
+from pipeline.ledger.progress import Progress, Tally, measure_progress
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def heart(office: Office, storage: Storage) -> Iterator[None]:
-    """While entered, says every few seconds that the run is alive, and at the end how it ended."""
+def heartbeats(scheduler: Scheduler, storage: Storage) -> Iterator[None]:
+    """While entered, rewrites the run's record every few seconds; at the end, records how the run ended."""
 
     def beat(state: str = "running") -> None:
-        tally = office.tally()
+        tally = scheduler.tally()
         counts = {
             "items": tally.items,
             "items_left": tally.items_left,
@@ -30,71 +29,53 @@ def heart(office: Office, storage: Storage) -> Iterator[None]:
             "failed": tally.failed,
             "seconds": round(tally.seconds, 1),
         }
-        leases.beat(storage, office.run, plan=office.plan_id, state=state, counts=counts)
+        leases.write_heartbeat(storage, scheduler.run, plan=scheduler.plan_id, state=state, counts=counts)
 
     beat()
     try:
-        with _repeatedly(beat, lambda _: leases.BEAT_S, called="heartbeat"):  # one that fails: the lease may run out
+        with _repeated(beat, lambda _: leases.HEARTBEAT_S, name="heartbeat"):  # where one fails, the lease may run out
             yield
     finally:
         with contextlib.suppress(StorageError):
-            beat("failed" if office.state == "running" else office.state)
+            beat("failed" if scheduler.state == "running" else scheduler.state)
 
 
 @contextlib.contextmanager
-def watch(
-    described: Mapping[str, Any], ledger: Ledger, office: Office, report: Callable[[Progress, Tally], None]
+def progress_reports(
+    plan: Mapping[str, Any],
+    ledger: Ledger,
+    scheduler: Scheduler,
+    on_progress: Callable[[Progress, Tally], None],
 ) -> Iterator[None]:
-    """While entered, reports progress from the store, spending at most a twentieth of the time on listing it."""
+    """While entered, reports progress as the store shows it; listing the store takes at most 1/20 of the time."""
 
-    def look() -> None:
-        report(progress(described, ledger), office.tally())
+    def report() -> None:
+        on_progress(measure_progress(plan, ledger), scheduler.tally())
 
     try:
-        with _repeatedly(look, lambda took_s: max(1.0, 20 * took_s), called="progress"):
+        with _repeated(report, lambda took_s: max(1.0, 20 * took_s), name="progress"):
             yield
     finally:
         with contextlib.suppress(StorageError):
-            look()
+            report()
 
 
 @contextlib.contextmanager
-def signals_set(stop: threading.Event) -> Iterator[None]:
-    """While entered, SIGTERM and Ctrl-C set `stop`; a second one ends the process as it otherwise would."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+def _repeated(action: Callable[[], None], pause_s: Callable[[float], float], *, name: str) -> Iterator[None]:
+    """While entered, calls `action` in a thread again and again; `pause_s` gives the pause for a call's duration (s).
 
-    def handle(number: int, _: object) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _repeatedly(action: Callable[[], None], pause: Callable[[float], float], *, called: str) -> Iterator[None]:
-    """While entered, calls `action` in a thread of its own, `pause(seconds of the last call)` apart.
-
-    A call that fails is logged, whatever it raised: it must not end the run that it speaks of, nor later calls.
+    A call that raises is logged, whatever it raised: it must end neither the run nor later calls.
     """
     stop = threading.Event()
 
     def repeat() -> None:
         took_s = 0.0
-        while not stop.wait(pause(took_s)):
+        while not stop.wait(pause_s(took_s)):
             started = time.monotonic()
             try:
                 action()
             except Exception as error:
-                log.warning("%s: %s", called, error)
+                log.warning("%s: %s", name, error)
             took_s = time.monotonic() - started
 
     thread = threading.Thread(target=repeat, daemon=True)

@@ -1,24 +1,30 @@
-"""A plan → what of it is missing → handed out, until the store shows each item done or it was given up."""
+"""Runs a plan: finds what the store lacks, has it made, and looks again, until each item is done or was given up.
+
+What is done is read off the store before and after, never off Ray: whatever a worker, a node or Ray itself loses is
+found missing, and tried again.
+"""
 
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import ray.exceptions
 
-from pipeline.child_process import isolated
-from pipeline.engine.cluster import connect, gist
-from pipeline.engine.heartbeat import heart, signals_set, watch
-from pipeline.engine.scheduler import ATTEMPTS, Office
+from pipeline.child_process import run_in_child_process
+from pipeline.engine.cluster import connect, summary
+from pipeline.engine.decisions import ATTEMPTS
+from pipeline.engine.heartbeat import heartbeats, progress_reports
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.signals import stopping_on_signals
 from pipeline.errors import CapacityError
-from pipeline.ledger import Committed, Failure, Ledger, leases
-from pipeline.ledger.progress import Made, Progress, Tally
-from pipeline.plan.outline import Item, Outline, Prepared, all_scopes, complete, pending
-from pipeline.plan.pools import Pools, half_apart, size
+from pipeline.ledger import CommittedParts, Failure, Ledger, leases
+from pipeline.ledger.progress import Progress, StageTotals, Tally
+from pipeline.plan.outline import Item, Outline, PickledPlan, all_scopes, is_complete, pending_items
+from pipeline.plan.pools import Pools, shared_nodes_notice, size_pools
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -29,13 +35,13 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        items: How many items had work to do; 0 where everything was committed before.
-        failed: Name of every item that is still incomplete → the reason.
-        listed: Failures of earlier runs of this plan that were not tried again.
-        incomplete: How many items of the plan something is still missing from, whoever's they were.
-        made: What this run added: adversarial parts and their images; images quarantined.
+        items: Number of items that had work to do; 0 where everything was committed before.
+        failed: Name → reason, for every item that is still incomplete.
+        listed: Failures of earlier runs of this plan, which were not tried again.
+        incomplete: Number of the plan's items that still lack something, whichever run they failed in.
+        made: What this run's generators added: adversarial parts and their images; images quarantined.
         usable: Whether any image of this data could be used, in this run or an earlier one, or there was none to use.
-        stopped: Whether it was told to stop before the end.
+        stopped: Whether the run was stopped before its end.
         seconds: Wall-clock time.
     """
 
@@ -43,14 +49,14 @@ class Outcome:
     failed: dict[str, str]
     listed: tuple[Failure, ...]
     incomplete: int
-    made: Made
+    made: StageTotals
     usable: bool
     stopped: bool
     seconds: float
 
 
-def run(
-    prepared: Prepared,
+def run_plan(
+    prepared: PickledPlan,
     store: str,
     *,
     pools: Pools,
@@ -60,161 +66,201 @@ def run(
     on_progress: Callable[[Progress, Tally], None] = lambda *_: None,
     on_notice: Callable[[str], None] = log.info,
 ) -> Outcome:
-    """Makes what is missing of a plan.
+    """Makes what the store lacks of a plan.
 
     Args:
-        prepared: What is to be made.
+        prepared: The plan.
         store: URL of the store; every worker opens it from its own environment.
         pools: How many workers, and what each is given.
         address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
-        retry_failed: Try again what earlier runs of this plan gave up, and images that could not be used.
+        retry_failed: Also try again what earlier runs of this plan gave up, and images that were quarantined.
         stop: Set it to end the run early. SIGTERM and Ctrl-C do, where this is called in the main thread.
         on_progress: Called every few seconds, from another thread.
-        on_notice: Called with a line that whoever runs it should know: other runs at the same plan, and the like.
+        on_notice: Called with a line that the user should see: other runs of the same plan, and the like.
 
     Raises:
         CapacityError: The cluster cannot hold the pools, or no worker could start in time.
         StorageError: The store cannot be written, does not honour put-if-absent, or keeps failing.
         WeightsError: A model's stored weights are damaged.
     """
-    started, stop, outline = time.monotonic(), stop or threading.Event(), prepared.outline
+    started = time.monotonic()
+    outline = prepared.outline
     storage = Storage(store, create=True)
-    storage.probe()
+    storage.check_put_if_absent()
     ledger = Ledger(storage)
-    plan_id = ledger.record_plan(outline.described)
+    plan_id = ledger.record_plan(outline.record)
     if retry_failed:
         retry = partial(_retry_quarantined, prepared, storage.url)
-        for line in isolated(retry, what="trying quarantined images again", minutes=pools.item_minutes):
+        notices = run_in_child_process(
+            retry, task="trying quarantined images again", timeout_minutes=pools.item_minutes
+        )
+        for line in notices:
             on_notice(line)
-    committed = ledger.committed(all_scopes(outline))
-    listed = _failures(outline, ledger, plan_id, committed, retry=retry_failed)
-    office, failed, stopped = None, dict[str, str](), False
-    if _left(outline, committed, listed):
-        preflight = partial(_preflight, prepared.sealed, storage.url)
-        scoring = isolated(preflight, what="loading the models", minutes=pools.start_minutes)
-        nodes = connect(address)
-        sizing = size(pools, nodes, scoring=scoring)
-        log.info("%s", sizing)
-        if shared := half_apart(nodes):
-            on_notice(shared)
-        items = _left(outline, committed, listed, workers=sizing.generator.count)
-        office = Office(prepared, plan_id, storage, sizing, pools, items=len(items))
-        with heart(office, storage), watch(outline.described, ledger, office, on_progress), signals_set(stop):
-            _wait_for_whoever_is_alone(storage, office.run, stop, on_notice)
-            for line in _others(storage, plan_id, office.run):
+    committed = ledger.list_committed(all_scopes(outline))
+    listed = _update_failures(outline, ledger, plan_id, committed, retry=retry_failed)
+    ended = _Ended(committed)
+    if _lacking(outline, committed, listed):
+        scheduler = _start(prepared, ledger, plan_id, listed, pools, address, on_notice)
+        reports = progress_reports(outline.record, ledger, scheduler, on_progress)
+        stop = stop or threading.Event()
+        with heartbeats(scheduler, storage), reports, stopping_on_signals(stop):
+            _wait_for_exclusive_run(storage, scheduler.run, stop, on_notice)
+            for line in _other_runs(storage, plan_id, scheduler.run):
                 on_notice(line)
-            committed = _reconcile(office, outline, ledger, listed, items, stop)
-            remaining = _left(outline, committed, listed, workers=sizing.generator.count)
-            stopped = stop.is_set() and bool(remaining)
-            office.state = "stopped" if stopped else "done"
-        failed = {} if stopped else {item.name: "its results were lost again and again" for item in remaining}
-        failed |= {item.name: office.failed[item.name].reason for item in remaining if item.name in office.failed}
+            ended = _work(scheduler, outline, ledger, listed, stop)
+            scheduler.state = "stopped" if ended.stopped else "done"
     return Outcome(
-        items=office.items if office else 0,
-        failed=failed,
+        items=ended.items,
+        failed=ended.failed,
         listed=listed,
-        incomplete=len(pending(outline, committed)),
-        made=office.account.made["generator"] if office else Made(),
-        usable=not outline.takes or _usable(outline, ledger),
-        stopped=stopped,
+        incomplete=len(pending_items(outline, ended.committed)),
+        made=ended.totals,
+        usable=not outline.selections or _has_usable_image(outline, ledger),
+        stopped=ended.stopped,
         seconds=time.monotonic() - started,
     )
 
 
-def _left(outline: Outline, committed: Committed, listed: Sequence[Failure], *, workers: int = 1) -> list[Item]:
-    """The items that something is missing from, but for what earlier runs gave up."""
-    return [item for item in pending(outline, committed, workers=workers) if not _passed_over(item, listed, committed)]
+@dataclass(frozen=True)
+class _Ended:
+    """What stands when the work ends; the defaults hold where there was none."""
+
+    committed: CommittedParts
+    items: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    totals: StageTotals = field(default_factory=StageTotals)
+    stopped: bool = False
 
 
-def _reconcile(
-    office: Office,
-    outline: Outline,
+def _start(
+    prepared: PickledPlan,
     ledger: Ledger,
+    plan_id: str,
     listed: Sequence[Failure],
-    items: list[Item],
-    stop: threading.Event,
-) -> Committed:
-    """Has items worked on until the store shows each done, or it was given up; returns what then stands."""
+    pools: Pools,
+    address: str | None,
+    on_notice: Callable[[str], None],
+) -> Scheduler:
+    """Loads every model once, joins the cluster, and returns a scheduler for as many workers as it holds."""
+    outline, storage = prepared.outline, ledger.storage
+    preflight = partial(_preflight, prepared.pickled, storage.url)
+    scoring_share = run_in_child_process(preflight, task="loading the models", timeout_minutes=pools.start_minutes)
+    nodes = connect(address)
+    sizing = size_pools(pools, nodes, scoring=scoring_share)
+    log.info("%s", sizing)
+    if notice := shared_nodes_notice(nodes):
+        on_notice(notice)
+    committed = ledger.list_committed(all_scopes(outline))
+    items = _lacking(outline, committed, listed, workers=sizing.generator.count)
+    return Scheduler(prepared, plan_id, storage, sizing, pools, items)
+
+
+def _work(
+    scheduler: Scheduler, outline: Outline, ledger: Ledger, listed: Sequence[Failure], stop: threading.Event
+) -> _Ended:
+    """Has items worked on until the store shows each of them done, or it was given up.
+
+    Raises:
+        CapacityError: The Ray cluster went away, or no worker could start.
+    """
+    items = scheduler.items
     try:
         for _ in range(ATTEMPTS):
-            office.work([item for item in items if item.name not in office.failed], stop)
-            committed = ledger.committed(all_scopes(outline))
-            items = _left(outline, committed, listed, workers=office.workers)
-            if stop.is_set() or office.failed.keys() >= {item.name for item in items}:
+            scheduler.work([item for item in items if item.name not in scheduler.failed], stop)
+            committed = ledger.list_committed(all_scopes(outline))
+            items = _lacking(outline, committed, listed, workers=scheduler.workers)
+            if stop.is_set() or scheduler.failed.keys() >= {item.name for item in items}:
                 break
     except (ray.exceptions.RayError, ConnectionError) as error:
-        raise CapacityError(f"the Ray cluster went away: {gist(error)}") from error
+        raise CapacityError(f"the Ray cluster went away: {summary(error)}") from error
     finally:
-        office.close()
-    return committed
+        scheduler.close()
+    stopped = stop.is_set() and bool(items)
+    lost = {} if stopped else {item.name: "its results were lost again and again" for item in items}
+    given_up = {item.name: scheduler.failed[item.name].reason for item in items if item.name in scheduler.failed}
+    totals = scheduler.account.totals["generator"]
+    return _Ended(committed, len(scheduler.items), {**lost, **given_up}, totals, stopped)
 
 
-def _failures(
-    outline: Outline, ledger: Ledger, plan_id: str, committed: Committed, *, retry: bool
+def _lacking(outline: Outline, committed: CommittedParts, listed: Sequence[Failure], *, workers: int = 1) -> list[Item]:
+    """The items that lack something, without those that earlier runs gave up."""
+    return [
+        item for item in pending_items(outline, committed, workers=workers) if not _is_listed(item, listed, committed)
+    ]
+
+
+def _update_failures(
+    outline: Outline, ledger: Ledger, plan_id: str, committed: CommittedParts, *, retry: bool
 ) -> tuple[Failure, ...]:
-    """What earlier runs gave up and is not to be tried again; what is to be, or is done, is taken off the list."""
-    listed, takes = ledger.failures(plan_id), {take.shard.name: take for take in outline.takes}
+    """Removes from the store the failures of earlier runs that are void or to be retried; returns the others.
 
-    def stands(failure: Failure) -> bool:
-        take = takes.get(failure.shard)
-        if retry or failure.store_failed or take is None or take.shard.version != failure.version:
+    A failure is void if the item is complete by now, its shard has changed or is not part of the run, or the store was to
+    blame.
+    """
+    failures = ledger.list_failures(plan_id)
+    selections = {selection.shard.name: selection for selection in outline.selections}
+
+    def holds(failure: Failure) -> bool:
+        selection = selections.get(failure.shard)
+        if retry or failure.store_failed or selection is None or selection.shard.version != failure.version:
             return False
-        return not complete(outline, Item(take, failure.source, failure.offset, failure.stride), committed)
+        return not is_complete(outline, Item(selection, failure.source, failure.offset, failure.stride), committed)
 
-    ledger.forgive(failure for failure in listed if not stands(failure))
-    return tuple(filter(stands, listed))
+    ledger.remove_failures(failure for failure in failures if not holds(failure))
+    return tuple(filter(holds, failures))
 
 
-def _passed_over(item: Item, listed: Sequence[Failure], committed: Committed) -> bool:
-    """Whether each part of an item is one that an earlier run gave up; that run may have had other strides."""
-    shard = item.take.shard.name
-    own = [failure for failure in listed if (failure.source, failure.shard) == (item.source, shard)]
-    # While the number of parts is unknown, strides repeat themselves after their common multiple.
-    count = committed.count(shard) or item.offset + math.lcm(item.stride, *(failure.stride for failure in own))
-    return bool(own) and all(
-        any(part % failure.stride == failure.offset for failure in own)
+def _is_listed(item: Item, listed: Sequence[Failure], committed: CommittedParts) -> bool:
+    """Whether earlier runs gave up each part of an item; these may have had other strides."""
+    shard = item.selection.shard.name
+    failures = [failure for failure in listed if (failure.source, failure.shard) == (item.source, shard)]
+    # While the number of parts is unknown, strides repeat themselves after their least common multiple.
+    repeat = math.lcm(item.stride, *(failure.stride for failure in failures))
+    count = committed.part_count(shard) or item.offset + repeat
+    return bool(failures) and all(
+        any(part % failure.stride == failure.offset for failure in failures)
         for part in range(item.offset, count, item.stride)
     )
 
 
 def _preflight(sealed: bytes, store: str) -> float:
-    from pipeline.plan.preflight import preflight  # here, in a process of its own: it takes torch
+    from pipeline.plan.preflight import preflight  # in the child process: it imports torch
 
     return preflight(sealed, Storage(store))
 
 
-def _retry_quarantined(prepared: Prepared, store: str) -> list[str]:
-    from pipeline.plan import quarantine  # as above
+def _retry_quarantined(prepared: PickledPlan, store: str) -> list[str]:
+    from pipeline.plan import quarantine  # in the child process: it imports torch
 
-    return quarantine.retry(prepared, Ledger(Storage(store)))
+    return quarantine.retry_quarantined(prepared, Ledger(Storage(store)))
 
 
-def _wait_for_whoever_is_alone(
-    storage: Storage, own: str, stop: threading.Event, on_notice: Callable[[str], None]
+def _wait_for_exclusive_run(
+    storage: Storage, run: str, stop: threading.Event, on_notice: Callable[[str], None]
 ) -> None:
-    """Waits while somebody takes back or removes what this run could be reading."""
-    told = False
-    while (other := leases.one_alone(storage, own)) is not None and not stop.wait(2.0):
-        if not told:
-            on_notice(
-                f"waiting for {other.id} on {other.record['host']}, which takes back or removes what is of no use"
-            )
-        told = True
+    """Waits while somebody revokes or removes objects that this run could be reading."""
+    noticed = False
+    while (other := leases.find_exclusive_run(storage, run)) is not None and not stop.wait(2.0):
+        if not noticed:
+            on_notice(f"waiting for {other.id} on {other.record['host']}, which is removing or revoking objects")
+        noticed = True
 
 
-def _usable(outline: Outline, ledger: Ledger) -> bool:
-    """Whether any original is committed that holds an image; one marker is read as a rule."""
-    return any(ledger.marker(unit).fact("n_ok") for unit in ledger.units(f"original/{outline.dataset}"))
+def _has_usable_image(outline: Outline, ledger: Ledger) -> bool:
+    """Whether any committed part of originals holds an image; as a rule one marker is read."""
+    return any(ledger.read_marker(unit).fact("n_ok") for unit in ledger.list_units(f"original/{outline.dataset}"))
 
 
-def _others(storage: Storage, plan_id: str, own: str) -> Iterator[str]:
-    """A line about each live run of the same plan; those that died on this machine are buried first."""
-    for other in leases.seen(storage, now=storage.stat(f"runs/{own}.json").modified):
-        if other.id == own or other.record["plan"] != plan_id or not other.live or leases.bury(storage, other):
+def _other_runs(storage: Storage, plan_id: str, run: str) -> Iterator[str]:
+    """A line about each other live run of the same plan; records of runs that died on this machine are closed first."""
+    for other in leases.list_runs(storage, now=storage.stat(f"runs/{run}.json").modified):
+        if other.id == run or other.record["plan"] != plan_id or not other.live:
             continue
-        said = other.record
+        if leases.mark_failed_if_process_is_gone(storage, other):
+            continue
+        record = other.record
         yield (
-            f"run {other.id} on {said['host']} (process {said['pid']}) is at the same work: {said['items_left']} of "
-            f"{said['items']} items left, {said['images']} images attacked in {said['seconds']:.0f} s; this run takes "
-            "what that one has not claimed"
+            f"run {other.id} on {record['host']} (process {record['pid']}) works on the same plan: "
+            f"{record['items_left']} of {record['items']} items left, {record['images']} images attacked in "
+            f"{record['seconds']:.0f} s; this run takes what that one has not claimed"
         )

@@ -1,120 +1,134 @@
-"""One actor: a stage; items in, receipts out.
+"""One Ray actor: a stage that gets items and returns results.
 
-The driver knows this module, and is to do without torch: what a worker needs it imports in its own process.
+The driver imports this module and must do without torch: what a worker needs, it imports in its own process.
 """
 
 import logging
 import threading
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 import ray
 
 from pipeline.errors import GnpError, IntegrityError, Interrupted, MissingError, StorageError
 from pipeline.ledger import Ledger, leases
-from pipeline.ledger.progress import Made
+from pipeline.ledger.progress import StageTotals
 from pipeline.models import malloc
-from pipeline.plan.outline import Item, complete, scopes
+from pipeline.plan.outline import Item, Outline, is_complete, source_scopes
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What a worker says of an item that it was handed.
+class ItemResult:
+    """What a worker returns for an item.
 
     Attributes:
-        end: `done`; `held` by another run; `stopped` on request; `failed`; `broken`: failed, and so has the device.
+        end: `done`; `held`: claimed by another run; `stopped` on request; `failed`; `broken`: failed, and every later
+            item would fail too, since the device is broken.
         reason: Why it is not done, in one line.
-        made: What was added to the store since `collected` was last asked.
-        store_failed: The store was at fault and not the item.
-        memory_bytes: The most that the worker has held of its device's memory.
+        totals: What was added to the store since `take_totals` was last called.
+        store_failed: The store is to blame, not the item.
+        memory_bytes: The most device memory that the worker has held.
     """
 
-    end: str
+    end: Literal["done", "held", "stopped", "failed", "broken"]
     reason: str = ""
-    made: Made = field(default_factory=Made)
+    totals: StageTotals = field(default_factory=StageTotals)
     store_failed: bool = False
     memory_bytes: int = 0
 
 
 class Worker:
-    """A stage in an actor. An item's failure is a receipt, never the actor's end."""
+    """A stage in an actor. A failing item gives an `ItemResult`; it never ends the actor."""
 
     def __init__(self, stage: str, sealed: bytes, plan_id: str, store: str, threads: int, run: str) -> None:
         from pipeline.engine import device
-        from pipeline.plan.resolve import unseal
+        from pipeline.plan.resolve import unpickle_plan
         from pipeline.stages import STAGES
 
-        self._device, self._threads, self._attacks = device, threads, stage == "generator"
-        self._device.settle(threads)
-        self._plan_id, self._run = plan_id, run
+        self._device = device
+        self._threads = threads
+        self._attacks = stage == "generator"
+        self._plan_id = plan_id
+        self._run = run
         self._stopping = threading.Event()
+        device.configure(threads)
         self._ledger = Ledger(Storage(store))
-        plan = unseal(sealed)
+        plan = unpickle_plan(sealed)
         self._outline = plan.outline
-        self._stage = STAGES[stage](plan, self._ledger, device.own(), self._stopping.is_set)
+        self._stage = STAGES[stage](plan, self._ledger, device.worker_device(), self._stopping.is_set)
 
     def ready(self) -> str:
-        """The node that it runs on."""
+        """The id of the node that it runs on."""
         return str(ray.get_runtime_context().get_node_id())
 
     def stop(self) -> None:
-        """Ends the item in hand between two units; called beside `run`."""
+        """Ends the item in hand after the current unit; called beside `run`."""
         self._stopping.set()
 
-    def collected(self) -> tuple[Made, int]:
-        """What was added to the store since this was last asked, and the most memory held; called beside `run`."""
-        return self._stage.collected(), self._device.most_held_bytes(self._stage.device)
+    def take_totals(self) -> tuple[StageTotals, int]:
+        """What was added to the store since the last call, and the most memory held, in bytes; called beside `run`."""
+        return self._stage.take_totals(), self._device.peak_memory_bytes(self._stage.device)
 
     def live(self) -> None:
-        """Never returns: that it fails tells of this worker's death, whatever it is or is not at."""
+        """Never returns: the call fails when this worker dies, busy or not."""
         threading.Event().wait()
 
-    def run(self, item: Item, attempt: int, following: Item | None = None) -> Receipt:
-        """Does what is left of an item, unless another run is at it.
+    def run(self, item: Item, attempt: int, following: Item | None = None) -> ItemResult:
+        """Makes what an item still lacks, unless another run has claimed it.
 
-        What is read ahead of the item that will probably follow is kept as well, so that is claimed from then on.
+        Args:
+            item: The item.
+            attempt: Which try this is, from 1.
+            following: An item that will probably be next: its shard is claimed and fetched meanwhile.
         """
-        self._device.settle(self._threads)  # a thread of its own runs this, and threads are counted by thread
-        receipt = self._tried(item, attempt, following)
-        malloc.hand_back()
-        return replace(receipt, memory_bytes=self._device.most_held_bytes(self._stage.device))
+        self._device.configure(self._threads)  # this runs in a thread of its own, and thread counts are per thread
+        result = self._try(item, attempt, following)
+        malloc.release_freed_memory()
+        return replace(result, memory_bytes=self._device.peak_memory_bytes(self._stage.device))
 
-    def _tried(self, item: Item, attempt: int, following: Item | None) -> Receipt:
+    def _try(self, item: Item, attempt: int, following: Item | None) -> ItemResult:
         try:
-            # What is attacked is scored by whoever attacked it, or gave it up; only attacking is claimed.
-            holder = self._claim(item) if self._attacks and not self._is_complete(item) else None
+            # Only attacking is claimed: an item is scored by the run that attacked it, or gave it up.
+            holder = self._claim(item) if self._attacks and not is_done(self._outline, item, self._ledger) else None
             if holder is not None:
-                return Receipt("held", holder)
+                return ItemResult("held", holder)
             if following is not None:
-                self._stage.prepare(following, partial(self._require_ours, following))
-            return Receipt("done", made=self._stage.run(item, attempt=attempt))
-        except Interrupted as told:
-            return Receipt("stopped", str(told), self._stage.collected())
+                self._stage.announce_next(following, partial(self._require_ours, following))
+            return ItemResult("done", totals=self._stage.run(item, attempt=attempt))
+        except Interrupted as error:
+            return ItemResult("stopped", str(error), self._stage.take_totals())
         except GnpError as error:
-            at_fault = isinstance(error, StorageError) and not isinstance(error, (MissingError, IntegrityError))
-            return Receipt("failed", str(error), self._stage.collected(), store_failed=at_fault)
-        except Exception as error:  # a defect: listed with the item, and whole in the worker's log
+            store_failed = isinstance(error, StorageError) and not isinstance(error, (MissingError, IntegrityError))
+            return ItemResult("failed", str(error), self._stage.take_totals(), store_failed=store_failed)
+        except Exception as error:  # a defect: one line is listed with the item, the traceback is in the worker's log
             log.exception("item %s", item)
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            end = "broken" if self._device.is_broken_by(error) else "failed"
-            return Receipt(end, reason, self._stage.collected())
-
-    def _is_complete(self, item: Item) -> bool:
-        """Whether nothing is left of an item: another run, which still holds its shard, may have done it."""
-        found = self._ledger.committed(scopes(self._outline, item.source), shard=item.take.shard.name)
-        return complete(self._outline, item, found)
+            end: Literal["broken", "failed"] = "broken" if self._device.is_broken_by(error) else "failed"
+            return ItemResult(end, reason, self._stage.take_totals())
 
     def _require_ours(self, item: Item) -> None:
-        if self._is_complete(item) or self._claim(item) is not None:
-            raise Interrupted(f"{item.name}: done, or another run is at it")
+        """Claims an item.
+
+        Raises:
+            Interrupted: It is done, or another run has claimed it.
+        """
+        if is_done(self._outline, item, self._ledger) or self._claim(item) is not None:
+            raise Interrupted(f"{item.name}: done, or another run works on it")
 
     def _claim(self, item: Item) -> str | None:
-        return leases.claim(self._ledger.storage, place(self._plan_id, item), self._run)
+        return leases.claim(self._ledger.storage, claim_path(self._plan_id, item), self._run)
 
 
-def place(plan_id: str, item: Item) -> str:
-    """What is claimed for an item: its shard, so that runs of different strides keep out of each other's way."""
-    return f"{plan_id}/{item.source}/{item.take.shard.name}"
+def claim_path(plan_id: str, item: Item) -> str:
+    """What is claimed for an item: its whole shard, so that runs with different strides do not do the same parts."""
+    return f"{plan_id}/{item.source}/{item.selection.shard.name}"
+
+
+def is_done(outline: Outline, item: Item, ledger: Ledger) -> bool:
+    """Whether an item lacks nothing in the store, whichever run made it."""
+    committed = ledger.list_committed(source_scopes(outline, item.source), shard=item.selection.shard.name)
+    return is_complete(outline, item, committed)

@@ -1,33 +1,36 @@
-"""What is committed in a store (markers), who is working on it (leases), and how far it is (progress)."""
+"""What is committed in a store (markers), which runs work on it (leases), and how far a plan is (progress)."""
 
-from pipeline.ledger.markers import (
-    KINDS,
-    Committed,
-    Failure,
-    Kind,
-    Ledger,
-    Marker,
+from pipeline.ledger.committed import CommittedParts
+from pipeline.ledger.keys import (
+    UNIT_KINDS,
     Unit,
+    UnitKind,
     fingerprint,
-    named,
-    opened,
-    parse,
-    planned,
+    make_id,
+    name_in_id,
+    parse_data_key,
+    parse_marker_key,
     slug,
+    unit_from_record,
 )
+from pipeline.ledger.markers import Ledger, Marker, open_ledger
+from pipeline.ledger.plans import Failure, missing_from_plan
 
 __all__ = [
-    "KINDS",
-    "Committed",
+    "UNIT_KINDS",
+    "CommittedParts",
     "Failure",
-    "Kind",
     "Ledger",
     "Marker",
     "Unit",
+    "UnitKind",
     "fingerprint",
-    "named",
-    "opened",
-    "parse",
-    "planned",
+    "make_id",
+    "missing_from_plan",
+    "name_in_id",
+    "open_ledger",
+    "parse_data_key",
+    "parse_marker_key",
     "slug",
+    "unit_from_record",
 ]

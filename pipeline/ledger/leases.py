@@ -1,13 +1,13 @@
-"""Who is at work: runs that say so every few seconds, and the shards that they have claimed.
+"""Run records and shard leases: heartbeats of live runs, and which run has claimed which shard.
+
+    runs/RUN.json                              plan, state, host, pid, counts of a run; rewritten every `HEARTBEAT_S`
+    claims/PLAN/SOURCE/SHARD/00000000.json     the run that claimed a shard; the highest number counts
 
 Two runs of one recipe can never spoil each other's results, because markers are put-if-absent; claims only keep them
-from doing the same work. They are leases: a claim holds as long as its run has been heard of within `LEASE_S`, by the
-store's own clock (the time at which it says that each run's record was written), so no machine's clock matters.
+from doing the same work. A claim is a lease: it holds while the last heartbeat of its run is younger than `LEASE_S`.
+Ages are differences of times that the store itself gives to records, so the clocks of machines do not matter.
 
-A claim is held until its run ends, or gives the shard up; what is complete needs none.
-
-    runs/RUN.json                                what a run is doing; written anew every `BEAT_S`
-    claims/PLAN/SOURCE/SHARD/00000000.json       which run is at a shard; the highest number holds
+A run holds a claim until it ends or releases the shard; a complete shard needs no claim.
 """
 
 import contextlib
@@ -17,25 +17,25 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import IntegrityError, MissingError, StorageError
 from pipeline.storage import Storage
 
-BEAT_S = 10.0
+HEARTBEAT_S = 10.0
 LEASE_S = 60.0
-# What a run may be called: a name that cannot be a file's would be asked of the store for a minute.
-_RUN = re.compile(r"[A-Za-z0-9._-]{1,200}")
+# Ids of runs. Another name in a damaged claim may be no key, and the store would be retried for a minute.
+_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A run as others see it.
+class RunRecord:
+    """A run's last heartbeat.
 
     Attributes:
-        id: Its name.
-        record: What it last said of itself: plan, state, host, pid and counts.
-        age_s: How long ago, by the store's clock.
+        id: The run's id.
+        record: Plan, state, host, pid and counts.
+        age_s: Age of the heartbeat, by the store's clock.
     """
 
     id: str
@@ -48,171 +48,190 @@ class Seen:
         return self.record.get("state") == "running" and self.age_s < LEASE_S
 
     @property
-    def alone(self) -> bool:
-        """Whether others are to wait for its end."""
+    def exclusive(self) -> bool:
+        """Whether new runs have to wait for its end."""
         return bool(self.record.get("alone"))
 
     @property
-    def here(self) -> bool:
+    def on_this_machine(self) -> bool:
         """Whether it was started on this machine."""
         return self.record.get("host") == platform.node()
 
 
-def beat(storage: Storage, run: str, *, plan: str, state: str, counts: Mapping[str, Any]) -> None:
-    """Says that a run is alive (`running`), or how it ended (`done`, `stopped`, `failed`).
+def write_heartbeat(storage: Storage, run: str, *, plan: str, state: str, counts: Mapping[str, Any]) -> None:
+    """Records that a run is alive (`running`), or how it ended (`done`, `stopped`, `failed`).
 
     Raises:
         StorageError: The store failed.
     """
-    said = {"plan": plan, "state": state, "host": platform.node(), "pid": os.getpid(), **counts}
-    storage.put_record(f"runs/{run}.json", said, once=False)
+    record = {"plan": plan, "state": state, "host": platform.node(), "pid": os.getpid(), **counts}
+    storage.put_record(_run_key(run), record, if_absent=False)
 
 
-def seen(storage: Storage, *, now: float) -> list[Seen]:
-    """Every run that the store knows of, the latest first.
+def list_runs(storage: Storage, *, now: float) -> list[RunRecord]:
+    """All run records, the latest first.
 
     Args:
         storage: The store.
-        now: The time by the store's clock, as `Storage.clock` gives it.
+        now: The time by the store's clock, as `Storage.read_clock` returns it.
     """
-    found = []
+    runs = []
     for stored in sorted(storage.list("runs"), key=lambda stored: -stored.modified):
         try:
-            record = storage.record(stored.key)
-        except (MissingError, IntegrityError):  # removed, or cut off, meanwhile: nobody is alive under that name
+            record = storage.get_record(stored.key)
+        except (MissingError, IntegrityError):  # removed meanwhile, or damaged: no live run has this id
             continue
         name = stored.key.removeprefix("runs/").removesuffix(".json")
-        found.append(Seen(name, record, now - stored.modified))
-    return found
+        runs.append(RunRecord(name, record, now - stored.modified))
+    return runs
 
 
-def bury(storage: Storage, run: Seen) -> bool:
-    """Ends the record of a run that says it is alive, was started on this machine, and whose process is gone.
+def mark_failed_if_process_is_gone(storage: Storage, run: RunRecord) -> bool:
+    """Marks a live run that was started on this machine as failed if its process is gone; returns whether it did.
 
-    A run that was killed is then taken over at once, rather than when its lease runs out.
+    The claims of a killed run are then free at once, not only when its lease runs out.
     """
     pid = run.record.get("pid")
-    if not (run.live and run.here) or not isinstance(pid, int) or _alive(pid):
+    if not (run.live and run.on_this_machine) or not isinstance(pid, int) or _process_exists(pid):
         return False
-    storage.put_record(f"runs/{run.id}.json", {**run.record, "state": "failed"}, once=False)
+    storage.put_record(_run_key(run.id), {**run.record, "state": "failed"}, if_absent=False)
     return True
 
 
 @contextlib.contextmanager
-def alone(storage: Storage) -> Iterator[Callable[[], Seen | None]]:
-    """While entered, keeps runs from beginning; yields what names another that is at work, or None.
+def exclusive_access(storage: Storage) -> Iterator[Callable[[], RunRecord | None]]:
+    """Keeps new runs from beginning while entered.
 
-    For whoever takes committed things back, or removes what no marker names: to be asked right before each time, and
-    what is done upon it is to take less than a lease. It writes its own record and then looks, and a run that begins
-    writes its record and then looks for such (`one_alone`): at least one of the two sees the other.
+    For callers that revoke commits or remove objects. They call the yielded function right before each batch, which
+    has to take less time than a lease: it renews this record, then returns another live run, or None.
+
+    It writes before it looks, and so does a run that begins (`find_exclusive_run`): at least one of the two finds the
+    other.
 
     Raises:
         StorageError: The store failed.
     """
     run = uuid.uuid4().hex[:12]
 
-    def other() -> Seen | None:
-        beat(storage, run, plan="", state="running", counts={"alone": True})
-        now = storage.stat(f"runs/{run}.json").modified
-        return next((each for each in seen(storage, now=now) if _is_other(storage, each, run)), None)
+    def renew_and_find_other() -> RunRecord | None:
+        write_heartbeat(storage, run, plan="", state="running", counts={"alone": True})
+        return next(_mark_dead_and_yield_live(storage, run), None)
 
     try:
-        yield other
+        yield renew_and_find_other
     finally:
-        storage.delete([f"runs/{run}.json"])
+        storage.delete([_run_key(run)])
 
 
-def one_alone(storage: Storage, run: str) -> Seen | None:
-    """Somebody who must not be disturbed at the moment, for a run whose record stands."""
-    now = storage.stat(f"runs/{run}.json").modified
-    return next((each for each in seen(storage, now=now) if _is_other(storage, each, run) and each.alone), None)
+def find_exclusive_run(storage: Storage, run: str) -> RunRecord | None:
+    """A live run with exclusive access, which a run whose record is written has to wait for; None if there is none."""
+    return next((other for other in _mark_dead_and_yield_live(storage, run) if other.exclusive), None)
 
 
-def _is_other(storage: Storage, each: Seen, run: str) -> bool:
-    return each.id != run and each.live and not bury(storage, each)
+def _mark_dead_and_yield_live(storage: Storage, run: str) -> Iterator[RunRecord]:
+    """Live runs other than `run`, the latest first; those whose process is gone are marked as failed on the way."""
+    for other in list_runs(storage, now=storage.stat(_run_key(run)).modified):
+        if other.id != run and other.live and not mark_failed_if_process_is_gone(storage, other):
+            yield other
 
 
-def holder(storage: Storage, place: str, run: str) -> str | None:
-    """Which other live run has a shard; None where it can be claimed, or is this run's.
+def other_holder(storage: Storage, shard_path: str, run: str) -> str | None:
+    """The other live run that holds a shard; None where this run holds it or can claim it.
 
     Args:
         storage: The store.
-        place: `PLAN/SOURCE/SHARD`.
-        run: Who asks; its record must stand.
+        shard_path: `PLAN/SOURCE/SHARD`.
+        run: Id of this run; its record must be written.
 
     Raises:
         StorageError: The store failed.
     """
-    claims = sorted(stored.key for stored in storage.list(f"claims/{place}"))
-    name = _claimant(storage, claims[-1]) if claims else ""
-    return name if name and name != run and _holds(storage, name, run) else None
+    newest = _newest_claim(storage, shard_path)
+    if newest is None or newest.run in ("", run):
+        return None
+    return newest.run if _is_live(storage, newest.run, asked_by=run) else None
 
 
-def claim(storage: Storage, place: str, run: str) -> str | None:
-    """Claims a shard for a run; None if it is that run's now, else the live run that has it.
+def claim(storage: Storage, shard_path: str, run: str) -> str | None:
+    """Claims a shard for a run; returns None on success, otherwise the live run that holds it.
 
     Args:
         storage: The store.
-        place: `PLAN/SOURCE/SHARD`.
-        run: Which run; its record must stand.
+        shard_path: `PLAN/SOURCE/SHARD`.
+        run: Id of this run; its record must be written.
 
     Raises:
         StorageError: The store failed.
     """
     while True:
-        number = 0
-        claims = sorted(stored.key for stored in storage.list(f"claims/{place}"))
-        if claims:
-            holder = _claimant(storage, claims[-1])
-            if holder == run:
-                return None
-            if holder and _holds(storage, holder, run):
-                return holder
-            number = int(claims[-1].rpartition("/")[2].removesuffix(".json")) + 1
-        # Of all that see the last holder dead, put-if-absent lets exactly one be the next.
-        if storage.put_record(f"claims/{place}/{number:08d}.json", {"run": run}):
+        newest = _newest_claim(storage, shard_path)
+        if newest is not None and newest.run == run:
+            return None
+        if newest is not None and newest.run and _is_live(storage, newest.run, asked_by=run):
+            return newest.run
+        # Of all that find the last holder dead, put-if-absent lets exactly one be the next.
+        if _put_next_claim(storage, shard_path, newest, run):
             return None
 
 
-def release(storage: Storage, place: str, run: str) -> None:
-    """Gives a shard back that a run holds and has given up, so that another may try it.
+def release(storage: Storage, shard_path: str, run: str) -> None:
+    """Releases a shard that a run holds and gives up, so that another run can claim it.
 
     Raises:
         StorageError: The store failed.
     """
-    claims = sorted(stored.key for stored in storage.list(f"claims/{place}"))
-    if claims and _claimant(storage, claims[-1]) == run:
-        number = int(claims[-1].rpartition("/")[2].removesuffix(".json")) + 1
-        storage.put_record(f"claims/{place}/{number:08d}.json", {"run": ""})
+    newest = _newest_claim(storage, shard_path)
+    if newest is not None and newest.run == run:
+        _put_next_claim(storage, shard_path, newest, "")
 
 
-def _claimant(storage: Storage, claim: str) -> str:
-    """Which run a claim is of; nobody's where it is gone or damaged, for it would hold the shard up for ever."""
+class _Claim(NamedTuple):
+    """A claim's key and run; the run is "" where the claim was released or is damaged, lest it block the shard."""
+
+    key: str
+    run: str
+
+
+def _newest_claim(storage: Storage, shard_path: str) -> _Claim | None:
+    key = max((stored.key for stored in storage.list(f"claims/{shard_path}")), default=None)
+    if key is None:
+        return None
     try:
-        run = str(storage.record(claim).get("run"))
+        run = str(storage.get_record(key).get("run"))
     except (MissingError, IntegrityError):
-        return ""
-    return run if _RUN.fullmatch(run) else ""
+        run = ""
+    return _Claim(key, run if _RUN_ID.fullmatch(run) else "")
 
 
-def _holds(storage: Storage, holder: str, run: str) -> bool:
+def _put_next_claim(storage: Storage, shard_path: str, newest: _Claim | None, run: str) -> bool:
+    """Writes the claim that follows the newest one; false if another run was faster."""
+    number = 0 if newest is None else int(newest.key.rpartition("/")[2].removesuffix(".json")) + 1
+    return storage.put_record(f"claims/{shard_path}/{number:08d}.json", {"run": run})
+
+
+def _is_live(storage: Storage, run: str, *, asked_by: str) -> bool:
+    """Whether a run is live, at the time of the asking run's last heartbeat."""
     try:
-        record = storage.record(f"runs/{holder}.json")
-        theirs = storage.stat(f"runs/{holder}.json").modified
+        record = storage.get_record(_run_key(run))
+        modified = storage.stat(_run_key(run)).modified
     except (MissingError, IntegrityError):
         return False
     try:
-        ours = storage.stat(f"runs/{run}.json").modified
-    except MissingError as error:  # removed under a run that lives: it is written again within seconds
+        now = storage.stat(_run_key(asked_by)).modified
+    except MissingError as error:  # removed while its run is live: the next heartbeat writes it again
         raise StorageError(f"the record of this run is gone: {error}") from error
-    return Seen(holder, record, ours - theirs).live
+    return RunRecord(run, record, now - modified).live
 
 
-def _alive(pid: int) -> bool:
+def _run_key(run: str) -> str:
+    return f"runs/{run}.json"
+
+
+def _process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # of another user, or no number of a process: its lease will tell
+    except (PermissionError, OverflowError):  # another user's, or not a pid: its lease decides
         return True
     return True

@@ -1,4 +1,4 @@
-"""How far a recorded plan is, by the names of markers alone, and what stages and runs add; without torch."""
+"""Progress of a recorded plan, by the names of markers alone, and totals of stages and runs. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,60 +7,60 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from pipeline.data.sample import Part
 from pipeline.ledger import Ledger, Unit
 
-# Source, attack and target, by name.
-Cell: TypeAlias = tuple[str, str, str]
-# What a stage's threads spend their time on; they work side by side, so that together it may be more than the clock's.
+# Names of a source, an attack and a target.
+SourceAttackTarget: TypeAlias = tuple[str, str, str]
+# What a stage's threads spend their time on. They work in parallel, so the sum may exceed the wall clock.
 Phase = Literal["get", "decode", "gradient", "answer", "encode", "put"]
 K = TypeVar("K")
 N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a stage has added to the store, what that took, and what came of it.
+class StageTotals:
+    """Counts and seconds of a stage's work.
 
     Attributes:
-        parts: Adversarial parts, or result files.
+        parts: Parts added to the store: adversarial parts, or result files.
         images: Images in them.
-        quarantined: Images that could not be used, of the original parts that were made on the way.
-        seconds: By phase: fetching, decoding, attacking, asking models, encoding, storing.
-        counted: By source, attack and target: images that the target gets right when clean, and that were attacked.
-        fooled: Of these, those on which the attack succeeded.
+        quarantined: Unusable images in the original parts that were added on the way.
+        seconds: By phase: fetching, decoding, attacking, predicting, encoding, storing.
+        eligible: Attacked images that the target classifies correctly when clean.
+        fooled: Those of the eligible on which the attack succeeded.
     """
 
     parts: int = 0
     images: int = 0
     quarantined: int = 0
     seconds: Mapping[Phase, float] = field(default_factory=dict)
-    counted: Mapping[Cell, int] = field(default_factory=dict)
-    fooled: Mapping[Cell, int] = field(default_factory=dict)
+    eligible: Mapping[SourceAttackTarget, int] = field(default_factory=dict)
+    fooled: Mapping[SourceAttackTarget, int] = field(default_factory=dict)
 
-    def __add__(self, other: "Made") -> "Made":
-        return Made(
+    def __add__(self, other: "StageTotals") -> "StageTotals":
+        return StageTotals(
             self.parts + other.parts,
             self.images + other.images,
             self.quarantined + other.quarantined,
-            _summed(self.seconds, other.seconds),
-            _summed(self.counted, other.counted),
-            _summed(self.fooled, other.fooled),
+            _sum_by_key(self.seconds, other.seconds),
+            _sum_by_key(self.eligible, other.eligible),
+            _sum_by_key(self.fooled, other.fooled),
         )
 
 
-def _summed(one: Mapping[K, N], other: Mapping[K, N]) -> dict[K, N]:
-    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
+def _sum_by_key(first: Mapping[K, N], second: Mapping[K, N]) -> dict[K, N]:
+    return {key: first.get(key, 0) + second.get(key, 0) for key in {**first, **second}}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, by the store alone.
+    """Progress of a plan, by the store alone.
 
     Attributes:
-        attacked: Adversarial parts committed.
-        to_attack: Adversarial parts that the shards known so far will have.
-        scored: Result files committed, clean and transfer.
-        to_score: Result files that the shards known so far will have.
+        attacked: Committed adversarial parts.
+        to_attack: Adversarial parts of the plan, in shards whose number of parts is known.
+        scored: Committed result files, clean and transfer.
+        to_score: Result files of the plan, in shards whose number of parts is known.
         shards_known: Shards whose number of parts is known.
-        shards: All shards of the run.
+        shards: All shards of the plan.
     """
 
     attacked: int
@@ -73,58 +73,58 @@ class Progress:
 
 @dataclass(frozen=True)
 class Tally:
-    """A run, as its driver sees it.
+    """State of a run, as its driver counts it.
 
     Attributes:
-        items: How many had work to do.
-        items_left: How many are not through.
-        workers: By stage, how many are at an item.
-        attacked: What generators have made.
-        scored: What scorers have made.
-        tries_failed: How many tries of an item failed.
-        failed: How many items were given up.
-        seconds: Since it began.
+        items: Items that had work to do.
+        items_left: Items that are not finished.
+        workers: By stage, the number of workers with an item.
+        attacked: Totals of the generators.
+        scored: Totals of the scorers.
+        tries_failed: Failed tries of items.
+        failed: Items given up.
+        seconds: Time since the run began.
     """
 
     items: int
     items_left: int
     workers: Mapping[Literal["generator", "scorer"], int]
-    attacked: Made
-    scored: Made
+    attacked: StageTotals
+    scored: StageTotals
     tries_failed: int
     failed: int
     seconds: float
 
 
-def progress(described: Mapping[str, Any], ledger: Ledger) -> Progress:
-    """How far a plan is, by one listing of each of its folders of markers.
+def measure_progress(plan: Mapping[str, Any], ledger: Ledger) -> Progress:
+    """Progress of a plan, from one listing of each of its folders of markers.
 
     Args:
-        described: The plan, as `Plan.describe` gives it and `Ledger.plan` reads it.
-        ledger: What has been made.
+        plan: The recorded plan, as `Ledger.read_plan` returns it.
+        ledger: The store.
     """
-    dataset, names = described["dataset"], described["shards"]
-    attacks = [(source, attack) for source in described["sources"] for attack in described["attacks"]]
+    dataset, shards = plan["dataset"], plan["shards"]
+    attacks = [(source, attack) for source in plan["sources"] for attack in plan["attacks"]]
     part = Part("", 0, 1)
     original = Unit(dataset, part).scope
     attacked = [Unit(dataset, part, source, attack).scope for source, attack in attacks]
     scored = [
         Unit(dataset, part, source, attack, target).scope
         for source, attack in [("", ""), *attacks]
-        for target in described["targets"]
+        for target in plan["targets"]
     ]
-    committed = ledger.committed([original, *attacked, *scored])
-    counts = {name: count for name in names if (count := committed.count(name)) is not None}
-    parts = sum(counts.values())
+    committed = ledger.list_committed([original, *attacked, *scored])
+    part_counts = {shard: count for shard in shards if (count := committed.part_count(shard)) is not None}
+    parts = sum(part_counts.values())
 
-    def standing(folders: Sequence[str]) -> int:
-        return sum(committed.bits(scope, name).bit_count() for scope in folders for name in counts)
+    def count_committed(scopes: Sequence[str]) -> int:
+        return sum(committed.part_bits(scope, shard).bit_count() for scope in scopes for shard in part_counts)
 
     return Progress(
-        attacked=standing(attacked),
+        attacked=count_committed(attacked),
         to_attack=parts * len(attacked),
-        scored=standing(scored),
+        scored=count_committed(scored),
         to_score=parts * len(scored),
-        shards_known=len(counts),
-        shards=len(names),
+        shards_known=len(part_counts),
+        shards=len(shards),
     )

@@ -1,1 +1,1 @@
-"""What happens to a store after a run: verify, finalize, garbage collection, status."""
+"""Work on a store after a run: verify, finalize, garbage collection, status."""

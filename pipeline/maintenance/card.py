@@ -1,8 +1,7 @@
-"""The dataset card of a finalized store: a README in the Hugging Face style, as a function of what the store holds.
+"""The dataset card of a version: `README.md` in the Hugging Face style, rendered from facts of the store.
 
-Names come out of recipes and stored facts, so every value is written with character references wherever Markdown or
-HTML would read it as anything but text. Input shards' URLs are never handed in: they may hold local paths or user
-names.
+Names come from recipes and stored facts, so every character with a meaning in Markdown or HTML is written as a
+character reference. URLs of input shards are left out: they may contain local paths or user names.
 """
 
 import re
@@ -10,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# All that Markdown or HTML gives a meaning inside a line; an underscore has none within a word.
-_MEANINGFUL = re.compile(r"[&<>|`\\\[\]*~$!#]|(?<!\w)_|_(?!\w)")
-_LONGEST = 300
-# Hugging Face's size categories: the first bound that a count lies below.
+# Characters with a meaning in Markdown or HTML; an underscore within a word has none.
+_SPECIAL = re.compile(r"[&<>|`\\\[\]*~$!#]|(?<!\w)_|_(?!\w)")
+_MAX_LENGTH = 300
+# Hugging Face's size categories: the first whose upper bound exceeds the count.
 _SIZES = (
     *((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")),
     *((10**8, "10M<n<100M"), (10**9, "100M<n<1B")),
@@ -21,29 +20,29 @@ _SIZES = (
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """What a store holds of one dataset.
+class DatasetRow:
+    """One dataset in the card's table.
 
     Attributes:
         id: Identity of the prepared images.
-        shards: Input shards that something is committed of.
-        taken: Images that were looked at.
-        usable: Originals stored.
-        quarantined: Images that could not be used.
-        adversarial: Adversarial images stored.
+        shards: Number of input shards with committed results.
+        input: Number of input images.
+        usable: Number of stored originals.
+        quarantined: Number of images that could not be used.
+        adversarial: Number of stored adversarial images.
     """
 
     id: str
     shards: int
-    taken: int
+    input: int
     usable: int
     quarantined: int
     adversarial: int
 
 
 @dataclass(frozen=True)
-class Network:
-    """A source or a target: its name, its identity, and what its identity stands for."""
+class ModelRow:
+    """One source or target in the card's table: its name, its identity, and what the identity stands for."""
 
     name: str
     id: str
@@ -52,26 +51,26 @@ class Network:
 
 @dataclass(frozen=True)
 class Card:
-    """All that a dataset card says.
+    """The facts of a dataset card.
 
     Attributes:
         version: The version's id.
-        datasets: What there is of each.
+        datasets: Counts of each dataset.
         sources: Models attacked.
         targets: Models scored.
         attacks: Identity → provenance.
-        splits: Name of a split of images → its number of images.
-        rows: `clean` and `transfer` → rows in the compacted files.
-        software: Package → its versions, as the markers name them.
-        plans: Keys of the plans that runs have recorded.
-        missing_shards: Shards that plans name and of which nothing is committed.
-        missing_results: Results that plans want, of the other shards, and that are not committed.
+        splits: Split → its number of images.
+        rows: `clean` and `transfer` → number of rows in the compacted files.
+        software: Package → its versions, from the markers.
+        plans: Keys of the recorded plans.
+        missing_shards: Number of shards that plans name and that have nothing committed.
+        missing_results: Number of results of the other shards that plans want and that are not committed.
     """
 
     version: str
-    datasets: Sequence[Dataset]
-    sources: Sequence[Network]
-    targets: Sequence[Network]
+    datasets: Sequence[DatasetRow]
+    sources: Sequence[ModelRow]
+    targets: Sequence[ModelRow]
     attacks: Mapping[str, Mapping[str, Any]]
     splits: Mapping[str, int]
     rows: Mapping[str, int]
@@ -82,21 +81,21 @@ class Card:
 
     @property
     def folder(self) -> str:
-        """Where the version lies, below the store's root."""
+        """The version's folder, relative to the store's root."""
         return f"versions/{self.version}"
 
 
-def text(card: Card) -> str:
-    """The card as Markdown; the same card gives the same text."""
+def render(card: Card) -> str:
+    """The card as Markdown."""
     sections = [_header(card), _summary(card), _data(card), _models(card), _attacks(card), _reading(card)]
     return "\n\n".join([*sections, _software(card), _TERMS, _provenance(card)]) + "\n"
 
 
 def escape(value: object) -> str:
-    """A value as text of one line that means nothing to Markdown or HTML, in a table or outside one."""
+    """A value as one line of plain text, for Markdown tables and running text."""
     line = "".join(character if character.isprintable() else " " for character in str(value))
-    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
-    return _MEANINGFUL.sub(lambda match: f"&#{ord(match[0])};", line)
+    line = line if len(line) <= _MAX_LENGTH else f"{line[:_MAX_LENGTH]}…"
+    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", line)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -143,7 +142,7 @@ def _summary(card: Card) -> str:
 
 def _data(card: Card) -> str:
     head = ("dataset", "input shards", "images in", "usable", "quarantined", "adversarial images")
-    rows = [(d.id, d.shards, d.taken, d.usable, d.quarantined, d.adversarial) for d in card.datasets]
+    rows = [(d.id, d.shards, d.input, d.usable, d.quarantined, d.adversarial) for d in card.datasets]
     splits = table(("split", "images"), card.splits.items())
     return f"## Images\n\n{table(head, rows)}\n\nSplits in `_info.json`:\n\n{splits}"
 
@@ -151,16 +150,16 @@ def _data(card: Card) -> str:
 def _models(card: Card) -> str:
     head = ("", "name", "architecture", "weights", "policy", "id")
     rows = [
-        (role, model.name, *_seen(model.identity), model.id)
-        for role, networks in (("source", card.sources), ("target", card.targets))
-        for model in networks
+        (role, model.name, *_model_cells(model.identity), model.id)
+        for role, models in (("source", card.sources), ("target", card.targets))
+        for model in models
     ]
     note = "*weights*: the first digits of the sha256 of the state dict. *policy*: how an image becomes the input."
     return f"## Models\n\n{table(head, rows)}\n\n{note}"
 
 
-def _seen(identity: Mapping[str, Any]) -> tuple[object, str, object]:
-    """Architecture, digest and policy, as far as an identity has them."""
+def _model_cells(identity: Mapping[str, Any]) -> tuple[object, str, object]:
+    """Architecture, digest and policy; a dash for what an identity lacks."""
     return identity.get("model", "–"), str(identity.get("digest", "–"))[:12], identity.get("policy", "–")
 
 
@@ -169,8 +168,8 @@ def _attacks(card: Card) -> str:
     rows = [
         (
             attack.get("name", "–"),
-            *(_shown(attack[column]) if column in attack else "–" for column in columns),
-            ", ".join(f"{name} = {_shown(attack[name])}" for name in sorted(attack.keys() - {"name", *columns})),
+            *(_setting(attack[column]) if column in attack else "–" for column in columns),
+            ", ".join(f"{name} = {_setting(attack[name])}" for name in sorted(attack.keys() - {"name", *columns})),
             identity,
         )
         for identity, attack in sorted(card.attacks.items())
@@ -179,13 +178,13 @@ def _attacks(card: Card) -> str:
     return f"## Attacks\n\n{table(head, rows)}"
 
 
-def _shown(value: Any) -> str:
+def _setting(value: Any) -> str:
     """A setting as one line: `GradientNormPenalty(beta = 0.8, form = literal, ...)`."""
     if isinstance(value, Mapping):
-        settings = ", ".join(f"{name} = {_shown(value[name])}" for name in sorted(value) if name != "kind")
+        settings = ", ".join(f"{name} = {_setting(value[name])}" for name in sorted(value) if name != "kind")
         return f"{value.get('kind', '')}({settings})"
     if isinstance(value, list):
-        return ", ".join(map(_shown, value)) or "none"
+        return ", ".join(map(_setting, value)) or "none"
     return str(value)
 
 

@@ -1,79 +1,84 @@
-"""What lies in a store and is of no use: writers that died leave data without a marker, runs leave claims."""
+"""Garbage collection: data without a marker, records of runs that have ended, unfinished uploads, unwanted versions."""
 
 import contextlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import IntegrityError, MissingError, StorageError
-from pipeline.ledger import Ledger, Unit, leases, parse
-from pipeline.storage import Storage, Stored
+from pipeline.ledger import Ledger, Unit, leases, parse_data_key
+from pipeline.maintenance import manifest, releases
+from pipeline.storage import Storage, StoredObject
 
-# So many things are removed before it is looked again whether a run has begun.
-_AT_ONCE = 50
+# Number of removals between two checks that no run has begun.
+_REMOVALS_PER_CHECK = 50
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing that may go.
+    """One object, or one multipart upload, that may be removed.
 
     Attributes:
-        key: Of the object; of an upload, its key and id.
-        size_bytes: What its removal frees.
-        why: One line.
-        upload: Whether it is a multipart upload and not an object.
+        key: The object's key; for an upload, its key and id.
+        size_bytes: The size of the object.
+        reason: Why it may be removed, in one line.
+        upload: Whether it is a multipart upload.
     """
 
     key: str
     size_bytes: int
-    why: str
+    reason: str
     upload: bool = False
 
 
 def find(ledger: Ledger, *, age_s: float, keep_versions: int | None = None) -> list[Garbage]:
-    """What has been of no use for at least `age_s`, by the store's clock.
+    """Lists garbage that is at least `age_s` old by the store's clock.
 
     Args:
         ledger: The store.
-        age_s: What is younger may be somebody's at work.
-        keep_versions: So many finished versions are kept, the last ones, and beside them the latest and those that
-            training here has read; by default all. Objects that only the others name may go the next time.
+        age_s: Younger objects stay: a running process may still need them.
+        keep_versions: How many of the newest finished versions are kept, beside the latest and those that training in
+            this store has read; by default all. Objects that only a removed version lists are found the next time.
 
     Raises:
-        StorageError: The store failed, or may not be written (its clock is read off a write).
+        StorageError: The store failed, or is read-only (its clock is read from a write).
     """
     storage = ledger.storage
-    now = storage.clock()
-    everything = list(storage.list())
-    old = [stored for stored in everything if now - stored.modified >= age_s]
+    now = storage.read_clock()
+    stored_objects = list(storage.list())
+    old = [stored for stored in stored_objects if now - stored.modified >= age_s]
     old_keys = {stored.key for stored in old}
-    live = {run.id for run in leases.seen(storage, now=now) if run.live}
+    live_runs = {run.id for run in leases.list_runs(storage, now=now) if run.live}
+    uploads = storage.list_stale_uploads(age_s=age_s)
     return [
-        *(orphan for orphan in _orphans(ledger, everything) if orphan.key in old_keys),
-        *_leavings(old, live, _versions_in_use(storage, now - age_s, keep_versions)),
-        *(Garbage(upload, 0, "an upload that nobody finished", True) for upload in storage.stale_uploads(age_s=age_s)),
+        *(orphan for orphan in _orphans(ledger, stored_objects) if orphan.key in old_keys),
+        *_leftovers(old, live_runs, _versions_in_use(ledger, now - age_s, keep_versions)),
+        *(Garbage(upload, 0, "an upload that nobody finished", True) for upload in uploads),
     ]
 
 
 def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float, keep_versions: int | None = None) -> int:
-    """Removes what `find` found, but what has come to life since; returns how many things it removed.
+    """Removes garbage that `find` listed, except what has been written again or come into use since then.
+
+    Returns:
+        The number of objects and uploads removed.
 
     Raises:
-        StorageError: A run is at work (its writers put data before markers), or the store failed.
+        StorageError: A run is active (it writes data before the marker), or the store failed.
     """
-    storage, removed = ledger.storage, 0
-    with leases.alone(storage) as other:
-        _require_nobody(storage, other())
+    storage = ledger.storage
+    removed = 0
+    with leases.exclusive_access(storage) as active_run:
+        _require_no_run(storage, active_run())
         for index, item in enumerate(garbage):
-            if index % _AT_ONCE == 0:  # again and again, lest the lease run out and a run begin
-                _require_nobody(storage, other())
-                before = storage.clock() - age_s
-                in_use = _versions_in_use(storage, before, keep_versions)
+            if index % _REMOVALS_PER_CHECK == 0:  # the lease may run out meanwhile, and a run begin
+                _require_no_run(storage, active_run())
+                cutoff = storage.read_clock() - age_s
+                in_use = _versions_in_use(ledger, cutoff, keep_versions)
             if item.upload:
                 storage.abort_upload(item.key)
-            elif _version(item.key) not in in_use and _still_old(ledger, item.key, before):
+            elif _version_of(item.key) not in in_use and _is_older(storage, item.key, cutoff):
                 storage.delete([item.key])
             else:
                 continue
@@ -81,107 +86,108 @@ def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float, keep_ver
     return removed
 
 
-def _require_nobody(storage: Storage, other: leases.Seen | None) -> None:
-    if other is not None:
-        host = other.record["host"]
-        raise StorageError(f"{storage.url}: run {other.id} on {host} is at work; wait for its end, or stop it first")
+def _require_no_run(storage: Storage, run: leases.RunRecord | None) -> None:
+    if run is not None:
+        host = run.record["host"]
+        raise StorageError(f"{storage.url}: run {run.id} on {host} is at work; wait for its end, or stop it first")
 
 
-def _still_old(ledger: Ledger, key: str, before: float) -> bool:
+def _is_older(storage: Storage, key: str, cutoff: float) -> bool:
     try:
-        return ledger.storage.stat(key).modified <= before
+        return storage.stat(key).modified <= cutoff
     except MissingError:
         return False
 
 
-def _orphans(ledger: Ledger, everything: Iterable[Stored]) -> Iterator[Garbage]:
-    """Data that neither a marker names nor the manifest of a finished version."""
-    by_unit: dict[Unit, list[Stored]] = defaultdict(list)
-    for stored in everything:
+def _orphans(ledger: Ledger, stored_objects: Iterable[StoredObject]) -> Iterator[Garbage]:
+    """Data that neither a marker nor the manifest of a finished version names."""
+    by_unit: dict[Unit, list[StoredObject]] = defaultdict(list)
+    for stored in stored_objects:
         if stored.key.startswith(("shards/", "results/")):
-            unit = _unit(stored.key)
+            unit = parse_data_key(stored.key)
             if unit is None:
                 yield Garbage(stored.key, stored.size_bytes, "nothing that this program writes")
             else:
                 by_unit[unit].append(stored)
-    committed = {unit for kind in {unit.kind for unit in by_unit} for unit in ledger.units(kind)}
-    finalized = _finalized(ledger.storage, everything)
+    committed = {unit for kind in {unit.kind for unit in by_unit} for unit in ledger.list_units(kind)}
+    finalized = _objects_of_versions(ledger.storage, stored_objects)
     for unit, data in by_unit.items():
         if unit in committed and len(data) == 1:
-            continue  # nothing else could be what its marker names, which is not read: there may be millions
+            continue  # it must be what the marker names; reading the markers could be millions of requests
         try:
-            kept = ledger.marker(unit).object if unit in committed else ""
-        except IntegrityError:  # a damaged marker: which of them is the data cannot be known
+            named = ledger.read_marker(unit).object if unit in committed else ""
+        except IntegrityError:  # a damaged marker: any of the objects may be the data
             continue
         for stored in data:
-            if stored.key != kept and stored.key not in finalized:
+            if stored.key != named and stored.key not in finalized:
                 yield Garbage(stored.key, stored.size_bytes, "data without a marker")
 
 
-def _finalized(storage: Storage, everything: Iterable[Stored]) -> set[str]:
-    """The objects of every finished version: also those that have since been made anew.
+def _objects_of_versions(storage: Storage, stored_objects: Iterable[StoredObject]) -> set[str]:
+    """The objects that finished versions list, also those that have been replaced since.
 
     Raises:
-        IntegrityError: A manifest cannot be read, so that what is to be kept is not known.
+        IntegrityError: A manifest cannot be read, so its objects are unknown.
     """
-    kept: set[str] = set()
-    for key in (stored.key for stored in everything if re.fullmatch(r"versions/[^/]+/manifest\.json", stored.key)):
+    objects: set[str] = set()
+    for key in (stored.key for stored in stored_objects if _is_manifest(stored.key)):
         try:
-            kept |= {str(entry["object"]) for entry in json.loads(storage.get(key))["objects"]}
-        except (ValueError, TypeError, KeyError) as error:
-            raise IntegrityError(f"{storage.at(key)}: not a manifest ({error}); restore it, or remove it") from error
-    return kept
+            objects |= manifest.parse(storage.get(key)).object_keys()
+        except ValueError as error:
+            raise IntegrityError(
+                f"{storage.url_of(key)}: not a manifest ({error}); restore it, or remove it"
+            ) from error
+    return objects
 
 
-def _unit(key: str) -> Unit | None:
-    """The unit that a data object belongs to: `shards/SCOPE/SHARD/00000-of-00001-HASH.tar`."""
-    place = key.partition("/")[2].rpartition("-")[0]
-    unit = parse(f"markers/{place}.json")
-    return unit if unit is not None and key.startswith(f"{unit.data}-") else None
-
-
-def _versions_in_use(storage: Storage, before: float, keep: int | None) -> set[str]:
-    """The versions that are kept, or that somebody may be making: what an earlier try left is not made younger."""
-    files = list(storage.list("versions"))
-    young = {_version(stored.key) for stored in files if stored.modified > before}
-    manifests = [stored for stored in files if stored.key == f"versions/{_version(stored.key)}/manifest.json"]
-    finished = [_version(stored.key) for stored in sorted(manifests, key=lambda stored: -stored.modified)]
+def _versions_in_use(ledger: Ledger, cutoff: float, keep: int | None) -> set[str]:
+    """The versions that are kept, and those with a file younger than the cutoff: a process may be writing them."""
+    files = list(ledger.storage.list("versions"))
+    young = {_version_of(stored.key) for stored in files if stored.modified > cutoff}
+    manifests = sorted((stored for stored in files if _is_manifest(stored.key)), key=lambda stored: -stored.modified)
+    finished = [_version_of(stored.key) for stored in manifests]
     if keep is None:
         return young | set(finished)
-    return young | set(finished[:keep]) | _read(storage)
+    return young | set(finished[:keep]) | _versions_with_readers(ledger)
 
 
-def _read(storage: Storage) -> set[str]:
-    """The versions that readers are at: the latest, and those that the last training run of each name has read."""
-    read = set()
+def _versions_with_readers(ledger: Ledger) -> set[str]:
+    """The latest version, and those that the last training run of each name has read."""
+    storage = ledger.storage
+    versions = set()
     with contextlib.suppress(MissingError):
-        read.add(str(json.loads(storage.get("latest.json"))["version"]))
+        versions.add(releases.latest_id(ledger))
     for stored in storage.list("training"):
         if re.fullmatch(r"training/[^/]+/current\.json", stored.key):
-            read |= {str(version) for version in storage.record(stored.key)["versions"].values()}
-    return read
+            versions |= {str(version) for version in storage.get_record(stored.key)["versions"].values()}
+    return versions
 
 
-def _version(key: str) -> str:
-    """Of which version a file is; empty for what is of none."""
+def _version_of(key: str) -> str:
+    """The version that a file belongs to; empty for other objects."""
     return key.split("/")[1] if key.startswith("versions/") else ""
 
 
-def _leavings(old: Iterable[Stored], live: set[str], in_use: set[str]) -> list[Garbage]:
-    """Claims and records of runs that have ended, versions not kept, and what a killed writer left half done."""
-    leavings = []
+def _is_manifest(key: str) -> bool:
+    version = _version_of(key)
+    return bool(version) and key == manifest.key(version)
+
+
+def _leftovers(old: Iterable[StoredObject], live_runs: set[str], versions_in_use: set[str]) -> list[Garbage]:
+    """Claims and records of ended runs, versions that are not kept, and what killed writers left behind."""
+    leftovers = []
     for stored in old:
-        folder, _, rest = stored.key.partition("/")
-        why = ""
-        if folder == "runs" and rest.removesuffix(".json") not in live:
-            why = "the record of a run that has ended"
-        elif folder == "claims" and not live:  # which run a claim is of stands inside it, and there may be millions
-            why = "the claim of a run that has ended"
+        folder, _, name = stored.key.partition("/")
+        reason = ""
+        if folder == "runs" and name.removesuffix(".json") not in live_runs:
+            reason = "the record of a run that has ended"
+        elif folder == "claims" and not live_runs:  # a claim holds its run's name inside, and there may be millions
+            reason = "the claim of a run that has ended"
         elif folder in ("probe", ".scratch"):
-            why = "left by a writer that was cut off"
-        elif folder == "versions" and _version(stored.key) not in in_use:
-            why = "a version that was never finished, or is no longer kept"
-        if why:
-            leavings.append(Garbage(stored.key, stored.size_bytes, why))
-    # A version is none without its manifest, which goes first: cut off, the rest is that of an unfinished one.
-    return sorted(leavings, key=lambda item: not item.key.endswith("/manifest.json"))
+            reason = "left by a writer that was cut off"
+        elif folder == "versions" and _version_of(stored.key) not in versions_in_use:
+            reason = "a version that was never finished, or is no longer kept"
+        if reason:
+            leftovers.append(Garbage(stored.key, stored.size_bytes, reason))
+    # Manifests go first: if the removal is cut off, what remains is an unfinished version.
+    return sorted(leftovers, key=lambda item: not item.key.endswith("/manifest.json"))

@@ -1,49 +1,48 @@
-"""What a finalized version holds, read off its manifest: one object instead of a marker for each part."""
+"""Finalized versions as readers use them: the latest one, and the committed objects that one lists.
+
+A manifest is one object, where reading the markers themselves would be one request per part.
+"""
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
-from pipeline.data.sample import Part
 from pipeline.errors import IntegrityError, MissingError
-from pipeline.ledger import Ledger, Marker, Unit, fingerprint
+from pipeline.ledger import Ledger, Marker, Unit
+from pipeline.maintenance import manifest
 
 
-def objects(ledger: Ledger, version: str) -> dict[Unit, Marker]:
-    """What a finalized version holds: its commits, each with the fact `n`, its images or rows, alone.
+def markers(ledger: Ledger, version: str) -> dict[Unit, Marker]:
+    """The committed objects of a finalized version; their only fact is `n`, the number of images or rows.
 
     Args:
         ledger: The store.
-        version: Its id, or `latest`.
+        version: The version's id, or `latest`.
 
     Raises:
         MissingError: There is no such version.
         IntegrityError: Its manifest is damaged.
     """
-    version = latest(ledger) if version == "latest" else version
-    storage, key = ledger.storage, f"versions/{version}/manifest.json"
+    version = latest_id(ledger) if version == "latest" else version
+    storage, key = ledger.storage, manifest.key(version)
     try:
-        manifest = json.loads(storage.get(key))
-        found = [_listed(entry) for entry in manifest["objects"]]
-        listed = [[marker.object, marker.sha256] for marker in found]
-        layout, plans = manifest["layout"], manifest["plans"]
-        if fingerprint({"layout": layout, "objects": listed, "plans": plans}) != version:
+        parsed = manifest.parse(storage.get(key))
+        listed = parsed.markers()
+        if manifest.version_id(listed, parsed.plans, layout=parsed.layout) != version:
             raise ValueError("its objects are not those that its id stands for")
     except MissingError as error:
         raise MissingError(
             f"{storage.url}: no version {version!r} is finalized here; run finalize, or name one of versions/"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{storage.at(key)}: not a manifest ({error}); run finalize again") from error
-    return {marker.unit: marker for marker in found}
+    except ValueError as error:
+        raise IntegrityError(f"{storage.url_of(key)}: not a manifest ({error}); run finalize again") from error
+    return {marker.unit: marker for marker in listed}
 
 
-def latest(ledger: Ledger) -> str:
+def latest_id(ledger: Ledger) -> str:
     """The id of the store's latest version.
 
     Raises:
-        MissingError: None is finalized.
-        IntegrityError: What names it is damaged.
+        MissingError: No version is finalized.
+        IntegrityError: `latest.json` is damaged.
     """
     storage = ledger.storage
     try:
@@ -51,13 +50,4 @@ def latest(ledger: Ledger) -> str:
     except MissingError as error:
         raise MissingError(f"{storage.url}: no version is finalized here; run finalize") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{storage.at('latest.json')}: names no version; run finalize again") from error
-
-
-def _listed(entry: Mapping[str, Any]) -> Marker:
-    """An entry of a manifest as the commit that it lists."""
-    own = entry["unit"]
-    unit = Unit(**{**own, "part": Part(**own["part"])})
-    if not str(entry["object"]).startswith(f"{unit.data}-") or int(entry["n"]) < 0:
-        raise ValueError(f"{entry['object']} is not what {unit.marker} stands for")
-    return Marker(unit, entry["object"], entry["sha256"], int(entry["size_bytes"]), {"n": int(entry["n"])})
+        raise IntegrityError(f"{storage.url_of('latest.json')}: names no version; run finalize again") from error

@@ -1,35 +1,35 @@
-"""How a store stands, by the store alone: while runs go on, and after."""
+"""Progress, speed and failures of every recorded plan, read from the store alone."""
 
 import time
 from dataclasses import dataclass
 
 from pipeline.errors import StorageError
 from pipeline.ledger import Failure, Ledger, leases
-from pipeline.ledger.leases import Seen
-from pipeline.ledger.progress import Progress, progress
+from pipeline.ledger.leases import RunRecord
+from pipeline.ledger.progress import Progress, measure_progress
 
 
 @dataclass(frozen=True)
 class PlanStatus:
-    """How far one recorded plan is.
+    """The status of one recorded plan.
 
     Attributes:
-        id: Of the plan.
+        id: The plan's id.
         dataset: Identity of its images.
-        progress: Parts attacked, files scored, of how many.
-        failures: What its runs gave up.
-        runs: Who is at it, or has been; the latest first.
+        progress: Parts attacked and result files scored, with their totals.
+        failures: Items that its runs gave up.
+        runs: Runs of the plan, live or ended, the latest first.
     """
 
     id: str
     dataset: str
     progress: Progress
     failures: tuple[Failure, ...]
-    runs: tuple[Seen, ...]
+    runs: tuple[RunRecord, ...]
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether all parts are attacked and scored."""
         counts = self.progress
         return (counts.attacked, counts.scored, counts.shards_known) == (
             counts.to_attack,
@@ -39,49 +39,51 @@ class PlanStatus:
 
     @property
     def images_per_s(self) -> float | None:
-        """Images attacked a second, by the live runs together; None where there is none, or it has just begun."""
-        said = [run.record for run in self.runs if run.live]
-        rates = [each["images"] / each["seconds"] for each in said if each["images"] and each["seconds"]]
+        """Images attacked per second, summed over the live runs; None until one has attacked an image."""
+        records = [run.record for run in self.runs if run.live]
+        rates = [record["images"] / record["seconds"] for record in records if record["images"] and record["seconds"]]
         return sum(rates) if rates else None
 
     @property
-    def left_s(self) -> float | None:
-        """Seconds until the slowest live run is done, at its own pace so far; None where that cannot be said."""
-        left = []
-        for said in (run.record for run in self.runs if run.live):
-            done = said["items"] - said["items_left"]
+    def remaining_s(self) -> float | None:
+        """Seconds until the slowest live run ends, at its speed so far; None if a live run has not finished an item."""
+        remaining = []
+        for record in (run.record for run in self.runs if run.live):
+            done = record["items"] - record["items_left"]
             if not done:
                 return None
-            left.append(said["seconds"] * said["items_left"] / done)
-        return max(left, default=None)
+            remaining.append(record["seconds"] * record["items_left"] / done)
+        return max(remaining, default=None)
 
 
 def status(ledger: Ledger) -> list[PlanStatus]:
-    """Every recorded plan, by listings, and by reading what runs say of themselves and what they gave up.
+    """The status of every recorded plan.
+
+    Markers are listed, not read; plans, heartbeats and failures are read.
 
     Raises:
         StorageError: The store failed.
     """
-    seen = leases.seen(ledger.storage, now=_now(ledger))
-    found = []
-    for key in ledger.plans():
-        plan = ledger.plan(key)
-        identity = key.removeprefix("plans/").removesuffix(".json")
-        found.append(
+    runs = leases.list_runs(ledger.storage, now=_now(ledger))
+    plans = []
+    for key in ledger.plan_keys():
+        plan = ledger.read_plan(key)
+        plan_id = key.removeprefix("plans/").removesuffix(".json")
+        plans.append(
             PlanStatus(
-                id=identity,
+                id=plan_id,
                 dataset=plan["dataset"],
-                progress=progress(plan, ledger),
-                failures=tuple(ledger.failures(identity)),
-                runs=tuple(run for run in seen if run.record.get("plan") == identity),
+                progress=measure_progress(plan, ledger),
+                failures=tuple(ledger.list_failures(plan_id)),
+                runs=tuple(run for run in runs if run.record.get("plan") == plan_id),
             )
         )
-    return found
+    return plans
 
 
 def _now(ledger: Ledger) -> float:
-    """The store's clock; where the store may only be read, this machine's."""
+    """The time by the store's clock; if the store is read-only, by this machine's."""
     try:
-        return ledger.storage.clock()
+        return ledger.storage.read_clock()
     except StorageError:
         return time.time()

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: one pass over memory less, forward and backward.
+"""Folds batch norms into the convolutions before them: one pass over memory less, forward and backward.
 
 In eval mode a batch norm is an affine map of each channel, and a convolution followed by one is a convolution:
 
@@ -9,52 +9,60 @@ import copy
 import logging
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from pipeline.models import module_pairs
+from pipeline.models.module_pairs import find_pairs, outputs_agree, replace_modules, trial_image
 
 log = logging.getLogger(__name__)
 
 
-def folded(network: nn.Module, side: int) -> nn.Module:
-    """The network with every batch norm folded that takes what a convolution gives, and nothing else does.
+def fold_batchnorms(network: nn.Module, side: int) -> nn.Module:
+    """A copy of a network with every batch norm folded that is the only consumer of a convolution's output.
 
-    Which those are shows when it is called: no names and no graph are needed, so that any architecture will do. Then it
-    is held against the network as it was; where the two differ by more than rounding, nothing is folded.
+    The pairs are found by calling the network, without names or a graph, so any architecture will do. Then the copy is
+    compared with the network; where the two differ by more than rounding, the network itself is returned.
 
     Args:
-        network: In eval mode, on the CPU; left as it is.
-        side: Of the images that it is tried on.
+        network: In eval mode, on the CPU; not changed.
+        side: Side of the trial image in pixels.
     """
-    made, images = copy.deepcopy(network), module_pairs.trial(network, side)
-    convolutions = [each for each in made.modules() if isinstance(each, nn.Conv2d)]
-    norms = [each for each in made.modules() if isinstance(each, nn.BatchNorm2d) and each.running_mean is not None]
-    pairs = module_pairs.pairs(made, convolutions, norms, images)
+    folded = copy.deepcopy(network)
+    images = trial_image(network, side)
+    convolutions = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
+    norms = [
+        module for module in folded.modules() if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    ]
+    pairs = find_pairs(folded, convolutions, norms, images)
     if not pairs:
         return network
     for convolution, norm in pairs:
-        _fold(convolution, norm)
-    module_pairs.replace(made, {norm: _rest(norm) for _, norm in pairs})
-    made.requires_grad_(False).to(memory_format=torch.channels_last)
-    if not module_pairs.agree(network, made, images):
-        log.warning("%s: its batch norms do not fold", type(network).__name__)
+        _fold_into(convolution, norm)
+    replace_modules(folded, {norm: _without_norm(norm) for _, norm in pairs})
+    folded.requires_grad_(False).to(memory_format=torch.channels_last)
+    if not outputs_agree(network, folded, images):
+        log.warning("%s: its batch norms cannot be folded", type(network).__name__)
         return network
-    return made
+    return folded
 
 
-def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold_into(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     statistics = (norm.running_mean.double(), norm.running_var.double(), norm.eps)
-    weight, bias = (None if each is None else each.double() for each in (convolution.weight, convolution.bias))
-    scale, shift = (None if each is None else each.double() for each in (norm.weight, norm.bias))
+    weight, bias = _in_double(convolution.weight), _in_double(convolution.bias)
+    scale, shift = _in_double(norm.weight), _in_double(norm.bias)
     assert weight is not None
     weight, bias = fuse_conv_bn_weights(weight, bias, *statistics, scale, shift)
     dtype = convolution.weight.dtype
-    convolution.weight, convolution.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
+    convolution.weight = nn.Parameter(weight.to(dtype))
+    convolution.bias = nn.Parameter(bias.to(dtype))
 
 
-def _rest(norm: nn.BatchNorm2d) -> nn.Module:
-    """What a batch norm does beside: timm has some that drop out and activate as well."""
+def _in_double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double()
+
+
+def _without_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    """What a batch norm module does after normalising: some of timm's also drop out and activate."""
     return nn.Sequential(*norm.children()) if len(list(norm.children())) else nn.Identity()

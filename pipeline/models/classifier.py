@@ -1,4 +1,4 @@
-"""A network that takes images in [0, 1]: preprocessing lives inside it."""
+"""The classifier: a network with its preprocessing, which takes images in [0, 1]."""
 
 import copy
 import hashlib
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.batchnorm_folding import folded
-from pipeline.models.cpu_fusion import fused
+from pipeline.models.batchnorm_folding import fold_batchnorms
+from pipeline.models.cpu_fusion import fuse_convolutions
 
-# How an image is brought to a network's input size; see `resize`.
+# How an image is resized to a network's input size; see `resize`.
 Policy = Literal["direct", "crop"]
 
 
 class Classifier(nn.Module):
-    """A frozen network that resizes and normalises for itself.
+    """A frozen network that resizes and normalises its images itself.
 
     Resizing is done on float pixels with antialiasing and is not clamped: a linear map, differentiable, the same on
     every device, and what PIL computes on images of mode F.
 
     Attributes:
-        preprocessing: Input size, interpolation, mean, std and policy, as used: part of the model's identity.
+        preprocessing: Input size, interpolation, mean, std and policy, part of the model's identity.
         digest: sha256 of the network's state dict.
     """
 
@@ -31,7 +31,7 @@ class Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, preprocessing: dict[str, Any]) -> None:
         super().__init__()
-        # Channels last: a third faster on a CPU, and what tensor cores want.
+        # Channels last: a third faster on a CPU, and the layout that tensor cores need.
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.preprocessing = preprocessing
         self.digest = state_digest(network)
@@ -40,14 +40,14 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(preprocessing["std"]).view(shape), persistent=False)
         self.eval()
 
-    def quicken(self, device: torch.device) -> "Classifier":
-        """Replaces the network by one that computes the same faster, puts it on its device, and returns itself.
+    def optimize_for(self, device: torch.device) -> "Classifier":
+        """Replaces the network by a faster one with the same outputs, moves it to a device, and returns itself.
 
-        The digest stays: that of the weights as they came.
+        The digest remains that of the weights as loaded.
         """
         side = self.preprocessing["input_size"]
-        network = folded(self.network, side)
-        self.network = fused(network, side) if device.type == "cpu" else network
+        network = fold_batchnorms(self.network, side)
+        self.network = fuse_convolutions(network, side) if device.type == "cpu" else network
         return self.to(device)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -64,13 +64,13 @@ class Classifier(nn.Module):
         )
 
     def enlarged(self, rate: float) -> "Classifier":
-        """The same network, for an input `rate` times as large: it must be one that takes several sizes."""
+        """The same network with an input `rate` times as large; it must be one that takes several input sizes."""
         larger = copy.copy(self)
         larger.preprocessing = {**self.preprocessing, "input_size": int(self.preprocessing["input_size"] * rate)}
         return larger
 
     def classify(self, inputs: Tensor) -> Tensor:
-        """Logits (B, classes) of images that are at the network's input size, or at another that it takes."""
+        """Logits (B, classes) of images at the network's input size, or at another size that it takes."""
         normalised = ((inputs - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.network(normalised)
         return logits

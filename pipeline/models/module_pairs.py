@@ -1,4 +1,4 @@
-"""Which modules of a network hand what to which: seen by calling it, so that any architecture will do."""
+"""Finds modules whose output is exactly another module's input, by calling the network: any architecture will do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,64 +7,67 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-Giver = TypeVar("Giver", bound=nn.Module)
-Taker = TypeVar("Taker", bound=nn.Module)
+Producer = TypeVar("Producer", bound=nn.Module)
+Consumer = TypeVar("Consumer", bound=nn.Module)
 
-# Of the largest logit. Rounding moves them by some 1e-6 of it; what is not the same function moves them by all of it.
+# Relative to the largest logit. Rounding moves logits by some 1e-6 of it; another function moves them by all of it.
 _TOLERANCE = 1e-3
 
 
-def trial(network: nn.Module, side: int) -> Tensor:
-    """An image (1, 3, side, side) that the network is tried on, always the same."""
-    generator, dtype = torch.Generator().manual_seed(0), next(network.parameters()).dtype
-    return torch.randn(1, 3, side, side, generator=generator, dtype=dtype)
+def trial_image(network: nn.Module, side: int) -> Tensor:
+    """An image (1, 3, side, side) to try the network on, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, 3, side, side, generator=generator, dtype=next(network.parameters()).dtype)
 
 
-def pairs(network: nn.Module, givers: list[Giver], takers: list[Taker], images: Tensor) -> list[tuple[Giver, Taker]]:
-    """Givers and takers that are called once each, the taker on what the giver made, untouched in between.
+def find_pairs(
+    network: nn.Module, producers: list[Producer], consumers: list[Consumer], images: Tensor
+) -> list[tuple[Producer, Consumer]]:
+    """Pairs of modules that are called once each, the consumer on the producer's unchanged output.
 
-    Whether nobody else takes it as well does not show here, but in what the network answers afterwards: `agree`.
+    Other uses of the producer's output do not show here; `outputs_agree` shows them once the modules are replaced.
     """
-    made: list[tuple[Giver, Tensor, int]] = []
-    taken: list[tuple[Taker, Tensor, int]] = []
+    outputs: list[tuple[Producer, Tensor, int]] = []
+    inputs: list[tuple[Consumer, Tensor, int]] = []
 
-    def note_made(module: Any, _: Any, output: Tensor) -> None:
-        made.append((module, output, output._version))
+    def note_output(module: Any, _: Any, output: Tensor) -> None:
+        outputs.append((module, output, output._version))
 
-    def note_taken(module: Any, inputs: tuple[Tensor, ...]) -> None:
-        taken.append((module, inputs[0], inputs[0]._version))
+    def note_input(module: Any, arguments: tuple[Tensor, ...]) -> None:
+        inputs.append((module, arguments[0], arguments[0]._version))
 
-    with torch.no_grad(), _removed_after() as hooks:
-        hooks += [giver.register_forward_hook(note_made) for giver in givers]
-        hooks += [taker.register_forward_pre_hook(note_taken) for taker in takers]
+    with torch.no_grad(), _temporary_hooks() as hooks:
+        hooks += [producer.register_forward_hook(note_output) for producer in producers]
+        hooks += [consumer.register_forward_pre_hook(note_input) for consumer in consumers]
         network(images)
-    calls: list[nn.Module] = [module for module, _, _ in (*made, *taken)]
-    found = [
-        (giver, taker)
-        for giver, output, was in made
-        for taker, taken_in, is_now in taken
-        if taken_in is output and is_now == was
+    calls: list[nn.Module] = [module for module, _, _ in (*outputs, *inputs)]
+    pairs = [
+        (producer, consumer)
+        for producer, output, output_version in outputs
+        for consumer, consumed, input_version in inputs
+        if consumed is output and input_version == output_version
     ]
-    return [pair for pair in found if all(calls.count(module) == 1 for module in pair)]
+    return [pair for pair in pairs if all(calls.count(module) == 1 for module in pair)]
 
 
-def replace(network: nn.Module, instead: dict[nn.Module, nn.Module]) -> None:
-    """Puts other modules in place of some, wherever they stand."""
+def replace_modules(network: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Replaces modules of a network in place."""
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if child in instead:
-                setattr(module, name, instead[child])
+            if child in replacements:
+                setattr(module, name, replacements[child])
 
 
-def agree(network: nn.Module, other: nn.Module, images: Tensor) -> bool:
-    """Whether both answer the same on the images, but for rounding."""
+def outputs_agree(expected: nn.Module, changed: nn.Module, images: Tensor) -> bool:
+    """Whether a changed network gives the same outputs on the images, except for rounding."""
     with torch.no_grad():
-        expected, found = network(images), other(images)
-    return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+        expected_output = expected(images)
+        changed_output = changed(images)
+    return bool((changed_output - expected_output).abs().max() <= _TOLERANCE * expected_output.abs().max())
 
 
 @contextmanager
-def _removed_after() -> Iterator[list[Any]]:
+def _temporary_hooks() -> Iterator[list[Any]]:
     hooks: list[Any] = []
     try:
         yield hooks

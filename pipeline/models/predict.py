@@ -1,4 +1,4 @@
-"""Scoring: a target's predictions on stored pixels."""
+"""Predictions of a model, with or without defenses, on stored pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from pipeline.attack.draws import Draws
 from pipeline.data import codec
-from pipeline.models import batch_size as batches
-from pipeline.models.defenses import Network, Ready, answer
+from pipeline.models.batch_size import run_in_batches
+from pipeline.models.defenses import DefendedNetwork, ReadyDefense, predict_defended
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What a model says of a batch of images.
+class BatchPredictions:
+    """A model's predictions on a batch of images.
 
     Attributes:
         prediction: The argmax, (B,) int64 on the CPU.
-        label_probability: The softmax at the label, (B,) float32 on the CPU; behind a defense that answers several
-            times its mean, and behind randomised smoothing the share of the votes.
-        abstained: Where randomised smoothing does not answer, (B,) bool; `prediction` is then the class ahead.
-        batch_size: How many images at a time fitted into the device's memory.
+        label_probability: The softmax at the label, (B,) float32 on the CPU; its mean over several forward passes, or
+            the share of the votes of randomised smoothing.
+        abstained: Whether randomised smoothing abstains, (B,) bool; `prediction` is then the leading class.
+        batch_size: Number of images at a time that fitted into the device's memory.
     """
 
     prediction: Tensor
@@ -32,42 +32,41 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Behind:
-    """The defenses that a target is behind, and what they draw for which images.
+class SeededDefenses:
+    """A target's defenses with the seed and the image keys of their random draws.
 
     Attributes:
-        defenses: In order.
-        seed: Of what they draw.
+        chain: The defenses, in order.
+        seed: Seed of their random draws.
         keys: The images' keys, N of them.
     """
 
-    defenses: Sequence[Ready]
+    chain: Sequence[ReadyDefense]
     seed: int
     keys: Sequence[str]
 
-    def answer(self, model: Network, images: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
-        """Probabilities (B, classes) of some of the images, and where it abstains, (B,) bool."""
-        return answer(
-            model, images, self.defenses, Draws(self.seed, self.keys[batch], images.device, purpose="defense")
-        )
+    def predict(self, model: DefendedNetwork, images: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
+        """Probabilities (B, classes) of the images of a batch, and whether the defense abstains, (B,) bool."""
+        draws = Draws(self.seed, self.keys[batch], images.device, purpose="defense")
+        return predict_defended(model, images, self.chain, draws)
 
 
-def ask(
-    model: nn.Module, pixels: Tensor, batch: slice, *, device: torch.device, behind: Behind | None
+def predict_probabilities(
+    model: nn.Module, pixels: Tensor, batch: slice, *, device: torch.device, defenses: SeededDefenses | None
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities (B, classes) of images (B, 3, H, W) uint8, all at once, and where a defense abstains, (B,).
+    """Probabilities (B, classes) of a batch, in one call of the model, and whether a defense abstains, (B,).
 
     Args:
         model: On `device`.
-        pixels: On the CPU.
-        batch: Which of the images that the defenses have keys of.
-        device: Where the model lies.
-        behind: Its defenses.
+        pixels: The batch's images, (B, 3, H, W) uint8 on the CPU.
+        batch: Which of the images that `defenses` has keys of.
+        device: The model's device.
+        defenses: The model's defenses.
     """
     images = codec.to_float(pixels.to(device))
-    if behind is None or not behind.defenses:
+    if defenses is None or not defenses.chain:
         return model(images).softmax(dim=1), torch.zeros(len(images))
-    return behind.answer(cast("Network", model), images, batch)
+    return defenses.predict(cast("DefendedNetwork", model), images, batch)
 
 
 def predict(
@@ -77,26 +76,26 @@ def predict(
     *,
     batch_size: int,
     device: torch.device,
-    behind: Behind | None = None,
-) -> Predictions:
+    defenses: SeededDefenses | None = None,
+) -> BatchPredictions:
     """A model's predictions on uint8 pixels.
 
     Args:
         model: Maps images (B, 3, H, W) float32 in [0, 1] to logits (B, classes); on `device`.
         pixels: (N, 3, H, W) uint8 on the CPU.
         labels: (N,) int64 on the CPU, true classes.
-        batch_size: Images at a time; fewer where they do not fit.
-        device: Where the model lies.
-        behind: Its defenses.
+        batch_size: Images at a time; fewer where memory runs out.
+        device: The model's device.
+        defenses: The model's defenses.
     """
 
     def predict_batch(batch: slice) -> Tensor:
-        probability, abstained = ask(model, pixels[batch], batch, device=device, behind=behind)
+        probability, abstained = predict_probabilities(model, pixels[batch], batch, device=device, defenses=defenses)
         probability = probability.cpu()
         at_label = probability.gather(1, labels[batch].view(-1, 1)).squeeze(1)
         return torch.stack([probability.argmax(dim=1).double(), at_label.double(), abstained.double()])
 
     with torch.inference_mode():
-        made, fitted = batches.run(predict_batch, len(pixels), batch_size)
-    predictions, at_labels, abstained = torch.cat([torch.empty(3, 0, dtype=torch.float64), *made], dim=1)
-    return Predictions(predictions.long(), at_labels.float(), abstained.bool(), fitted)
+        batches, fitting_size = run_in_batches(predict_batch, len(pixels), batch_size)
+    classes, at_labels, abstained = torch.cat([torch.empty(3, 0, dtype=torch.float64), *batches], dim=1)
+    return BatchPredictions(classes.long(), at_labels.float(), abstained.bool(), fitting_size)

@@ -1,8 +1,8 @@
-"""Weights beside the results: a model is resolved once, and from then on loaded by digest.
+"""Model registry: weights stored beside the results, resolved once from a recipe and then loaded by digest.
 
-A hub's tag or a checkpoint's file may move while a run of days goes on. So the driver loads each model once, stores
-its weights under their own hash, and records what the recipe's words meant; workers, later runs and audits read those.
-A thousand workers ask the store, never a hub.
+A hub's tag or a checkpoint file may change while a run of days goes on. So the driver loads each model once, stores its
+weights under their hash, and records what the recipe's settings resolved to; workers, later runs and audits read these.
+A thousand workers read the store, never a hub.
 
     models/FINGERPRINT.json        what a recipe's entry was resolved to
     weights/SHA256.safetensors     the weights
@@ -16,167 +16,172 @@ import torch
 
 from pipeline.attack.ensemble import Ensemble
 from pipeline.errors import IntegrityError, MissingError, WeightsError
-from pipeline.ledger import fingerprint, named
-from pipeline.models import load as models
+from pipeline.ledger import fingerprint, make_id
+from pipeline.models import load
+from pipeline.models.checkpoint import serialize_weights
 from pipeline.models.classifier import Classifier, state_digest
-from pipeline.models.defenses import Ready
-from pipeline.models.load import EnsembleSpec, ModelSpec, TargetSpec
-from pipeline.models.purifiers import Purified, Purifier
-from pipeline.storage import Storage, sha256, split
+from pipeline.models.defenses import ReadyDefense
+from pipeline.models.purifiers import LoadedPurifier, Purifier
+from pipeline.models.spec import EnsembleSpec, ModelSpec, TargetSpec
+from pipeline.storage import Storage, sha256, split_url
 
 
 @dataclass(frozen=True)
-class Model:
+class ResolvedModel:
     """A model with its identity resolved.
 
     Attributes:
-        spec: What the recipe says.
-        id: Name and fingerprint of the identity, as it stands in keys.
+        spec: The recipe's settings.
+        id: Name and fingerprint of the identity, as in the store's keys.
         digest: sha256 of the state dict.
-        identity: Everything that determines its output.
-        weights: sha256 of the stored weights file.
-        built_from: What the hub said that the network is, where the name does not say it; see `models.blueprint`.
-        purifiers: Of the purifiers that it is behind: checkpoint → sha256 of the stored weights file.
+        identity: Everything that determines the model's output.
+        weights_sha256: sha256 of the stored weights file.
+        hub_config: A hub model's architecture and arguments; see `load.hub_config`.
+        purifier_weights: sha256 of the stored weights file of each of its purifiers, by checkpoint.
     """
 
     spec: ModelSpec
     id: str
     digest: str
     identity: dict[str, Any]
-    weights: str
-    built_from: dict[str, Any]
-    purifiers: dict[str, str]
+    weights_sha256: str
+    hub_config: dict[str, Any]
+    purifier_weights: dict[str, str]
 
     @property
-    def members(self) -> tuple["Model", ...]:
-        """The networks that it consists of: itself."""
+    def members(self) -> tuple["ResolvedModel", ...]:
+        """The networks of this source: only itself."""
         return (self,)
 
 
 @dataclass(frozen=True)
-class Team:
+class EnsembleModel:
     """An ensemble with its members resolved.
 
     Attributes:
-        spec: What the recipe says.
+        spec: The recipe's settings.
         members: Its networks.
     """
 
     spec: EnsembleSpec
-    members: tuple[Model, ...]
+    members: tuple[ResolvedModel, ...]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that determines its output."""
+        """Everything that determines the ensemble's output."""
         return {"fuse": self.spec.fuse, "ensemble": [member.identity for member in self.members]}
 
     @property
     def id(self) -> str:
-        """Name and fingerprint of the identity, as it stands in keys."""
-        return named(self.spec.name, self.identity)
+        """Name and fingerprint of the identity, as in the store's keys."""
+        return make_id(self.spec.name, self.identity)
 
 
-Source = Model | Team
+ResolvedSource = ResolvedModel | EnsembleModel
 
 
-def resolve_source(spec: ModelSpec | EnsembleSpec, storage: Storage, *, classes: int) -> Source:
-    """What a recipe's source stands for; see `resolve`."""
+def resolve_source(spec: ModelSpec | EnsembleSpec, storage: Storage, *, classes: int) -> ResolvedSource:
+    """Resolves a recipe's source, a model or an ensemble; see `resolve_model`."""
     if isinstance(spec, ModelSpec):
-        return resolve(spec, storage, classes=classes)
-    return Team(spec, tuple(resolve(member, storage, classes=classes) for member in spec.ensemble))
+        return resolve_model(spec, storage, classes=classes)
+    return EnsembleModel(spec, tuple(resolve_model(member, storage, classes=classes) for member in spec.ensemble))
 
 
-def resolve(spec: ModelSpec, storage: Storage, *, classes: int) -> Model:
-    """What a recipe's entry stands for: by the store's record of it, or, the first time, by loading it.
+def resolve_model(spec: ModelSpec, storage: Storage, *, classes: int) -> ResolvedModel:
+    """Resolves a recipe's model by the store's record of it or, the first time, by loading it.
 
-    A tag's record holds for ever. A checkpoint's holds while the file is the same; another file is another model.
+    A tag's record is valid forever. A checkpoint's is valid while the file is the same; another file is another model.
 
     Raises:
-        WeightsError: The weights cannot be had, or do not fit.
+        WeightsError: The weights cannot be loaded, or do not fit.
         StorageError: The store failed.
     """
-    # Of the network alone: under another name, or behind defenses, it is the same one.
-    network = {each.name: getattr(spec, each.name) for each in fields(ModelSpec) if each.name != "name"}
+    # Only the network's settings: under another name, or behind defenses, it is the same network.
+    settings = {field.name: getattr(spec, field.name) for field in fields(ModelSpec) if field.name != "name"}
 
-    def loaded() -> tuple[dict[str, Any], bytes]:
-        classifier = models.load(spec, classes=classes)
-        facts = {"identity": models.identity(spec, classifier), "built_from": models.blueprint(spec)}
-        return facts, models.dump(classifier.network)
+    def load_and_describe() -> tuple[dict[str, Any], bytes]:
+        classifier = load.load_model(spec, classes=classes)
+        facts = {"identity": load.model_identity(spec, classifier), "built_from": load.hub_config(spec)}
+        return facts, serialize_weights(classifier.network)
 
-    record = _recorded({**network, "classes": classes}, spec.checkpoint, storage, loaded)
-    purifiers = {each.checkpoint: _resolve_purifier(each, storage) for each in purifiers_of(spec)}
-    digests = {checkpoint: found["digest"] for checkpoint, found in purifiers.items()}
-    identity = {**record["identity"], **models.behind(spec, digests)}
-    return Model(
+    record = _record({**settings, "classes": classes}, spec.checkpoint, storage, load_and_describe)
+    purifiers = {
+        purifier.checkpoint: _resolve_purifier(purifier, storage)
+        for purifier in (spec.defenses if isinstance(spec, TargetSpec) else ())
+        if isinstance(purifier, Purifier)
+    }
+    digests = {checkpoint: stored["digest"] for checkpoint, stored in purifiers.items()}
+    identity = {**record["identity"], **load.defense_identity(spec, digests)}
+    return ResolvedModel(
         spec,
-        named(spec.name, identity),
+        make_id(spec.name, identity),
         identity["digest"],
         identity,
         record["weights"],
         record.get("built_from", {}),
-        {checkpoint: found["weights"] for checkpoint, found in purifiers.items()},
+        {checkpoint: stored["weights"] for checkpoint, stored in purifiers.items()},
     )
 
 
-def purifiers_of(spec: ModelSpec) -> list[Purifier]:
-    """The purifiers that a model is behind."""
-    return [each for each in spec.defenses if isinstance(each, Purifier)] if isinstance(spec, TargetSpec) else []
-
-
 def _resolve_purifier(purifier: Purifier, storage: Storage) -> dict[str, Any]:
-    def loaded() -> tuple[dict[str, Any], bytes]:
-        network = models.load_purifier(purifier)
-        return {"digest": state_digest(network)}, models.dump(network)
+    def load_and_describe() -> tuple[dict[str, Any], bytes]:
+        network = load.load_purifier(purifier)
+        return {"digest": state_digest(network)}, serialize_weights(network)
 
-    words = {"purifier": type(purifier).__name__, "checkpoint": purifier.checkpoint}
+    settings = {"purifier": type(purifier).__name__, "checkpoint": purifier.checkpoint}
     try:
-        return _recorded(words, purifier.checkpoint, storage, loaded)
+        return _record(settings, purifier.checkpoint, storage, load_and_describe)
     except WeightsError as error:
-        raise WeightsError(f"{error}; wanted is {purifier.wanted}") from error
+        raise WeightsError(f"{error}; wanted is {purifier.published_file}") from error
 
 
-def _recorded(
-    words: dict[str, Any],
+def _record(
+    settings: dict[str, Any],
     checkpoint: str | None,
     storage: Storage,
-    loaded: Callable[[], tuple[dict[str, Any], bytes]],
+    load_and_describe: Callable[[], tuple[dict[str, Any], bytes]],
 ) -> dict[str, Any]:
-    """The store's record of what a recipe's words meant, made by loading it where there is none that holds."""
-    key, file = f"models/{fingerprint(words)}.json", _file_version(checkpoint)
+    """The store's record of settings; without a valid record, loads the model, and stores its weights and a record."""
+    key = f"models/{fingerprint(settings)}.json"
+    file = _file_version(checkpoint)
     try:
-        record = storage.record(key)
+        record = storage.get_record(key)
     except MissingError:
         record = {}
-    if not record or record["file"] != file or not _stand(storage, record["weights"]):
-        facts, data = loaded()
-        record = {**facts, "weights": sha256(data), "file": file}
-        storage.put_once(_key(record["weights"]), data)
-        if not storage.put_record(key, record, once=checkpoint is None):
-            record = storage.record(key)  # another run resolved the tag first
+    if not record or record["file"] != file or not _has_weights(storage, record["weights"]):
+        facts, weights = load_and_describe()
+        record = {**facts, "weights": sha256(weights), "file": file}
+        storage.put_if_absent(_weights_key(record["weights"]), weights)
+        if not storage.put_record(key, record, if_absent=checkpoint is None):
+            record = storage.get_record(key)  # another run resolved the tag first
     return record
 
 
-def load_source(source: Source, storage: Storage, *, classes: int, device: torch.device) -> Classifier | Ensemble:
-    """A resolved source on its device, from the store; see `load`."""
-    loaded = [load(member, storage, classes=classes, device=device) for member in source.members]
-    return Ensemble(loaded, source.spec.fuse) if isinstance(source, Team) else loaded[0]
+def load_source(
+    source: ResolvedSource, storage: Storage, *, classes: int, device: torch.device
+) -> Classifier | Ensemble:
+    """Loads a resolved source from the store onto a device, optimized for it; see `load_unoptimized`."""
+    networks = [load_resolved(member, storage, classes=classes, device=device) for member in source.members]
+    return Ensemble(networks, source.spec.fuse) if isinstance(source, EnsembleModel) else networks[0]
 
 
-def load(model: Model, storage: Storage, *, classes: int, device: torch.device) -> Classifier:
-    """A resolved model on its device, from the store, made fast for it; see `load_plain`."""
-    return load_plain(model, storage, classes=classes).quicken(device)
+def load_resolved(model: ResolvedModel, storage: Storage, *, classes: int, device: torch.device) -> Classifier:
+    """Loads a resolved model from the store onto a device, optimized for it; see `load_unoptimized`."""
+    return load_unoptimized(model, storage, classes=classes).optimize_for(device)
 
 
-def load_plain(model: Model, storage: Storage, *, classes: int) -> Classifier:
-    """A resolved model as its architecture has it, from the store, on the CPU.
+def load_unoptimized(model: ResolvedModel, storage: Storage, *, classes: int) -> Classifier:
+    """Loads a resolved model from the store onto the CPU, with its architecture unchanged.
 
     Raises:
-        WeightsError: The weights are gone or damaged, or do not fit the architecture here.
+        WeightsError: The weights are missing or damaged, or do not fit the architecture of this timm and torch.
     """
-    data = _stored(model.spec.name, model.weights, storage)
-    own = ("model", "digest", "defenses", "defense_seed")
-    preprocessing = {name: value for name, value in model.identity.items() if name not in own}
-    classifier = models.restore(model.spec, data, preprocessing, built_from=model.built_from, classes=classes)
+    weights = _read_weights(model.spec.name, model.weights_sha256, storage)
+    not_preprocessing = ("model", "digest", "defenses", "defense_seed")
+    preprocessing = {name: value for name, value in model.identity.items() if name not in not_preprocessing}
+    classifier = load.classifier_from_weights(
+        model.spec, weights, preprocessing, hub_config=model.hub_config, classes=classes
+    )
     if classifier.digest != model.digest:
         raise WeightsError(
             f"{model.spec.name}: the stored weights load to {classifier.digest[:12]}, not to {model.digest[:12]}: "
@@ -185,54 +190,54 @@ def load_plain(model: Model, storage: Storage, *, classes: int) -> Classifier:
     return classifier
 
 
-def load_defenses(model: Model, storage: Storage, *, device: torch.device) -> tuple[Ready, ...]:
-    """What a resolved target is behind, its purifiers with their networks on a device.
+def load_defenses(model: ResolvedModel, storage: Storage, *, device: torch.device) -> tuple[ReadyDefense, ...]:
+    """The defenses of a resolved target, with its purifiers' networks loaded from the store onto a device.
 
     Raises:
-        WeightsError: A purifier's weights are gone or damaged.
+        WeightsError: A purifier's weights are missing or damaged.
     """
     spec = model.spec
     assert isinstance(spec, TargetSpec)
-    found: list[Ready] = []
-    for each in spec.defenses:
-        if isinstance(each, Purifier):
-            data = _stored(each.checkpoint, model.purifiers[each.checkpoint], storage)
-            found.append(Purified(each, models.restore_purifier(each, data).to(device)))
+    defenses: list[ReadyDefense] = []
+    for defense in spec.defenses:
+        if isinstance(defense, Purifier):
+            weights = _read_weights(defense.checkpoint, model.purifier_weights[defense.checkpoint], storage)
+            defenses.append(LoadedPurifier(defense, load.purifier_from_weights(defense, weights).to(device)))
         else:
-            found.append(each)
-    return tuple(found)
+            defenses.append(defense)
+    return tuple(defenses)
 
 
-def _stored(name: str, weights: str, storage: Storage) -> bytes:
+def _read_weights(name: str, weights_sha256: str, storage: Storage) -> bytes:
     try:
-        return storage.get(_key(weights), sha256_hex=weights)
+        return storage.get(_weights_key(weights_sha256), sha256_hex=weights_sha256)
     except (MissingError, IntegrityError) as error:
         raise WeightsError(f"{name}: its weights: {error}") from error
 
 
-def _stand(storage: Storage, weights: str) -> bool:
+def _has_weights(storage: Storage, weights_sha256: str) -> bool:
     try:
-        storage.stat(_key(weights))
+        storage.stat(_weights_key(weights_sha256))
     except MissingError:
         return False
     return True
 
 
-def _key(weights: str) -> str:
-    return f"weights/{weights}.safetensors"
+def _weights_key(weights_sha256: str) -> str:
+    return f"weights/{weights_sha256}.safetensors"
 
 
 def _file_version(checkpoint: str | None) -> str:
-    """The size and the store's tag of a checkpoint file; empty for a tag.
+    """Size and version (as the store reports it) of a checkpoint file; empty for a tag.
 
     Raises:
-        WeightsError: The file is not there.
+        WeightsError: The file does not exist.
     """
     if checkpoint is None:
         return ""
-    folder, name = split(checkpoint)
+    folder, name = split_url(checkpoint)
     try:
-        found = Storage(folder).stat(name)
+        file = Storage(folder).stat(name)
     except MissingError as error:
         raise WeightsError(f"checkpoint {error}") from error
-    return f"{found.size_bytes} {found.version}"
+    return f"{file.size_bytes} {file.version}"

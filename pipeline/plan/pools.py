@@ -1,4 +1,4 @@
-"""How many workers of each kind a cluster holds, and what each is given: arithmetic, without Ray."""
+"""Sizes of the worker pools on a cluster: how many workers of each kind, and the resources of each; without Ray."""
 
 import itertools
 import math
@@ -7,23 +7,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import CapacityError
+from pipeline.models.settings import require_setting
 
 
 @dataclass(frozen=True)
 class Pools:
-    """`[engine]`: how many workers of each kind, and what each is given.
+    """`[engine]`: the number of workers of each kind, and the resources of each.
 
     Attributes:
         generators: Workers that attack; `auto` fills the cluster.
-        scorers: Workers that score; `auto` is the share of the cluster that scoring is of all that the recipe makes, by
-            what a gradient of each source and an answer of each target took before the run.
-        gpus_per_generator: Fractions share a device; by default 1 each, or ½ where there is one GPU only. Passed over
-            where there is none.
-        gpus_per_scorer: Likewise.
-        cpus_per_worker: Cores, and threads, of each worker; by default what there is, shared out.
+        scorers: Workers that score; `auto` gives scoring the share of the cluster that it has of the recipe's work, by
+            the time that a gradient of each source and a prediction of each target took before the run.
+        gpus_per_generator: GPUs of a generator; fractions share a device. By default 1, or ½ where there is one GPU
+            only. Ignored where there is none.
+        gpus_per_scorer: GPUs of a scorer, likewise.
+        cpus_per_worker: Cores, and threads, of a worker; by default the cores that there are, shared out.
         item_minutes: An item (a shard, or some of its parts) that takes longer is stopped and counts as a failed try.
-        start_minutes: When no worker of a kind could start for so long, or trying to load the models took longer, the
-            run ends and says so.
+        start_minutes: The run ends with an error when no worker of a kind could start for this long, or when trying to
+            load the models took longer.
     """
 
     generators: int | Literal["auto"] = "auto"
@@ -36,46 +37,45 @@ class Pools:
 
     def __post_init__(self) -> None:
         for name in ("generators", "scorers", "cpus_per_worker"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} = {value}: must be at least 1")
+            count = getattr(self, name)
+            require_setting(not isinstance(count, int) or count >= 1, name, count, "must be at least 1")
         for name in ("gpus_per_generator", "gpus_per_scorer"):
-            value = getattr(self, name)
-            if value is not None and value != 0 and not 0.01 <= value < math.inf:
-                raise ValueError(f"{name} = {value}: must be 0, or a number from 0.01")
+            gpus = getattr(self, name)
+            is_valid = gpus is None or gpus == 0 or 0.01 <= gpus < math.inf
+            require_setting(is_valid, name, gpus, "must be 0, or a number from 0.01")
         for name in ("item_minutes", "start_minutes"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be a positive number")
+            minutes = getattr(self, name)
+            require_setting(0 < minutes < math.inf, name, minutes, "must be a positive number")
 
 
-# Where a cluster's nodes declare one of these custom resources, workers of that kind start on those nodes alone.
+# Where a cluster's nodes declare one of these custom resources, workers of that kind start only on those nodes.
 RESOURCES = {"generator": "gnp_generator", "scorer": "gnp_scorer"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the cluster declares.
+    """The resources of one machine of the cluster.
 
     Attributes:
         cpus: Cores.
-        gpus: Devices.
-        declares: Which of `RESOURCES`.
+        gpus: GPUs.
+        resources: The names in `RESOURCES` that it declares.
     """
 
     cpus: float
     gpus: float
-    declares: frozenset[str] = frozenset()
+    resources: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class Crew:
-    """The workers of one kind.
+class WorkerShape:
+    """The number of workers of one kind, and the resources of each.
 
     Attributes:
-        count: Their number.
-        gpus: Of each.
-        cpus: Of each; below 1 where workers outnumber cores.
-        resource: The custom resource of the nodes that they are kept to; empty where there is none.
+        count: Number of workers.
+        gpus: GPUs of a worker.
+        cpus: Cores of a worker; below 1 where workers outnumber cores.
+        resource: The custom resource of the only nodes that they may start on; empty for all nodes.
     """
 
     count: int
@@ -85,134 +85,158 @@ class Crew:
 
     @property
     def threads(self) -> int:
-        """Of each."""
+        """Threads of a worker."""
         return max(1, int(self.cpus))
 
 
 @dataclass(frozen=True)
-class Sizing:
-    """Pools with every `auto` settled."""
+class PoolSizes:
+    """Both pools with every `auto` settled."""
 
-    generator: Crew
-    scorer: Crew
+    generator: WorkerShape
+    scorer: WorkerShape
 
 
-def size(pools: Pools, nodes: Sequence[Node], *, scoring: float) -> Sizing:
-    """Settles the pools' sizes on a cluster, so that both fit beside each other and neither can starve the other.
+def size_pools(pools: Pools, nodes: Sequence[Node], *, scoring: float) -> PoolSizes:
+    """Settles the pools' sizes on a cluster, so that both fit at the same time and neither can starve the other.
 
-    Where the cluster has no GPU at all, what the pools ask of GPUs is passed over: the same recipe runs on a laptop.
-    Where it keeps nodes for generators and other nodes for scorers, each pool fills its own.
+    Where the cluster has no GPU at all, the pools' settings of GPUs are ignored: the same recipe runs on a laptop.
+    Where it reserves nodes for generators and other nodes for scorers, each pool fills its own.
 
     Args:
-        pools: What the recipe asks for.
-        nodes: What there is.
+        pools: The recipe's settings.
+        nodes: The cluster's nodes.
         scoring: The share of the work that is scoring, in [0, 1].
 
     Raises:
-        CapacityError: What was asked for does not fit.
+        CapacityError: The pools do not fit on the nodes.
     """
     if sum(node.cpus for node in nodes) < 1:
         raise CapacityError("the cluster declares no CPU; start Ray with at least one")
-    if apart(nodes):
-        own = {stage: [node for node in nodes if name in node.declares] for stage, name in RESOURCES.items()}
-        return Sizing(
-            _alone("generator", pools.generators, pools.gpus_per_generator, pools.cpus_per_worker, own["generator"]),
-            _alone("scorer", pools.scorers, pools.gpus_per_scorer, pools.cpus_per_worker, own["scorer"]),
-        )
-    return _together(pools, nodes, scoring)
+    if not has_reserved_nodes(nodes):
+        return _size_on_shared_nodes(pools, nodes, scoring)
+    reserved = {stage: [node for node in nodes if name in node.resources] for stage, name in RESOURCES.items()}
+    cpus = pools.cpus_per_worker
+    return PoolSizes(
+        _size_on_reserved_nodes("generator", pools.generators, pools.gpus_per_generator, cpus, reserved["generator"]),
+        _size_on_reserved_nodes("scorer", pools.scorers, pools.gpus_per_scorer, cpus, reserved["scorer"]),
+    )
 
 
-def apart(nodes: Sequence[Node]) -> bool:
-    """Whether nodes keep the two kinds of workers apart: some are declared for each, and none for both."""
-    declared = {node.declares for node in nodes if node.declares}
+def has_reserved_nodes(nodes: Sequence[Node]) -> bool:
+    """Whether the two kinds of workers have separate nodes: some declared for each kind, and none for both."""
+    declared = {node.resources for node in nodes if node.resources}
     return declared == {frozenset({name}) for name in RESOURCES.values()}
 
 
-def half_apart(nodes: Sequence[Node]) -> str:
-    """What to tell whoever declared resources, where they keep nothing apart; else nothing."""
-    if apart(nodes) or not any(node.declares for node in nodes):
+def shared_nodes_notice(nodes: Sequence[Node]) -> str:
+    """Why nodes are shared by both kinds of workers although some declare a resource; empty if nothing is amiss."""
+    if has_reserved_nodes(nodes) or not any(node.resources for node in nodes):
         return ""
-    both = sum(len(node.declares) > 1 for node in nodes)
-    missing = sorted(set(RESOURCES.values()).difference(*(node.declares for node in nodes)))
+    both = sum(len(node.resources) > 1 for node in nodes)
+    missing = sorted(set(RESOURCES.values()).difference(*(node.resources for node in nodes)))
     why = f"no node declares {missing[0]}" if missing else f"{both} of {len(nodes)} nodes declare both of them"
     return f"generators and scorers share all nodes: {why} ({' and '.join(sorted(RESOURCES.values()))} keep them apart)"
 
 
-def _alone(
+def _size_on_reserved_nodes(
     stage: str, count: int | Literal["auto"], gpus: float | None, cpus: int | None, nodes: Sequence[Node]
-) -> Crew:
-    """A pool on nodes of its own."""
-    devices = 0.0 if not any(node.gpus for node in nodes) else 1.0 if gpus is None else gpus
-    cores = cpus or _cores(nodes)
-    slots = _slots(nodes, "gpus", devices) if devices else _slots(nodes, "cpus", cores)
-    wanted = max(1, slots) if count == "auto" else count
-    fair = sum(node.cpus for node in nodes) / wanted
-    for each in _shares(cpus, cores, devices, fair):
-        if _fits([(devices, each)] * wanted, nodes):
-            return Crew(wanted, devices, each, RESOURCES[stage])
+) -> WorkerShape:
+    """The workers of one kind on nodes that only they use."""
+    worker_gpus = 0.0 if not any(node.gpus for node in nodes) else 1.0 if gpus is None else gpus
+    most_cpus = cpus or _default_cpus(nodes)
+    slots = _count_slots(nodes, "gpus", worker_gpus) if worker_gpus else _count_slots(nodes, "cpus", most_cpus)
+    workers = max(1, slots) if count == "auto" else count
+    fair_cpus = sum(node.cpus for node in nodes) / workers
+    for worker_cpus in _cpu_candidates(cpus, most_cpus, worker_gpus, fair_cpus):
+        if _all_fit([(worker_gpus, worker_cpus)] * workers, nodes):
+            return WorkerShape(workers, worker_gpus, worker_cpus, RESOURCES[stage])
     raise CapacityError(
-        f"engine: {wanted} {stage}s ({devices:g} GPUs each) of {cpus or 'some'} CPUs each do not fit {_told(nodes)} "
+        f"engine: {_describe_workers(workers, stage, worker_gpus, cpus)} cannot fit on {_describe_nodes(nodes)} "
         f"that declare {RESOURCES[stage]}; ask for fewer or smaller workers, or add nodes"
     )
 
 
-def _together(pools: Pools, nodes: Sequence[Node], scoring: float) -> Sizing:
-    """Both pools on the same nodes."""
-    gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
-    share = 0.0 if gpus == 0 else 0.5 if gpus < 2 else 1.0
-    generator_gpus = share if pools.gpus_per_generator is None or not gpus else pools.gpus_per_generator
-    scorer_gpus = share if pools.gpus_per_scorer is None or not gpus else pools.gpus_per_scorer
-    cores = pools.cpus_per_worker or _cores(nodes)
-    most = max(generator_gpus, scorer_gpus)
-    slots = _slots(nodes, "gpus", most) if generator_gpus else _slots(nodes, "cpus", cores)
+def _size_on_shared_nodes(pools: Pools, nodes: Sequence[Node], scoring: float) -> PoolSizes:
+    """Both kinds of workers on the same nodes."""
+    cpus = pools.cpus_per_worker
+    most_cpus = cpus or _default_cpus(nodes)
+    generator_gpus, scorer_gpus = _gpus_per_worker(pools, nodes)
+    most_gpus = max(generator_gpus, scorer_gpus)
+    slots = _count_slots(nodes, "gpus", most_gpus) if generator_gpus else _count_slots(nodes, "cpus", most_cpus)
     scorers = max(1, min(slots - 1, round(slots * scoring))) if pools.scorers == "auto" else pools.scorers
-    generators = pools.generators
-    if generators == "auto":
-        bound = _slots(nodes, "gpus", generator_gpus) if generator_gpus else slots - scorers
-        candidates = range(max(1, bound), 0, -1)
+    if pools.generators == "auto":
+        most = _count_slots(nodes, "gpus", generator_gpus) if generator_gpus else slots - scorers
+        generators = range(max(1, most), 0, -1)
     else:
-        candidates = range(generators, generators - 1, -1)
+        generators = range(pools.generators, pools.generators - 1, -1)
     # Where only the number of generators is given, scorers take what these leave.
-    fewer = range(scorers, 0, -1) if pools.scorers == "auto" and pools.generators != "auto" else [scorers]
-    for count, beside in itertools.product(candidates, fewer):
-        for each in _shares(pools.cpus_per_worker, cores, generator_gpus, cpus / (count + beside)):
-            if _fits([(generator_gpus, each)] * count + [(scorer_gpus, each)] * beside, nodes):
-                return Sizing(Crew(count, generator_gpus, each), Crew(beside, scorer_gpus, each))
+    beside = range(scorers, 0, -1) if pools.scorers == "auto" and pools.generators != "auto" else [scorers]
+    total_cpus = sum(node.cpus for node in nodes)
+    for generator_count, scorer_count in itertools.product(generators, beside):
+        fair_cpus = total_cpus / (generator_count + scorer_count)
+        for worker_cpus in _cpu_candidates(cpus, most_cpus, generator_gpus, fair_cpus):
+            workers = [(generator_gpus, worker_cpus)] * generator_count + [(scorer_gpus, worker_cpus)] * scorer_count
+            if _all_fit(workers, nodes):
+                return PoolSizes(
+                    WorkerShape(generator_count, generator_gpus, worker_cpus),
+                    WorkerShape(scorer_count, scorer_gpus, worker_cpus),
+                )
     raise CapacityError(
-        f"engine: {candidates[0]} generators ({generator_gpus:g} GPUs each) and {scorers} scorers ({scorer_gpus:g} "
-        f"GPUs each) of {pools.cpus_per_worker or 'some'} CPUs each do not fit {_told(nodes)}; ask for fewer or "
-        "smaller workers, or add nodes"
+        f"engine: {_describe_workers(generators[0], 'generator', generator_gpus, cpus)} and "
+        f"{_describe_workers(scorers, 'scorer', scorer_gpus, cpus)} cannot fit on {_describe_nodes(nodes)}; ask for "
+        "fewer or smaller workers, or add nodes"
     )
 
 
-def _told(nodes: Sequence[Node]) -> str:
-    gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
-    return f"{len(nodes)} nodes with {gpus:g} GPUs and {cpus:g} CPUs"
+def _gpus_per_worker(pools: Pools, nodes: Sequence[Node]) -> tuple[float, float]:
+    """GPUs of a generator and of a scorer on shared nodes."""
+    total = sum(node.gpus for node in nodes)
+    default = 0.0 if total == 0 else 0.5 if total < 2 else 1.0
+    generator = default if pools.gpus_per_generator is None or not total else pools.gpus_per_generator
+    scorer = default if pools.gpus_per_scorer is None or not total else pools.gpus_per_scorer
+    return generator, scorer
 
 
-def _cores(nodes: Sequence[Node]) -> int:
-    """Of a worker without a device: eight a machine at most, for more would hold as many copies of every model."""
+def _describe_workers(count: int, stage: str, gpus: float, cpus: int | None) -> str:
+    """`4 generators (1 GPU and 8 CPUs each)`; CPUs only where the recipe sets them."""
+    resources = _count_of(gpus, "GPU") + (f" and {_count_of(cpus, 'CPU')}" if cpus else "")
+    return f"{_count_of(count, stage)} ({resources} each)"
+
+
+def _describe_nodes(nodes: Sequence[Node]) -> str:
+    gpus = sum(node.gpus for node in nodes)
+    cpus = sum(node.cpus for node in nodes)
+    return f"{_count_of(len(nodes), 'node')} with {_count_of(gpus, 'GPU')} and {_count_of(cpus, 'CPU')}"
+
+
+def _count_of(count: float, noun: str) -> str:
+    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"
+
+
+def _default_cpus(nodes: Sequence[Node]) -> int:
+    """Cores of a worker without a GPU: at most eight workers per machine, for more would hold more copies of models."""
     return max(1, int(max(node.cpus for node in nodes)) // 8)
 
 
-def _slots(nodes: Sequence[Node], resource: str, each: float) -> int:
-    """How many workers of one size the nodes hold; a worker cannot straddle two."""
-    return sum(int(getattr(node, resource) / each + 1e-6) for node in nodes)
+def _count_slots(nodes: Sequence[Node], resource: str, amount: float) -> int:
+    """The number of workers of one size that fit; a worker cannot straddle two nodes."""
+    return sum(int(getattr(node, resource) / amount + 1e-6) for node in nodes)
 
 
-def _shares(asked: int | None, cores: int, gpus: float, fair: float) -> list[float]:
-    """CPUs a worker may be given, best first: down to cores that workers share, rather than a pool without any."""
+def _cpu_candidates(asked: int | None, most: int, gpus: float, fair: float) -> list[float]:
+    """CPUs that a worker may get, best first; rather than leave a pool without any, workers share cores."""
     if asked is not None:
         return [float(asked)]
-    most = max(1, int(fair)) if gpus else cores
-    return [*map(float, range(most, 0, -1)), 0.5, 0.25, 0.125, 0.0625]
+    best = max(1, int(fair)) if gpus else most
+    return [*map(float, range(best, 0, -1)), 0.5, 0.25, 0.125, 0.0625]
 
 
-def _fits(wanted: Sequence[tuple[float, float]], nodes: Sequence[Node]) -> bool:
-    """Whether every worker, of so many GPUs and CPUs, finds a node, largest first."""
+def _all_fit(workers: Sequence[tuple[float, float]], nodes: Sequence[Node]) -> bool:
+    """Whether all workers, each with its GPUs and CPUs, find a node, largest first."""
     free = [[node.gpus, node.cpus] for node in nodes]
-    for gpus, cpus in sorted(wanted, reverse=True):
-        node = next((n for n in free if n[0] >= gpus - 1e-6 and n[1] >= cpus - 1e-6), None)
+    for gpus, cpus in sorted(workers, reverse=True):
+        node = next((node for node in free if node[0] >= gpus - 1e-6 and node[1] >= cpus - 1e-6), None)
         if node is None:
             return False
         node[0] -= gpus

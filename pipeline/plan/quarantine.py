@@ -1,29 +1,30 @@
-"""Images that could not be used: which, why, and another try for them."""
+"""Quarantined images: which images could not be used and why, and a retry that revokes parts whose images now can."""
 
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.data import codec, shards
-from pipeline.data.sample import Part, Rejected
+from pipeline.data.sample import Part, RejectedSample
 from pipeline.data.shards import Shard
 from pipeline.errors import SampleError
 from pipeline.ledger import Ledger, Marker, leases
-from pipeline.ledger.leases import Seen
-from pipeline.plan.outline import Prepared, Take
-from pipeline.plan.resolve import Plan, unseal
+from pipeline.ledger.leases import RunRecord
+from pipeline.plan.outline import PickledPlan, ShardSelection
+from pipeline.plan.resolve import Plan, unpickle_plan
 
 
 @dataclass(frozen=True)
-class Quarantined:
+class QuarantinedImage:
     """One image that could not be used.
 
     Attributes:
         dataset: Identity of the prepared images.
-        shard: The input shard.
-        key: Of the sample.
-        reason: One line.
+        shard: Name of the input shard.
+        key: Key of the sample.
+        reason: Why, in one line.
     """
 
     dataset: str
@@ -32,92 +33,111 @@ class Quarantined:
     reason: str
 
 
-def listed(ledger: Ledger) -> Iterator[Quarantined]:
-    """Every image that could not be used, off the markers of the original parts."""
-    for marker in ledger.markers(sorted(ledger.units("original"))):
+def list_quarantined(ledger: Ledger) -> Iterator[QuarantinedImage]:
+    """Every image that could not be used, from the markers of original parts."""
+    for marker in ledger.read_markers(sorted(ledger.list_units("original"))):
         for row in marker.fact("quarantined"):
-            yield Quarantined(marker.unit.dataset, marker.unit.part.shard, row["key"], row["reason"])
+            yield QuarantinedImage(marker.unit.dataset, marker.unit.part.shard, row["key"], row["reason"])
 
 
-def retry(prepared: Prepared, ledger: Ledger) -> list[str]:
-    """Has quarantined images tried again, unless another run could be reading what that revokes; says what it did."""
-    plan, said = replace(unseal(prepared.sealed), takes=prepared.outline.takes), list[str]()
-    with leases.alone(ledger.storage) as look:
-        at_work: list[Seen] = []
+def retry_quarantined(prepared: PickledPlan, ledger: Ledger) -> list[str]:
+    """Tries quarantined images again, unless another run could be reading what that revokes.
 
-        def other() -> Seen | None:
-            found = look()
-            at_work.extend([found] if found else [])
-            return found
+    Returns:
+        What was done, one line for each revoked part, and why it was not done, where another run is active.
+    """
+    plan = replace(unpickle_plan(prepared.pickled), selections=prepared.outline.selections)
+    lines: list[str] = []
+    blocking: list[RunRecord] = []
+    with leases.exclusive_access(ledger.storage) as find_other_run:
 
-        if other() is None:
-            for part, why in reconsider(plan, ledger, other=other):
-                said.append(f"{part.shard}, part {part.index} of {part.count}, is made again, for every recipe: {why}")
-        for run in at_work:
-            host = run.record["host"]
-            said.append(f"quarantined images are not tried again while run {run.id} on {host} is at work")
-    return said
+        def other_run() -> RunRecord | None:
+            run = find_other_run()
+            if run is not None:
+                blocking.append(run)
+            return run
+
+        if other_run() is None:
+            for part, reason in revoke_usable_parts(plan, ledger, other_run=other_run):
+                lines.append(
+                    f"{part.shard}, part {part.index} of {part.count}, is made again, for all recipes: {reason}"
+                )
+    lines += [
+        f"quarantined images are not tried again while run {run.id} on {run.record['host']} is active"
+        for run in blocking
+    ]
+    return lines
 
 
-def reconsider(plan: Plan, ledger: Ledger, *, other: Callable[[], Seen | None]) -> Iterator[tuple[Part, str]]:
+def revoke_usable_parts(
+    plan: Plan, ledger: Ledger, *, other_run: Callable[[], RunRecord | None]
+) -> Iterator[tuple[Part, str]]:
     """Tries the quarantined images of a plan again, and revokes the parts in which one has become usable.
 
-    What made an image unusable can change without the shard: another release of an image library. Its part is then made
-    again, whole; the images beside it come out as they were. What other recipes made of the part goes as well, for it
-    was made of fewer images: their next run makes it anew. So does what was made of an original that another stands for
-    by now, which cannot come about unless a lease ran out under a run that lived.
+    An image can become usable although its shard is the same: with another release of an image library. The whole part
+    is then made again; its other images come out as before. The results of other recipes for the part are revoked as
+    well, for they were made from fewer images: the next run of such a recipe makes them again. Also revoked are results
+    made from an original part that has since been replaced, which can only happen when a lease ran out while its run
+    was alive.
 
     Args:
-        plan: Whose images.
-        ledger: Where.
-        other: Names another run that is at work (`runs.alone`): it could be reading what is to be revoked, so nothing
-            more is tried then.
+        plan: The plan.
+        ledger: The store's ledger.
+        other_run: Finds another active run (see `leases.exclusive_access`): it could be reading what is about to be
+            revoked, so the retry ends there.
 
     Yields:
-        The parts that are to be made again, and why.
+        The revoked parts, and why.
     """
-    takes = {take.shard.name: take for take in plan.takes}
-    by_shard: dict[str, list[Marker]] = defaultdict(list)
-    pixels: dict[Part, Any] = {}
-    for marker in ledger.markers(ledger.units(f"original/{plan.dataset}")):
-        pixels[marker.unit.part] = marker.fact("pixels_sha256")
-        if marker.fact("quarantined") and marker.unit.part.shard in takes:
-            by_shard[marker.unit.part.shard].append(marker)
-    for name, markers in by_shard.items():
-        with shards.spool(takes[name].shard) as shard:
+    selected = {selection.shard.name for selection in plan.selections}
+    quarantined: dict[str, list[Marker]] = defaultdict(list)
+    digests: dict[Part, Any] = {}
+    for marker in ledger.read_markers(ledger.list_units(f"original/{plan.dataset}")):
+        digests[marker.unit.part] = marker.fact("pixels_sha256")
+        if marker.fact("quarantined") and marker.unit.part.shard in selected:
+            quarantined[marker.unit.part.shard].append(marker)
+    for part, reason in itertools.chain(_usable_parts(plan, quarantined), _outdated_parts(plan, ledger, digests)):
+        if other_run() is not None:
+            return
+        ledger.revoke(plan.dataset, [part])
+        yield part, reason
+        del digests[part]
+
+
+def _usable_parts(plan: Plan, quarantined: Mapping[str, Sequence[Marker]]) -> Iterator[tuple[Part, str]]:
+    """The parts of which a quarantined image can be used now."""
+    selections = {selection.shard.name: selection for selection in plan.selections}
+    for name, markers in quarantined.items():
+        with shards.download_shard(selections[name].shard) as shard:
             for marker in markers:
-                if not _any_usable(plan, takes[name], shard, marker):
-                    continue
-                if other() is not None:
-                    return
-                ledger.revoke(plan.dataset, [marker.unit.part])
-                yield marker.unit.part, "quarantined images can be used now"
-                del pixels[marker.unit.part]
-    for marker in ledger.markers(ledger.units(f"adversarial/{plan.dataset}")):
+                if _has_usable_image(plan, selections[name], shard, marker):
+                    yield marker.unit.part, "quarantined images can be used now"
+
+
+def _outdated_parts(plan: Plan, ledger: Ledger, digests: Mapping[Part, Any]) -> Iterator[tuple[Part, str]]:
+    """The parts whose adversarial images were made from an original part other than the one committed now."""
+    for marker in ledger.read_markers(ledger.list_units(f"adversarial/{plan.dataset}")):
         part = marker.unit.part
-        if part in pixels and marker.fact("original_pixels_sha256") != pixels[part]:
-            if other() is not None:
-                return
-            ledger.revoke(plan.dataset, [part])
+        if part in digests and marker.fact("original_pixels_sha256") != digests[part]:
             yield part, "it was attacked before its original was made again"
-            del pixels[part]
 
 
-def _any_usable(plan: Plan, take: Take, shard: Shard, marker: Marker) -> bool:
-    """Whether fewer samples of a part are rejected than were: a key can stand there twice, once good."""
-    spec, rejected = plan.job.data, Counter(row["key"] for row in marker.fact("quarantined"))
+def _has_usable_image(plan: Plan, selection: ShardSelection, shard: Shard, marker: Marker) -> bool:
+    """Whether fewer samples of a part are rejected now; counted per key, since a key can occur twice, once usable."""
+    spec = plan.job.data
+    before = Counter(row["key"] for row in marker.fact("quarantined"))
     if marker.fact("shard")["sha256"] != shard.sha256:
         return False
     first = marker.unit.part.index * spec.part_size
-    total = len(shard) if take.images is None else min(len(shard), take.images)
-    still = Counter[str]()
+    total = len(shard) if selection.images is None else min(len(shard), selection.images)
+    now = Counter[str]()
     for sample in shard.samples(range(first, min(first + spec.part_size, total)), classes=spec.classes):
-        if sample.key not in rejected:
+        if sample.key not in before:
             continue
         try:
-            if isinstance(sample, Rejected):
+            if isinstance(sample, RejectedSample):
                 raise SampleError(sample.reason)
             codec.decode(sample.image, spec.preparation)
         except SampleError:
-            still[sample.key] += 1
-    return any(still[key] < count for key, count in rejected.items())
+            now[sample.key] += 1
+    return any(now[key] < count for key, count in before.items())

@@ -1,7 +1,7 @@
-"""Rates with their denominators and 95% intervals: over images, and over images and models together.
+"""Confidence intervals: rates with their denominators and 95% intervals, over images and over pairs of image and model.
 
-Whom one model errs on, another often does too: pairs of image and model are no sample of their size. Where several
-models are counted together, the interval is taken over images.
+Models tend to err on the same images, so pairs of image and model are not independent. Where several models are counted
+together, the interval is taken over images.
 """
 
 import math
@@ -19,8 +19,8 @@ class Rate:
     """A count over a denominator.
 
     Attributes:
-        count: How many.
-        n: Of how many.
+        count: The numerator.
+        n: The denominator.
     """
 
     count: int
@@ -40,8 +40,8 @@ class Rate:
         """
         if not self.n:
             return None
-        found = binomtest(self.count, self.n).proportion_ci(CONFIDENCE, method="wilson")
-        return float(found.low), float(found.high)
+        interval = binomtest(self.count, self.n).proportion_ci(CONFIDENCE, method="wilson")
+        return float(interval.low), float(interval.high)
 
     def __add__(self, other: "Rate") -> "Rate":
         return Rate(self.count + other.count, self.n + other.n)
@@ -52,9 +52,9 @@ class Pooled:
     """A count over pairs of image and model.
 
     Attributes:
-        count: How many pairs; of a gain, those won less those lost.
-        n: Of how many pairs.
-        images: Of how many images these are.
+        count: Pairs counted; for a gain, pairs won minus pairs lost.
+        n: All pairs: the denominator.
+        images: Images in these pairs.
         squares: Sums over images of count², count·n and n².
     """
 
@@ -64,11 +64,17 @@ class Pooled:
     squares: tuple[int, int, int] = (0, 0, 0)
 
     @classmethod
-    def over(cls, counts: np.ndarray, counted: np.ndarray) -> Self:
-        """The sums of (images,) counts and the pairs that they are out of, ints."""
-        counts, counted = counts.astype(np.int64), counted.astype(np.int64)
-        squares = int((counts**2).sum()), int((counts * counted).sum()), int((counted**2).sum())
-        return cls(int(counts.sum()), int(counted.sum()), int((counted > 0).sum()), squares)
+    def over(cls, counts: np.ndarray, pairs: np.ndarray) -> Self:
+        """Sums over images.
+
+        Args:
+            counts: Pairs counted of each image, (images,).
+            pairs: All pairs of each image, (images,).
+        """
+        counts = counts.astype(np.int64)
+        pairs = pairs.astype(np.int64)
+        squares = int((counts**2).sum()), int((counts * pairs).sum()), int((pairs**2).sum())
+        return cls(int(counts.sum()), int(pairs.sum()), int((pairs > 0).sum()), squares)
 
     @property
     def rate(self) -> float | None:
@@ -76,17 +82,17 @@ class Pooled:
         return self.count / self.n if self.n else None
 
     def __add__(self, other: Self) -> Self:
-        first, second, third = (one + another for one, another in zip(self.squares, other.squares, strict=True))
+        first, second, third = map(sum, zip(self.squares, other.squares, strict=True))
         sums = {name: getattr(self, name) + getattr(other, name) for name in ("count", "n", "images")}
         return replace(self, **sums, squares=(first, second, third))
 
-    def _reach(self, rate: float, more: float, n: float, freedom: int) -> float:
+    def _half_width(self, rate: float, added_variance: float, n: float, freedom: int) -> float:
         """Half the width of an interval: the linearised variance is the sum over images of (count − rate·n)² over n².
 
-        `more` and `n` are that sum's, and the denominator's, with what is added to the images.
+        `added_variance` and `n` are that sum's addition and the denominator, with the images that the interval adds.
         """
-        counts, both, counted = self.squares
-        spread = counts - 2 * rate * both + rate**2 * counted + more
+        counts, products, pairs = self.squares
+        spread = counts - 2 * rate * products + rate**2 * pairs + added_variance
         return float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(spread) / n
 
 
@@ -97,8 +103,8 @@ class PooledRate(Pooled):
     def interval(self) -> tuple[float, float] | None:
         """A 95% interval, by the linearised variance of a ratio of sums over images, four images added to them.
 
-        Two of these succeed on every model and two on none: of one model it is Agresti and Coull's, but for the use of
-        t, and few images on which all models err alike do not pass for many.
+        Two of these succeed on every model and two on none: for one model it is Agresti and Coull's interval, except
+        for the use of t; and few images on which all models err alike do not count as many.
 
         References:
             Cochran, "Sampling Techniques" (1977), section 6.3: the ratio estimate.
@@ -107,28 +113,30 @@ class PooledRate(Pooled):
         """
         if not self.n:
             return None
-        each = self.n / self.images
-        n = self.n + 4 * each
-        middle = (self.count + 2 * each) / n
-        reach = self._reach(middle, each**2 * (2 * (1 - middle) ** 2 + 2 * middle**2), n, self.images + 3)
-        return max(0.0, middle - reach), min(1.0, middle + reach)
+        models = self.n / self.images
+        n = self.n + 4 * models
+        center = (self.count + 2 * models) / n
+        added_variance = models**2 * (2 * (1 - center) ** 2 + 2 * center**2)
+        half_width = self._half_width(center, added_variance, n, self.images + 3)
+        return max(0.0, center - half_width), min(1.0, center + half_width)
 
 
 class PooledGain(Pooled):
-    """What one attack gains over another, over pairs of image and model."""
+    """The gain of one attack over another, over pairs of image and model."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """A 95% interval, by the linearised variance of a ratio of sums over images, two images added to them.
 
-        Of one model it is that of Agresti and Min for paired proportions, but for the use of t.
+        For one model it is the interval of Agresti and Min for paired proportions, except for the use of t.
 
         References:
             Cochran, "Sampling Techniques" (1977), section 6.3: the ratio estimate.
         """
         if not self.n:
             return None
-        each, n = self.n / self.images, self.n + 2 * self.n / self.images
-        middle = self.count / n
-        reach = self._reach(middle, each**2 * (1 + 2 * middle**2), n, self.images + 1)
-        return max(-1.0, middle - reach), min(1.0, middle + reach)
+        models = self.n / self.images
+        n = self.n + 2 * self.n / self.images
+        center = self.count / n
+        half_width = self._half_width(center, models**2 * (1 + 2 * center**2), n, self.images + 1)
+        return max(-1.0, center - half_width), min(1.0, center + half_width)

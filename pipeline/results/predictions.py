@@ -1,4 +1,4 @@
-"""Stored predictions, part by part: where a target was right, and where an attack did what it wanted."""
+"""Stored predictions, one file per unit: where a target was correct, and where an attack succeeded."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,12 +9,12 @@ import numpy as np
 
 from pipeline.data.sample import Part
 from pipeline.errors import IntegrityError
-from pipeline.ledger import Ledger, Marker, Unit, slug
+from pipeline.ledger import Ledger, Marker, Unit, name_in_id, slug
 from pipeline.results import schema
 
 Denominator = Literal["all", "target", "joint"]
-# What each counts, for people.
-COUNTED: dict[Denominator, str] = {
+# The images that each denominator counts, in words for reports.
+DENOMINATOR_LABELS: dict[Denominator, str] = {
     "all": "all images",
     "target": "images that the target classifies correctly when clean",
     "joint": "images that every target classifies correctly when clean",
@@ -22,13 +22,13 @@ COUNTED: dict[Denominator, str] = {
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """One result file: its unit, its address and its rows.
+class StoredPredictions:
+    """One result file.
 
     Attributes:
-        unit: What it stands for.
+        unit: The unit that it belongs to.
         where: Its address.
-        table: Its rows, one an image.
+        table: One row per image.
     """
 
     unit: Unit
@@ -45,41 +45,41 @@ class Predictions:
 
     @property
     def correct(self) -> np.ndarray:
-        """Where the answer is the label, (rows,) bool; who abstains is not right."""
+        """Where the prediction is the label, (rows,) bool; an abstention is not correct."""
         return np.asarray((self.column("prediction") == self.column("label")) & ~self.column("abstained"))
 
     @property
     def fooled(self) -> np.ndarray:
-        """Where the attack succeeded, (rows,) bool: the answer is not the label, or is the class that was wanted."""
-        wanted = self.table.column("target_class")
-        reached = (self.column("prediction") == np.asarray(wanted.fill_null(-1))) & ~self.column("abstained")
-        return np.where(np.asarray(wanted.is_null()), ~self.correct, reached)
+        """Where the attack succeeded, (rows,) bool: untargeted, a wrong prediction; targeted, the target class."""
+        target_class = self.table.column("target_class")
+        reached = (self.column("prediction") == np.asarray(target_class.fill_null(-1))) & ~self.column("abstained")
+        return np.where(np.asarray(target_class.is_null()), ~self.correct, reached)
 
     @property
     def attacked(self) -> np.ndarray:
-        """Where there was something to reach, (rows,) bool: not where the wanted class is the label itself."""
-        wanted = self.table.column("target_class")
-        return np.asarray(np.asarray(wanted.fill_null(-1)) != self.column("label"))
+        """Where an attack can succeed, (rows,) bool: not where the target class is the label itself."""
+        target_class = self.table.column("target_class")
+        return np.asarray(np.asarray(target_class.fill_null(-1)) != self.column("label"))
 
-    def counted(self, clean: "Predictions", everywhere: np.ndarray) -> dict[Denominator, np.ndarray]:
-        """Which images count under each denominator, (rows,) bool.
+    def denominator_masks(self, clean: "StoredPredictions", all_correct: np.ndarray) -> dict[Denominator, np.ndarray]:
+        """Which images each denominator counts, (rows,) bool.
 
         Args:
             clean: The same target's predictions on the same images, clean.
-            everywhere: Where every target is right when clean, (rows,) bool.
+            all_correct: Where every target is correct when clean, (rows,) bool.
 
         Raises:
             IntegrityError: The two files hold different images.
         """
-        self.require_images_of(clean)
+        self.require_same_images(clean)
         return {
             "all": self.attacked,
             "target": self.attacked & clean.correct,
-            "joint": self.attacked & everywhere,
+            "joint": self.attacked & all_correct,
         }
 
-    def require_images_of(self, other: "Predictions") -> None:
-        """Checks that row by row two files speak of the same images.
+    def require_same_images(self, other: "StoredPredictions") -> None:
+        """Checks that two files hold the same images in the same order.
 
         Raises:
             IntegrityError: They do not.
@@ -88,28 +88,28 @@ class Predictions:
             raise IntegrityError(f"{self.where}: holds other images than {other.where}; run verify")
 
 
-def predictions(ledger: Ledger, units: Iterable[Unit]) -> Iterator[Predictions]:
-    """The result files of units; those of parts whose images were all quarantined hold nothing and are passed over.
+def read_predictions(ledger: Ledger, units: Iterable[Unit]) -> Iterator[StoredPredictions]:
+    """Reads the result files of units; skips empty ones, of parts whose images were all quarantined.
 
     Raises:
         IntegrityError: A file is damaged.
     """
-    return of(ledger, ledger.markers(units))
+    return predictions_from_markers(ledger, ledger.read_markers(units))
 
 
-def of(ledger: Ledger, markers: Iterable[Marker]) -> Iterator[Predictions]:
-    """The same of markers that one has.
+def predictions_from_markers(ledger: Ledger, markers: Iterable[Marker]) -> Iterator[StoredPredictions]:
+    """Reads the result files of markers, as `read_predictions` does.
 
     Raises:
         IntegrityError: A file is damaged.
     """
     for marker in markers:
-        table = schema.read(ledger.read(marker), name=ledger.storage.at(marker.object))
+        table = schema.read_parquet(ledger.read_data(marker), name=ledger.storage.url_of(marker.object))
         if table.num_rows:
-            yield Predictions(marker.unit, ledger.storage.at(marker.object), table)
+            yield StoredPredictions(marker.unit, ledger.storage.url_of(marker.object), table)
 
 
-def by_part(units: Iterable[Unit]) -> dict[tuple[str, Part], list[Unit]]:
+def group_by_part(units: Iterable[Unit]) -> dict[tuple[str, Part], list[Unit]]:
     """Units by dataset and part, each list in order."""
     grouped: dict[tuple[str, Part], list[Unit]] = defaultdict(list)
     for unit in sorted(units):
@@ -118,47 +118,57 @@ def by_part(units: Iterable[Unit]) -> dict[tuple[str, Part], list[Unit]]:
 
 
 def joint_targets(clean: Iterable[Unit]) -> dict[str, list[str]]:
-    """Per dataset, the targets that have seen every part that any target has seen."""
-    seen: dict[str, dict[str, set[Part]]] = defaultdict(lambda: defaultdict(set))
+    """For each dataset, the targets with clean predictions on every part that any target has."""
+    scored: dict[str, dict[str, set[Part]]] = defaultdict(lambda: defaultdict(set))
     for unit in clean:
-        seen[unit.dataset][unit.target].add(unit.part)
+        scored[unit.dataset][unit.target].add(unit.part)
     return {
         dataset: sorted(target for target, parts in targets.items() if parts == set().union(*targets.values()))
-        for dataset, targets in seen.items()
+        for dataset, targets in scored.items()
     }
 
 
-def all_correct(clean: Mapping[str, Predictions], targets: Sequence[str]) -> np.ndarray:
-    """Where every one of some targets is right when clean, (rows,) bool; nowhere if there are none of them.
+def all_correct(clean: Mapping[str, StoredPredictions], targets: Sequence[str]) -> np.ndarray:
+    """Where all of some targets are correct when clean, (rows,) bool; nowhere if no targets are given.
 
-    Where no target has seen every part, the joint denominator is then empty, rather than another one in each part.
+    If no target has predictions on every part, the joint denominator is then empty, rather than a different one in each
+    part.
     """
     if targets:
         return np.asarray(np.logical_and.reduce([clean[target].correct for target in targets]))
     return np.zeros(len(next(iter(clean.values())).correct), bool)
 
 
-def is_itself(unit: Unit, sources: Mapping[str, set[str]], targets: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a target is the model that was attacked, or one of an ensemble: with or without a defense."""
+def is_white_box(unit: Unit, sources: Mapping[str, set[str]], targets: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a target is the attacked model or a member of the attacked ensemble, with or without a defense.
+
+    Args:
+        unit: A transfer result.
+        sources: The digests of each source's weights; see `read_model_identities`.
+        targets: The identity of each target.
+    """
     return targets[unit.target]["digest"] in sources.get(unit.source, ())
 
 
-def networks(ledger: Ledger) -> tuple[dict[str, set[str]], dict[str, Mapping[str, Any]]]:
-    """Of each source the digests of its weights, of an ensemble's several; of each target its identity.
+def read_model_identities(ledger: Ledger) -> tuple[dict[str, set[str]], dict[str, Mapping[str, Any]]]:
+    """The digests of each source's weights, several for an ensemble; and the identity of each target.
 
-    What another program attacked is known by what its user called it: the targets of that name or tag are it.
+    Of another program's images only the source's name is known, as its user gave it: the targets of that name or tag
+    count as this source.
     """
-    scored = {unit.target: unit for unit in ledger.units("transfer")}
-    told = {marker.unit.target: marker.fact("target") for marker in ledger.markers(scored.values())}
-    attacked = {unit.source: unit for unit in ledger.units("adversarial")}
+    scored = {unit.target: unit for unit in ledger.list_units("transfer")}
+    targets = {marker.unit.target: marker.fact("target") for marker in ledger.read_markers(scored.values())}
+    attacked = {unit.source: unit for unit in ledger.list_units("adversarial")}
     sources = {}
-    for marker in ledger.markers(attacked.values()):
+    for marker in ledger.read_markers(attacked.values()):
         source = marker.fact("source")
-        sources[marker.unit.source] = {
-            each["digest"] for each in source.get("ensemble", [source]) if "digest" in each
-        } | {target["digest"] for unit, target in told.items() if _is_called(unit, target, source.get("told"))}
-    return sources, told
+        networks = source.get("ensemble", [source])
+        digests = {network["digest"] for network in networks if "digest" in network}
+        named = {target["digest"] for id_, target in targets.items() if _is_named(id_, target, source.get("told"))}
+        sources[marker.unit.source] = digests | named
+    return sources, targets
 
 
-def _is_called(unit: str, target: Mapping[str, Any], name: str | None) -> bool:
-    return name is not None and (name == target.get("model") or slug(name) == unit.rpartition("-")[0])
+def _is_named(target_id: str, target: Mapping[str, Any], name: str | None) -> bool:
+    """Whether a name is that of a target, or its model's tag."""
+    return name is not None and (name == target.get("model") or slug(name) == name_in_id(target_id))

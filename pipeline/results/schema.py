@@ -1,4 +1,4 @@
-"""The Parquet schemas, written and read in one place.
+"""The Parquet schemas of stored predictions, and how their files are written and read.
 
 One row per image × target. Two kinds of file: clean predictions, and transfer results (predictions on adversarial
 images). Names repeat in every row, so that any file can be queried by itself; dictionary encoding makes them cheap.
@@ -15,7 +15,7 @@ from pipeline.errors import IntegrityError
 
 Table: TypeAlias = pa.Table
 
-# DuckDB's own size of a row group: its threads take one each.
+# DuckDB's default size of a row group: each of its threads takes one.
 _ROW_GROUP = 122_880
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -51,16 +51,16 @@ _ATTACK = [
 CLEAN = pa.schema(_IMAGE + _TARGET)
 TRANSFER = pa.schema(_IMAGE + _ATTACK + _TARGET)
 
-Kind = Literal["clean", "transfer"]
-SCHEMAS: dict[Kind, pa.Schema] = {"clean": CLEAN, "transfer": TRANSFER}
+ResultKind = Literal["clean", "transfer"]
+SCHEMAS: dict[ResultKind, pa.Schema] = {"clean": CLEAN, "transfer": TRANSFER}
 
 
-def table(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> Table:
-    """Columns as a table.
+def build_table(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> Table:
+    """A table of columns.
 
     Args:
         schema: `CLEAN` or `TRANSFER`.
-        columns: One sequence per column, or one value that holds for every row; `key` is always a sequence.
+        columns: For each column a sequence, or one value for every row; `key` is always a sequence.
     """
     rows = len(columns["key"])
     arrays = []
@@ -71,44 +71,44 @@ def table(schema: pa.Schema, columns: Mapping[str, Sequence[Any] | Any]) -> Tabl
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def write(table: Table) -> bytes:
+def to_parquet(table: Table) -> bytes:
     """A Parquet file in memory; the same table gives the same bytes."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def together(kind: Kind, tables: Iterable[Table]) -> Table:
-    """The rows of many tables as one.
+def concatenate(kind: ResultKind, tables: Iterable[Table]) -> Table:
+    """The rows of several tables as one table.
 
     Args:
-        kind: `clean`, or `transfer`.
-        tables: All of that kind's schema; of none, an empty table.
+        kind: `clean` or `transfer`.
+        tables: Tables with the schema of that kind; without any, the result is empty.
     """
     return pa.concat_tables([SCHEMAS[kind].empty_table(), *tables]).unify_dictionaries()
 
 
-def compact(tables: Iterable[Table], *, rows_per_file: int) -> Iterator[bytes]:
+def compact_tables(tables: Iterable[Table], *, rows_per_file: int) -> Iterator[bytes]:
     """Parquet files of the rows of many tables, in order; the same tables give the same bytes.
 
-    No more than one file's tables are held at a time.
+    No more than one file's tables are in memory at a time.
 
     Args:
         tables: All of `CLEAN`, or all of `TRANSFER`.
-        rows_per_file: Rows in every file but the last; a table is cut where a file is full.
+        rows_per_file: Rows in every file except the last; a table is cut where a file is full.
     """
-    return map(_file, _filled(tables, rows_per_file))
+    return map(_compacted_parquet, _group_rows(tables, rows_per_file))
 
 
-def read(data: bytes, *, name: str) -> Table:
-    """The table of a Parquet file that `write` made.
+def read_parquet(data: bytes, *, name: str) -> Table:
+    """The table in a Parquet file that `to_parquet` wrote.
 
     Args:
-        data: The file, whole.
-        name: What to call it in errors.
+        data: The whole file.
+        name: The file's name in errors.
 
     Raises:
-        IntegrityError: The bytes are no such file.
+        IntegrityError: The bytes are not such a file.
     """
     try:
         table = pq.read_table(io.BytesIO(data))
@@ -120,25 +120,26 @@ def read(data: bytes, *, name: str) -> Table:
     return table
 
 
-def _filled(tables: Iterable[Table], most: int) -> Iterator[list[Table]]:
-    """Tables in lists of `most` rows together, the last of fewer; a table is cut where a list is full."""
-    held: list[Table] = []
+def _group_rows(tables: Iterable[Table], size: int) -> Iterator[list[Table]]:
+    """Tables in groups of `size` rows, the last of fewer; a table is cut where a group is full."""
+    group: list[Table] = []
     rows = 0
     for table in tables:
         start = 0
-        while rows + table.num_rows - start >= most:
-            yield [*held, table.slice(start, most - rows)]
-            start += most - rows
-            held, rows = [], 0
+        while rows + table.num_rows - start >= size:
+            yield [*group, table.slice(start, size - rows)]
+            start += size - rows
+            group = []
+            rows = 0
         if start < table.num_rows:
-            held.append(table.slice(start))
+            group.append(table.slice(start))
             rows += table.num_rows - start
-    if held:
-        yield held
+    if group:
+        yield group
 
 
-def _file(tables: Sequence[Table]) -> bytes:
+def _compacted_parquet(tables: Sequence[Table]) -> bytes:
     buffer = io.BytesIO()
-    whole = pa.concat_tables(tables).unify_dictionaries()
-    pq.write_table(whole, buffer, compression="zstd", row_group_size=_ROW_GROUP)
+    table = pa.concat_tables(tables).unify_dictionaries()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=_ROW_GROUP)
     return buffer.getvalue()

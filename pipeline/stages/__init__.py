@@ -1,7 +1,7 @@
-"""What one actor does with one item: the two stages, without Ray.
+"""The two stages that compute an item, without Ray: the generator attacks, the scorer predicts.
 
-Both ask the ledger what is missing and make only that, part by part, so that a retry or a second run goes on where the
-last one stood, and a preempted worker loses one part at most.
+Both list what is committed and make only what is missing, part by part: a retry or a later run resumes where the last
+one ended, and a preempted worker loses at most one part.
 """
 
 from pipeline.stages.generator import Generator

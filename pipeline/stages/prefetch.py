@@ -1,4 +1,4 @@
-"""Work beside the device's: what comes next is fetched, and what is made put away, while the device computes."""
+"""Background threads: the next input is read, and the last result is stored, while the device computes."""
 
 import contextlib
 import threading
@@ -7,92 +7,95 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, Protocol, TypeVar
 
-T = TypeVar("T")
 K = TypeVar("K")
+T = TypeVar("T")
 
 
-class Ahead(Generic[K, T]):
-    """Names and calls: each call is begun, in a thread, while the one before it is being used; the first at once.
+class Prefetched(Generic[K, T]):
+    """An iterator of (key, result) in which each call runs in a thread while the result before it is used.
 
-    One call at a time, in order; what it raises is raised by the call that is handed out.
+    One call runs at a time, in order; the first starts at once. `result()` waits, and raises what the call raised.
 
     Args:
-        pairs: Drawn from one ahead of what is handed out.
+        calls: (key, call) pairs; drawn one ahead of the pair that is handed out.
     """
 
-    def __init__(self, pairs: Iterator[tuple[K, Callable[[], T]]]) -> None:
-        self._pairs, self._threads = pairs, ThreadPoolExecutor(1)
-        self._begun: tuple[K, Future[T]] | None = None
+    def __init__(self, calls: Iterator[tuple[K, Callable[[], T]]]) -> None:
+        self._calls = calls
+        self._threads = ThreadPoolExecutor(1)
+        self._started: tuple[K, Future[T]] | None = None
         try:
-            self._begin()
+            self._start_next()
         except BaseException:
             self.close()
             raise
 
-    def _begin(self) -> None:
-        self._begun = None
-        for name, call in self._pairs:
-            self._begun = name, self._threads.submit(call)
+    def _start_next(self) -> None:
+        self._started = None
+        for key, call in self._calls:
+            self._started = key, self._threads.submit(call)
             return
 
     @property
-    def ended(self) -> bool:
-        """Whether what is handed out is the last, so that nothing is read any more."""
-        return self._begun is None
+    def exhausted(self) -> bool:
+        """Whether the pair handed out is the last, and nothing more is read."""
+        return self._started is None
 
     def __iter__(self) -> Iterator[tuple[K, Callable[[], T]]]:
-        while self._begun is not None:
-            name, call = self._begun
-            wait([call])  # what it reads from may be closed where the pairs end
-            self._begin()
-            yield name, call.result
+        while self._started is not None:
+            key, call = self._started
+            wait([call])  # drawing the next pair may close the file that this call reads
+            self._start_next()
+            yield key, call.result
 
     def close(self) -> None:
-        """Waits for a call that is under way, and draws no more."""
+        """Waits for the running call and draws no more."""
         self._threads.shutdown()
-        self._pairs = iter(())  # a generator ends, and closes what it has opened, when nobody holds it any more
+        self._calls = iter(())  # drops the generator, which then closes what it has opened
 
 
 class Closeable(Protocol):
-    """What holds on to something until it is closed."""
+    """Anything with a `close` method."""
 
     def close(self) -> None:
-        """Lets it go."""
+        """Frees what it holds."""
 
 
 C = TypeVar("C", bound=Closeable)
 
 
-class Next(Generic[K, C]):
-    """One thing that is likely to be wanted next, made in a thread; what nobody has taken is closed before another."""
+class NextResult(Generic[K, C]):
+    """One result that will probably be needed next, computed in a thread; one that is never taken is closed."""
 
     def __init__(self) -> None:
-        self._threads, self._lock = ThreadPoolExecutor(1), threading.Lock()
-        self._begun: tuple[K, Future[C]] | None = None
+        self._threads = ThreadPoolExecutor(1)
+        self._lock = threading.Lock()
+        self._started: tuple[K, Future[C]] | None = None
 
-    def begin(self, name: K, function: Callable[[], C]) -> None:
-        """Begins to make it."""
+    def start(self, key: K, function: Callable[[], C]) -> None:
+        """Computes a result in the thread, after closing the one before it if that was not taken."""
         with self._lock:
-            if self._begun is not None:
-                self._threads.submit(_close, self._begun[1])
-            self._begun = name, self._threads.submit(function)
+            if self._started is not None:
+                self._threads.submit(_close, self._started[1])
+            self._started = key, self._threads.submit(function)
 
-    def take(self, name: K) -> C | None:
-        """What was made under a name, once it is; None if nothing was, or it failed."""
+    def take(self, key: K) -> C | None:
+        """Waits for the result of a key and hands it over; None if none was started or it failed."""
         with self._lock:
-            if self._begun is None or self._begun[0] != name:
+            if self._started is None or self._started[0] != key:
                 return None
-            (_, made), self._begun = self._begun, None
-        return None if made.exception() else made.result()
+            future = self._started[1]
+            self._started = None
+        return None if future.exception() else future.result()
 
 
-def _close(made: Future[C]) -> None:
-    if not made.exception():
-        made.result().close()
+def _close(future: Future[C]) -> None:
+    if not future.exception():
+        future.result().close()
 
 
-def mapped(function: Callable[[K], T], items: Iterable[K], *, threads: int) -> Iterator[T]:
-    """What a function returns for each item, in order, several at a time; no more items are drawn than are at work."""
+def map_in_order(function: Callable[[K], T], items: Iterable[K], *, threads: int) -> Iterator[T]:
+    """Maps a function over items in several threads, in order; draws at most one item per thread in advance."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
@@ -103,18 +106,18 @@ def mapped(function: Callable[[K], T], items: Iterable[K], *, threads: int) -> I
             yield waiting.popleft().result()
 
 
-class Behind(contextlib.AbstractContextManager["Behind"]):
-    """Calls that are made in a thread, one at a time, in order; on leaving, the last one has ended.
+class BackgroundCalls(contextlib.AbstractContextManager["BackgroundCalls"]):
+    """Calls that run in a thread, one at a time, in order; leaving the context waits for the last one.
 
-    What one raises is raised by the next call handed over, or on leaving.
+    An error of a call is raised by the next `submit`, or on leaving.
     """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
-    def call(self, function: Callable[[], None]) -> None:
-        """Hands a call over, as soon as the one before it has ended: what is held in memory is bounded."""
+    def submit(self, function: Callable[[], None]) -> None:
+        """Starts a call once the one before it has ended, which bounds what is held in memory."""
         self._wait()
         self._last = self._threads.submit(function)
 

@@ -1,186 +1,179 @@
-"""Committed parts → predictions."""
+"""Scorer stage: every target's predictions on committed original and adversarial parts."""
 
 import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from pipeline.data import codec
 from pipeline.data.parts import Images
-from pipeline.errors import IntegrityError, MissingError
-from pipeline.ledger import Committed, Marker, Unit
-from pipeline.ledger.progress import Made
+from pipeline.ledger import CommittedParts, Marker, Unit
+from pipeline.ledger.progress import StageTotals
 from pipeline.models import predict, registry
-from pipeline.models.defenses import Ready
-from pipeline.models.load import TargetSpec
-from pipeline.models.registry import Model
-from pipeline.plan.outline import Item, item_parts, scopes
-from pipeline.results import schema as results
-from pipeline.results.predictions import Predictions
-from pipeline.stages.prefetch import Ahead, Behind
-from pipeline.stages.stage import Failures, Stage
+from pipeline.models.defenses import ReadyDefense
+from pipeline.models.registry import ResolvedModel
+from pipeline.models.spec import TargetSpec
+from pipeline.plan.outline import Item, item_parts
+from pipeline.results import schema
+from pipeline.results.predictions import StoredPredictions
+from pipeline.stages.prefetch import BackgroundCalls, Prefetched
+from pipeline.stages.stage import DeferredErrors, Stage
+from pipeline.stages.success_counts import SuccessCounts
 
-log = logging.getLogger(__name__)
+# Reads a committed part: its marker and its images.
+ReadPart: TypeAlias = Callable[[], tuple[Marker, Images]]
 
-# A target, its network, and the defenses that it is behind.
-Target = tuple[Model, nn.Module, tuple[Ready, ...]]
-# On which targets something is to be scored, and how to come by it.
-Unscored = Iterator[tuple[list[Target], Callable[[], tuple[Marker, Images]]]]
+
+@dataclass(frozen=True)
+class LoadedTarget:
+    """A target on its device.
+
+    Attributes:
+        model: The resolved target.
+        network: Maps (B, 3, H, W) in [0, 1] to logits (B, classes).
+        defenses: Its defenses, in order.
+    """
+
+    model: ResolvedModel
+    network: nn.Module
+    defenses: tuple[ReadyDefense, ...]
+
+    @property
+    def spec(self) -> TargetSpec:
+        """The recipe's settings of the target."""
+        assert isinstance(self.model.spec, TargetSpec)
+        return self.model.spec
+
+    def seeded_defenses(self, images: Images) -> predict.SeededDefenses:
+        """The defenses, with random draws that depend on the images' keys."""
+        return predict.SeededDefenses(self.defenses, self.spec.defense_seed, images.keys)
 
 
 class Scorer(Stage):
-    """Turns committed parts into predictions; owns every target."""
+    """Turns committed parts into predictions, with every target on its device."""
 
-    def open(self) -> None:
+    def set_up(self) -> None:
         """Loads every target."""
-        self._clean: dict[str, Predictions] = {}  # of the part at hand, by target: what is said of it unattacked
+        self._success_counts = SuccessCounts(self.ledger)
         storage, classes = self.ledger.storage, self.plan.job.data.classes
-        self.targets: list[Target] = [
-            (
+        self.targets = [
+            LoadedTarget(
                 model,
-                registry.load(model, storage, classes=classes, device=self.device),
+                registry.load_resolved(model, storage, classes=classes, device=self.device),
                 registry.load_defenses(model, storage, device=self.device),
             )
             for model in self.plan.targets
         ]
 
-    def run(self, item: Item, *, attempt: int = 1) -> Made:
-        """Scores what is committed of an item and not scored yet.
+    def run(self, item: Item, *, attempt: int = 1) -> StageTotals:
+        """Scores the committed parts of an item that are not scored yet.
 
-        A part that fails does not keep the others from being scored; its error is raised at the end.
+        An error of one part is raised at the end, after the others are scored.
 
         Raises:
             StorageError: The store failed, or stored bytes are damaged.
-            Interrupted: It was told to stop, and did so between two units.
+            Interrupted: The stage was asked to stop, and did so between two units.
         """
-        self.begin(item)
-        failures = Failures()
-        committed = self.ledger.committed(scopes(self.plan.outline, item.source), shard=item.take.shard.name)
-        with contextlib.closing(Ahead(self._unscored(item, committed))) as unscored, Behind() as behind:
-            for targets, read in unscored:
-                with failures.noted():
+        self.start_item(item)
+        errors = DeferredErrors()
+        committed = self.list_committed(item)
+        with contextlib.closing(Prefetched(self._unscored(item, committed))) as parts, BackgroundCalls() as commits:
+            for targets, read in parts:
+                with errors.deferring():
                     marker, images = read()
                     for target in targets:
-                        self.require_going_on()
-                        commit = self._scored(marker, *target, images, attempt)
-                        behind.call(partial(self.put_away, commit, len(images.keys), failures))
-        failures.tell()
-        return self.collected()
+                        self.require_not_stopped()
+                        commit = self._score(marker, target, images, attempt)
+                        commits.submit(partial(self.commit_unit, commit, len(images.keys), errors))
+        errors.raise_first()
+        return self.take_totals()
 
-    def _unscored(self, item: Item, committed: Committed) -> Unscored:
-        """What is committed and not scored on every target: on which it is not, and how to come by its images."""
+    def _unscored(self, item: Item, committed: CommittedParts) -> Iterator[tuple[list[LoadedTarget], ReadPart]]:
+        """The targets that each committed part lacks predictions of, and the call that reads the part."""
         for part in item_parts(item, committed) or []:
             original = Unit(self.plan.dataset, part)
             adversarial = (replace(original, source=item.source, attack=attack) for attack in self.plan.attacks)
             for unit in (original, *adversarial):
-                targets = [each for each in self.targets if replace(unit, target=each[0].id) not in committed]
+                targets = [target for target in self.targets if replace(unit, target=target.model.id) not in committed]
                 if unit in committed and targets:
-                    yield targets, partial(self.fetched, unit, item)
+                    yield targets, partial(self.read_part, unit, item)
 
-    def _scored(
-        self,
-        marker: Marker,
-        model: Model,
-        network: nn.Module,
-        defenses: Sequence[Ready],
-        images: Images,
-        attempt: int,
-    ) -> Callable[[], None]:
-        """Asks a target about images; returns what commits its answers, which the device has no part in."""
+    def _score(self, marker: Marker, target: LoadedTarget, images: Images, attempt: int) -> Callable[[], None]:
+        """Computes a target's predictions; returns the call that commits them, which does not use the device."""
         started = time.monotonic()
-        unit = replace(marker.unit, target=model.id)
-        target = model.spec
-        assert isinstance(target, TargetSpec)
+        unit = replace(marker.unit, target=target.model.id)
+        predictions = self._predict(target, images)
+        columns = self._columns(unit, target, images, predictions)
+        facts = {
+            "n": len(images.keys),
+            "scored_sha256": marker.sha256,
+            "target": target.model.identity,
+            **self.execution_facts(batch_size=predictions.batch_size, started=started, attempt=attempt),
+        }
+        return partial(self._commit, unit, columns, facts)
 
-        def ask_all(some: Images) -> None:
-            behind = predict.Behind(defenses, target.defense_seed, some.keys)
+    def _predict(self, target: LoadedTarget, images: Images) -> predict.BatchPredictions:
+        def predict_all(batch: Images) -> None:
+            defenses, every = target.seeded_defenses(batch), slice(0, len(batch.keys))
             with torch.inference_mode():
-                predict.ask(network, some.pixels, slice(0, len(some.keys)), device=self.device, behind=behind)
+                predict.predict_probabilities(
+                    target.network, batch.pixels, every, device=self.device, defenses=defenses
+                )
 
         with self.timed("answer"):
-            said = predict.predict(
-                network,
+            return predict.predict(
+                target.network,
                 images.pixels,
                 images.labels,
-                batch_size=self.batch_size(unit.target, images, ask_all),
+                batch_size=self.choose_batch_size(target.model.id, images, predict_all),
                 device=self.device,
-                behind=predict.Behind(defenses, target.defense_seed, images.keys),
+                defenses=target.seeded_defenses(images),
             )
+
+    def _columns(
+        self, unit: Unit, target: LoadedTarget, images: Images, predictions: predict.BatchPredictions
+    ) -> dict[str, Any]:
+        """The columns of a result file, one row per image."""
         columns: dict[str, Any] = {
             "dataset": unit.dataset,
             "shard": unit.part.shard,
             "part": unit.part.index,
             "key": images.keys,
             "label": images.labels.numpy(),
-            "target": model.spec.name,
+            "target": target.spec.name,
             "target_id": unit.target,
-            "policy": target.policy,
-            "defense": target.defense,
-            "weights_sha256": model.digest,
+            "policy": target.spec.policy,
+            "defense": target.spec.defense,
+            "weights_sha256": target.model.digest,
             "pixels_sha256": [codec.pixels_sha256(pixels) for pixels in images.pixels],
-            "prediction": said.prediction.numpy(),
-            "label_probability": said.label_probability.numpy(),
-            "abstained": said.abstained.numpy(),
+            "prediction": predictions.prediction.numpy(),
+            "label_probability": predictions.label_probability.numpy(),
+            "abstained": predictions.abstained.numpy(),
         }
-        schema = results.CLEAN
-        if unit.attack:
-            schema = results.TRANSFER
-            attack = self.plan.attacks[unit.attack]
-            columns |= {
-                "source": next(source.spec.name for source in self.plan.sources if source.id == unit.source),
-                "source_id": unit.source,
-                "attack": attack.name,
-                "attack_id": unit.attack,
-                "epsilon": float(attack.epsilon),
-                "norm": attack.norm,
-                "target_class": [None if wanted < 0 else wanted for wanted in images.target_classes.tolist()],
-            }
-        facts = {
-            "n": len(images.keys),
-            "scored_sha256": marker.sha256,
-            "target": model.identity,
-            **self.circumstances(batch_size=said.batch_size, started=started, attempt=attempt),
-        }
-
-        def commit() -> None:
-            with self.timed("encode"):
-                table = results.table(schema, columns)
-                file = results.write(table)
-            with self.timed("put"):
-                self.ledger.commit(unit, file, "parquet", facts)
-            self._count_fooled(Predictions(unit, unit.data, table))
-
-        return commit
-
-    def _count_fooled(self, said: Predictions) -> None:
-        """Counts an attack's success on what the target gets right when clean; what is said unattacked is kept for it.
-
-        Called in the thread that commits, unit after unit: a part's clean images come before what is made of them.
-        """
-        unit = said.unit
         if not unit.attack:
-            self._clean[unit.target] = said
-        elif said.table.num_rows:
-            try:
-                clean = self._clean_of(unit)
-                said.require_images_of(clean)
-            except (IntegrityError, MissingError) as error:  # the results stand all the same
-                log.warning("%s is not counted: %s", unit.data, error)
-                return
-            cell = said.constant("source"), said.constant("attack"), said.constant("target")
-            counted = said.attacked & clean.correct
-            self.count(Made(counted={cell: int(counted.sum())}, fooled={cell: int((said.fooled & counted).sum())}))
+            return columns
+        attack = self.plan.attacks[unit.attack]
+        return columns | {
+            "source": next(source.spec.name for source in self.plan.sources if source.id == unit.source),
+            "source_id": unit.source,
+            "attack": attack.name,
+            "attack_id": unit.attack,
+            "epsilon": float(attack.epsilon),
+            "norm": attack.norm,
+            "target_class": [
+                None if target_class < 0 else target_class for target_class in images.target_classes.tolist()
+            ],
+        }
 
-    def _clean_of(self, unit: Unit) -> Predictions:
-        known = self._clean.get(unit.target)
-        if known is None or known.unit.part != unit.part:
-            marker = self.ledger.marker(replace(unit, source="", attack=""))  # an earlier run's
-            known = Predictions(marker.unit, marker.object, results.read(self.ledger.read(marker), name=marker.object))
-            self._clean[unit.target] = known
-        return known
+    def _commit(self, unit: Unit, columns: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        with self.timed("encode"):
+            table = schema.build_table(schema.TRANSFER if unit.attack else schema.CLEAN, columns)
+            file = schema.to_parquet(table)
+        with self.timed("put"):
+            self.ledger.commit(unit, file, "parquet", facts)
+        self.add_totals(self._success_counts.add(StoredPredictions(unit, unit.data_key, table)))

@@ -1,4 +1,4 @@
-"""What both stages have in common: a place to work at, and what is said of the work."""
+"""Base class of both stages: reading and committing parts, totals and timings, batch sizes, errors of single units."""
 
 import contextlib
 import logging
@@ -16,10 +16,10 @@ import torch
 from pipeline.data import parts
 from pipeline.data.parts import Images
 from pipeline.errors import CapacityError, IntegrityError, Interrupted, MissingError, ShardError
-from pipeline.ledger import Ledger, Marker, Unit
-from pipeline.ledger.progress import Made, Phase
-from pipeline.models import batch_size as batches
-from pipeline.plan.outline import Item
+from pipeline.ledger import CommittedParts, Ledger, Marker, Unit
+from pipeline.ledger.progress import Phase, StageTotals
+from pipeline.models.batch_size import fastest_batch_size
+from pipeline.plan.outline import Item, source_scopes
 from pipeline.plan.resolve import Plan
 from pipeline.version import VERSION
 
@@ -34,13 +34,13 @@ def _never() -> bool:
 
 
 class Stage(ABC):
-    """One step from an item to its results, on a device of its own.
+    """One step from an item to its results, on one device.
 
     Args:
-        plan: What is to be made.
-        ledger: Where.
-        device: On what.
-        stopping: Asked before each unit; true ends the item there.
+        plan: What the run computes.
+        ledger: The store's markers and data.
+        device: Where models compute.
+        stopping: Called before each unit; true ends the item there.
     """
 
     def __init__(self, plan: Plan, ledger: Ledger, device: torch.device, stopping: Callable[[], bool] = _never) -> None:
@@ -48,101 +48,111 @@ class Stage(ABC):
         self.ledger = ledger
         self.device = device
         self.stopping = stopping
+        self.threads = torch.get_num_threads()  # of this worker; in a thread started later torch may report another
         self._item: Item | None = None
-        self._made: dict[Item | None, Made] = {}
-        self.threads = torch.get_num_threads()  # of this worker; a thread started later would not know
-        self._counting = threading.Lock()
-        self._fastest: dict[Hashable, int] = {}
-        self.open()
+        self._totals: dict[Item | None, StageTotals] = {}
+        self._totals_lock = threading.Lock()
+        self._fastest_sizes: dict[Hashable, int] = {}
+        self.set_up()
 
     @abstractmethod
-    def open(self) -> None:
-        """Gets ready for items; what cannot work fails here."""
+    def set_up(self) -> None:
+        """Prepares the stage for its first item; raises if it cannot work."""
 
     @abstractmethod
-    def run(self, item: Item, *, attempt: int = 1) -> Made:
-        """Makes what is missing of an item; of one that fails, `collected` says how far it has come."""
+    def run(self, item: Item, *, attempt: int = 1) -> StageTotals:
+        """Computes and commits the missing units of an item; after an error, `take_totals` gives what was committed."""
 
-    def prepare(self, item: Item, require: Callable[[], None]) -> None:
-        """Has the next run begin, beside its own item, what can be done for one that will probably follow; or nothing.
+    def announce_next(self, item: Item, require: Callable[[], None]) -> None:
+        """Announces the item that will probably run next, so that the coming `run` can start reading it.
 
         Args:
-            item: Which.
-            require: Called before anything is done for it; raises where it is somebody else's.
+            item: The item after the coming one.
+            require: Called before anything is done for it; raises if another run works on it.
         """
         del item, require
 
-    def begin(self, item: Item) -> None:
-        """Has what is counted from now on, and has been of an item that was read ahead, be that item's."""
-        with self._counting:
+    def list_committed(self, item: Item) -> CommittedParts:
+        """Which units of an item's shard and source are committed."""
+        return self.ledger.list_committed(
+            source_scopes(self.plan.outline, item.source), shard=item.selection.shard.name
+        )
+
+    def start_item(self, item: Item) -> None:
+        """Makes an item the current one, to which totals and timings are added by default."""
+        with self._totals_lock:
             self._item = item
 
-    def collected(self) -> Made:
-        """What has been made of the item at hand since this was last asked."""
-        with self._counting:
-            return self._made.pop(self._item, Made())
+    def take_totals(self) -> StageTotals:
+        """Returns the current item's totals since the last call, and resets them."""
+        with self._totals_lock:
+            return self._totals.pop(self._item, StageTotals())
 
-    def count(self, made: Made, item: Item | None = None) -> None:
-        """Adds to what has been made of an item, by default the one at hand; from any thread."""
-        with self._counting:
+    def add_totals(self, totals: StageTotals, item: Item | None = None) -> None:
+        """Adds to the totals of an item, by default the current one; callable from any thread."""
+        with self._totals_lock:
             item = item or self._item
-            self._made[item] = self._made.get(item, Made()) + made
+            self._totals[item] = self._totals.get(item, StageTotals()) + totals
 
     @contextlib.contextmanager
     def timed(self, phase: Phase, item: Item | None = None) -> Iterator[None]:
-        """Counts what is done meanwhile, in this thread, as an item's time of a phase; by default the one at hand's."""
+        """Adds the seconds spent inside this context to a phase of an item, by default the current one."""
         started = time.monotonic()
         try:
             yield
         finally:
-            self.count(Made(seconds={phase: time.monotonic() - started}), item)
+            self.add_totals(StageTotals(seconds={phase: time.monotonic() - started}), item)
 
-    def fetched(self, unit: Unit, item: Item) -> tuple[Marker, Images]:
-        """A committed part's marker and images, for an item."""
+    def read_part(self, unit: Unit, item: Item) -> tuple[Marker, Images]:
+        """Marker and images of a committed part; the time is added to `item`."""
         with self.timed("get", item):
-            marker = self.ledger.marker(unit)
-            tar = self.ledger.read(marker)
+            marker = self.ledger.read_marker(unit)
+            tar = self.ledger.read_data(marker)
         with self.timed("decode", item):
-            return marker, parts.read(tar, name=marker.object)
+            return marker, parts.decode_tar(tar, name=marker.object)
 
-    def put_away(self, commit: Callable[[], None], images: int, failures: "Failures") -> None:
-        """Commits one unit of so many images, beside the device's work; a failure that is its own is noted."""
-        with failures.noted():
+    def commit_unit(self, commit: Callable[[], None], image_count: int, errors: "DeferredErrors") -> None:
+        """Commits one unit and counts it; runs in a background thread."""
+        with errors.deferring():
             commit()
-            self.count(Made(1, images))
+            self.add_totals(StageTotals(1, image_count))
 
-    def require_going_on(self) -> None:
-        """Asked between two units.
+    def require_not_stopped(self) -> None:
+        """Ends the item between two units.
 
         Raises:
-            Interrupted: The stage was told to stop.
+            Interrupted: The stage is asked to stop.
         """
         if self.stopping():
-            raise Interrupted("told to stop; what is committed stands")
+            raise Interrupted("stopped on request; what is committed stands")
 
-    def batch_size(self, work: Hashable, images: Images, function: Callable[[Images], object]) -> int:
-        """How many images at a time: what the recipe says, or what is fastest here, found once for each kind of work.
+    def choose_batch_size(self, work: Hashable, images: Images, compute: Callable[[Images], object]) -> int:
+        """The recipe's batch size, or with `"auto"` the fastest here, measured once for each kind of work.
 
         Args:
-            work: What tells it from other kinds.
-            images: Some to try it on.
-            function: Does it, with all its images at once.
+            work: The kind of work.
+            images: Images to measure with.
+            compute: Does the work on all the images that it is given.
         """
         size, count = self.plan.job.batch_size, len(images.keys)
         if size != "auto":
             return size
         if not count:
             return 1
-        if work not in self._fastest:
-            self._fastest[work] = batches.fastest(
-                lambda wanted: function(parts.taken(images, [index % count for index in range(wanted)])),
+        if work not in self._fastest_sizes:
+            self._fastest_sizes[work] = fastest_batch_size(
+                lambda wanted: compute(parts.select(images, [index % count for index in range(wanted)])),
                 most=self.plan.job.data.part_size,
                 device=self.device,
             )
-        return self._fastest[work]
+        return self._fastest_sizes[work]
 
-    def circumstances(self, *, batch_size: int | None, started: float, attempt: int) -> dict[str, Any]:
-        """Under what a result was made: with the same, a rerun gives the same bytes."""
+    def lower_batch_size(self, work: Hashable, size: int) -> None:
+        """Replaces the batch size of a kind of work by a lower one that fitted into memory."""
+        self._fastest_sizes[work] = size
+
+    def execution_facts(self, *, batch_size: int | None, started: float, attempt: int) -> dict[str, Any]:
+        """Facts for a marker about how a result was computed; a rerun with the same gives the same bytes."""
         return {
             "attempt": attempt,
             "batch_size": batch_size,
@@ -155,22 +165,22 @@ class Stage(ABC):
         }
 
 
-class Failures:
-    """Failures of single units, kept until the others are done."""
+class DeferredErrors:
+    """Errors of single units, kept until the item's other units are done."""
 
     def __init__(self) -> None:
         self._first: Exception | None = None
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Keeps what is one unit's own: its stored bytes, its images, its gradient. All else ends the item at once."""
+    def deferring(self) -> Iterator[None]:
+        """Keeps an error that concerns one unit: its bytes, images, gradient, memory. Any other ends the item."""
         try:
             yield
         except (IntegrityError, MissingError, ShardError, CapacityError, FloatingPointError) as error:
             log.warning("%s", error)
             self._first = self._first or error
 
-    def tell(self) -> None:
-        """Raises the first, if there was one."""
+    def raise_first(self) -> None:
+        """Raises the first error, if there was one."""
         if self._first is not None:
             raise self._first

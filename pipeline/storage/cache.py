@@ -1,7 +1,7 @@
-"""Objects of a store, verified, and kept on a local disk so that each crosses the network once.
+"""A local disk cache of a store's objects, by hash, so that each object crosses the network once.
 
-WebDataset's own cache deletes whatever lies below its folder, and its processes delete what others are writing; this
-one knows its files by their names, and where the disk is in the way it does without.
+WebDataset's cache deletes everything below its folder, and its processes delete files that others are writing. This one
+recognizes its files by their names, and goes on without the disk where the disk fails.
 """
 
 import contextlib
@@ -17,28 +17,28 @@ from pipeline.storage import Storage, sha256
 log = logging.getLogger(__name__)
 
 _OBJECT = re.compile(r"[0-9a-f]{64}")
-_BEGUN = re.compile(r"\.[0-9a-f]{64}\.[0-9]+")
-# What was begun so long ago belongs to a process that is gone.
+_PARTIAL = re.compile(r"\.[0-9a-f]{64}\.[0-9]+")
+# The writer of an older partial file is gone.
 _STALE_S = 3600.0
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of objects by their hashes, which processes of one machine share.
+    """A folder of objects by their hashes, shared by the processes of one machine.
 
-    What is in it is checked whenever it is read, and fetched again where it is damaged or gone. Above its limit what
-    was used longest ago goes first; while several processes write, it may be exceeded by an object of each.
+    Every read is verified; a damaged or missing object is fetched again. Above the limit, the objects that were used
+    longest ago are evicted first; several processes that write at once may exceed it by one object each.
 
     Attributes:
-        folder: Where; what lies there under other names than its own is left alone.
-        limit_bytes: How much it may hold.
+        folder: The folder; files with other names in it are left alone.
+        limit_bytes: Limit on the total size.
     """
 
     folder: Path
     limit_bytes: int = 100 * 10**9
 
     def read(self, storage: Storage, key: str, sha256_hex: str) -> bytes:
-        """An object's bytes, from here or from its store.
+        """An object's bytes, from the cache or from its store.
 
         Raises:
             MissingError: It is in neither.
@@ -54,36 +54,36 @@ class Cache:
                 return data
         data = storage.get(key, sha256_hex=sha256_hex)
         try:
-            self._keep(file, data)
+            self._write(file, data)
         except OSError as error:
             log.warning("cache %s: %s; going on without it", file, error.strerror)
         return data
 
-    def _keep(self, file: Path, data: bytes) -> None:
+    def _write(self, file: Path, data: bytes) -> None:
         if len(data) > self.limit_bytes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._make_room(len(data))
-        begun = self.folder / f".{file.name}.{os.getpid()}"
+        self._evict(len(data))
+        partial = self.folder / f".{file.name}.{os.getpid()}"
         try:
-            begun.write_bytes(data)
-            begun.replace(file)
+            partial.write_bytes(data)
+            partial.replace(file)
         finally:
-            begun.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
-    def _make_room(self, wanted: int) -> None:
-        """Deletes objects, those first that were used longest ago, until there is room."""
-        found: list[tuple[float, int, Path]] = []
+    def _evict(self, needed_bytes: int) -> None:
+        """Deletes stale partial files, and the least recently used objects until there is room."""
+        objects: list[tuple[float, int, Path]] = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(OSError):  # another process has deleted it
-                told = entry.stat(follow_symlinks=False)
+                stat = entry.stat(follow_symlinks=False)
                 if _OBJECT.fullmatch(entry.name) and not entry.is_dir():
-                    found.append((told.st_mtime, told.st_size, Path(entry.path)))
-                elif _BEGUN.fullmatch(entry.name) and time.time() - told.st_mtime > _STALE_S:
+                    objects.append((stat.st_mtime, stat.st_size, Path(entry.path)))
+                elif _PARTIAL.fullmatch(entry.name) and time.time() - stat.st_mtime > _STALE_S:
                     os.unlink(entry.path)
-        held = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if held + wanted <= self.limit_bytes:
+        total_bytes = sum(size for _, size, _ in objects)
+        for _, size, path in sorted(objects):
+            if total_bytes + needed_bytes <= self.limit_bytes:
                 return
             path.unlink(missing_ok=True)
-            held -= size
+            total_bytes -= size

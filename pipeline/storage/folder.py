@@ -1,4 +1,4 @@
-"""A folder as a store: written so that what a put has returned for outlasts a power loss."""
+"""A folder as a store: a put that has returned survives a power loss."""
 
 import contextlib
 import fcntl
@@ -10,11 +10,11 @@ from pathlib import Path
 from pipeline.errors import StorageError
 
 
-def make(folder: Path) -> None:
-    """Makes a folder that does not exist yet.
+def create_folder(folder: Path) -> None:
+    """Creates a folder and its parents where they do not exist.
 
     Raises:
-        StorageError: It cannot be made.
+        StorageError: It cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -24,13 +24,13 @@ def make(folder: Path) -> None:
 
 
 def put_durably(root: Path, key: str, data: bytes, *, replace: bool) -> None:
-    """Writes `root/key` atomically and fsyncs the file and every folder that the write touched.
+    """Writes `root/key` atomically, and fsyncs the file and every folder that the write changed.
 
     Raises:
         FileExistsError: `replace` is false and the file exists.
     """
     path = root / key
-    made = [folder for folder in path.parents if folder.is_relative_to(root) and not folder.exists()]
+    new_folders = [folder for folder in path.parents if folder.is_relative_to(root) and not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = root / ".scratch"
     scratch.mkdir(exist_ok=True)
@@ -44,7 +44,7 @@ def put_durably(root: Path, key: str, data: bytes, *, replace: bool) -> None:
             temporary.replace(path)
         else:
             path.hardlink_to(temporary)
-        for folder in {path.parent, *(folder.parent for folder in made)}:
+        for folder in {path.parent, *(folder.parent for folder in new_folders)}:
             _sync_folder(folder)
     finally:
         temporary.unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def put_durably(root: Path, key: str, data: bytes, *, replace: bool) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """While entered, no other process on this machine is."""
+    """Holds a lock on a folder that excludes all other processes on this machine."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,7 +1,5 @@
-"""Opening an S3-compatible store, and what its client's errors say."""
+"""S3-compatible stores: opening one, and multipart uploads that were never finished."""
 
-import html
-import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,8 @@ if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
 from pipeline.errors import StorageError
+from pipeline.storage.client_errors import short_message, translated_errors
+from pipeline.storage.urls import S3Root
 
 # 8 tries with exponential backoff outlast 30% throttling; obstore's default gives up within seconds of a restart.
 _RETRY: "RetryConfig" = {
@@ -21,43 +21,41 @@ _RETRY: "RetryConfig" = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
     "retry_timeout": timedelta(minutes=3),
 }
-_ANSWER = re.compile(r"<Code>(?P<code>[^<]*)</Code>\s*<Message>(?P<message>[^<]*)</Message>")
 
 
-def open_store(bucket: str, prefix: str) -> S3Store:
+def open_store(root: S3Root) -> S3Store:
     """The store below `s3://bucket/prefix`, with credentials, region and endpoint as every AWS tool finds them.
 
     Raises:
-        StorageError: No credentials can be found, or the endpoint is no address.
+        StorageError: No credentials can be found, or the endpoint is not a URL.
     """
     try:
         session = boto3.Session()
-        client = _client(session, bucket)
+        client = _open_client(session, root.bucket)
         credentials = Boto3CredentialProvider(session)
     except (ValueError, botocore.exceptions.BotoCoreError) as error:
         raise StorageError(
-            f"s3://{bucket}: no usable AWS credentials ({first_line(error)}); set AWS_ACCESS_KEY_ID and "
+            f"s3://{root.bucket}: no usable AWS credentials ({short_message(error)}); set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where an instance role is given"
         ) from error
     endpoint = client.meta.endpoint_url
-    own = None if endpoint.endswith(".amazonaws.com") else endpoint
     return S3Store(
-        bucket,
-        prefix=prefix or None,
+        root.bucket,
+        prefix=root.prefix or None,
         region=client.meta.region_name or "us-east-1",
         credential_provider=credentials,
         retry_config=_RETRY,
         client_options={"allow_http": endpoint.startswith("http://"), "timeout": timedelta(minutes=2)},
-        endpoint=own,
+        endpoint=None if endpoint.endswith(".amazonaws.com") else endpoint,
     )
 
 
-def _client(session: boto3.Session, bucket: str) -> Any:
-    """A client, for what boto3 finds out: the region and the endpoint.
+def _open_client(session: boto3.Session, bucket: str) -> Any:
+    """A boto3 client, which knows the region and the endpoint.
 
     Raises:
-        StorageError: The endpoint is no address.
-        BotoCoreError: Something else stands in the way.
+        StorageError: The endpoint is not a URL.
+        BotoCoreError: Another setting is missing or wrong.
     """
     reason = "neither http:// nor https://"
     try:
@@ -65,17 +63,42 @@ def _client(session: boto3.Session, bucket: str) -> Any:
         if client.meta.endpoint_url.startswith(("http://", "https://")):
             return client
     except ValueError as error:
-        reason = first_line(error)
+        reason = short_message(error)
     raise StorageError(
         f"s3://{bucket}: the endpoint is no address ({reason}); AWS_ENDPOINT_URL, or endpoint_url in the AWS profile, "
         "must be one such as http://127.0.0.1:9000"
     )
 
 
-def first_line(error: BaseException) -> str:
-    """The gist of a client's error: obstore's messages run to a page of Rust structures around S3's answer in XML."""
-    answer = _ANSWER.search(str(error))
-    if answer is not None:
-        return html.unescape(f"{answer['code']}: {' '.join(answer['message'].split())}")[:300]
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
+def list_uploads(root: S3Root, *, now: float, age_s: float) -> list[str]:
+    """Unfinished multipart uploads below a root that began at least `age_s` ago, as `KEY ID`.
+
+    Args:
+        root: Bucket and prefix.
+        now: Seconds since 1970, by the store's clock.
+        age_s: Younger uploads are left out.
+
+    Raises:
+        StorageError: The store failed.
+    """
+    # Without the slash, uploads of another store would match whose prefix begins with this one.
+    prefix = f"{root.prefix}/" if root.prefix else ""
+    with translated_errors(f"s3://{root.bucket}/{prefix}"):
+        pages = boto3.client("s3").get_paginator("list_multipart_uploads").paginate(Bucket=root.bucket, Prefix=prefix)
+        return [
+            f"{upload['Key']} {upload['UploadId']}"
+            for page in pages
+            for upload in page.get("Uploads", ())
+            if now - upload["Initiated"].timestamp() >= age_s
+        ]
+
+
+def abort_upload(root: S3Root, upload: str) -> None:
+    """Ends one of `list_uploads`.
+
+    Raises:
+        StorageError: The store failed.
+    """
+    key, _, identifier = upload.rpartition(" ")
+    with translated_errors(f"s3://{root.bucket}/{key}"):
+        boto3.client("s3").abort_multipart_upload(Bucket=root.bucket, Key=key, UploadId=identifier)

@@ -1,7 +1,16 @@
-"""Fine-tuning a model on clean and stored adversarial images, on one machine or many; Ray Train runs it."""
+"""Fine-tuning a model on clean and stored adversarial images with Ray Train, on one machine or several."""
 
-from pipeline.training.job import Outcome, train
-from pipeline.training.lesson import Data, HeldOut, Lesson, Schedule, Workers
-from pipeline.training.progress import Progress
+from pipeline.training.job import TrainingOutcome, train
+from pipeline.training.progress import TrainingProgress
+from pipeline.training.settings import HeldOutSet, Schedule, TrainingData, TrainingRecipe, Workers
 
-__all__ = ["Data", "HeldOut", "Lesson", "Outcome", "Progress", "Schedule", "Workers", "train"]
+__all__ = [
+    "HeldOutSet",
+    "Schedule",
+    "TrainingData",
+    "TrainingOutcome",
+    "TrainingProgress",
+    "TrainingRecipe",
+    "Workers",
+    "train",
+]

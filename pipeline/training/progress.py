@@ -1,4 +1,4 @@
-"""How far training is, told from what its workers record in the store, wherever they are."""
+"""Progress of a training run, read from the records that its workers write to the store."""
 
 import contextlib
 import threading
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import StorageError
-from pipeline.training.records import Records
+from pipeline.training.records import TrainingRecords
 
-_EVERY_S = 2.0
+_POLL_S = 2.0
 
 
 @dataclass(frozen=True)
-class Progress:
-    """A state that was kept, or an epoch that is over.
+class TrainingProgress:
+    """A saved state inside an epoch, or a finished epoch.
 
     Attributes:
-        epoch: From 1; 0 is before training.
-        step: Of that epoch.
-        steps: How many it has.
-        figures: Of an epoch that is over: as `Outcome.epochs` has them.
+        epoch: The epoch, from 1; 0 is before training.
+        step: The step in that epoch.
+        steps: Number of steps of the epoch.
+        figures: Figures of a finished epoch, as in `TrainingOutcome.epochs`.
     """
 
     epoch: int
@@ -30,25 +30,25 @@ class Progress:
 
 
 @contextlib.contextmanager
-def followed(records: Records, on_progress: Callable[[Progress], None]) -> Iterator[None]:
-    """While entered, tells of each state and epoch, those of earlier processes first; from a thread of its own."""
+def report_progress(records: TrainingRecords, on_progress: Callable[[TrainingProgress], None]) -> Iterator[None]:
+    """Calls back for each saved state and finished epoch, from a thread; first for those of earlier processes."""
     ended = threading.Event()
 
-    def follow() -> None:
-        epochs, state, last = 0, None, False
+    def poll() -> None:
+        reported, state, last = 0, None, False
         while not last:
-            last = ended.wait(_EVERY_S)
-            with contextlib.suppress(StorageError):  # where the store is gone, workers end and say so
-                over = records.epochs()
-                for figures in over[epochs:]:
-                    on_progress(Progress(figures["epoch"], figures=figures))
-                epochs = len(over)
-                kept = records.last()
-                if kept and kept["step"] and kept != state:
-                    on_progress(Progress(kept["epoch"] + 1, kept["step"], kept["steps"]))
-                state = kept
+            last = ended.wait(_POLL_S)
+            with contextlib.suppress(StorageError):  # if the store is gone, the workers raise it
+                epochs = records.read_figures()
+                for figures in epochs[reported:]:
+                    on_progress(TrainingProgress(figures["epoch"], figures=figures))
+                reported = len(epochs)
+                saved = records.state_record()
+                if saved and saved["step"] and saved != state:
+                    on_progress(TrainingProgress(saved["epoch"] + 1, saved["step"], saved["steps"]))
+                state = saved
 
-    thread = threading.Thread(target=follow, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield

@@ -8,20 +8,20 @@ from PIL import Image
 from rich.console import Console
 
 from jobs import tables
-from pipeline.analysis import ablation, drawing
+from pipeline.analysis import ablation, ablation_plot, drawing
 from pipeline.analysis.ablation import Point
 from pipeline.analysis.report import summarise
-from pipeline.attack.gradient_transforms import GradientNormPenalty
+from pipeline.attack.gradient_norm_penalty import GradientNormPenalty
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger
 from pipeline.results.intervals import PooledRate
 from pipeline.storage import Storage
-from tests.samples import attack, resolve, sample, tiny_job, write_shard
-from tests.stages.test_stages import run_all
+from tests.samples import attack, make_plan, sample, tiny_job, write_shard
+from tests.stages.runs import run_stages
 
 
 def point(beta: float, r: float, epsilon: str = "8/255", steps: int = 10, *, hits: int = 5) -> Point:
-    settings: dict[str, ablation.Value] = {
+    settings: dict[str, ablation.SettingValue] = {
         "gnp.beta": beta,
         "gnp.r": r,
         "epsilon": epsilon,
@@ -61,48 +61,50 @@ def ledger(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> L
         for beta in (0.0, 0.8)
         for epsilon in (Fraction(4, 255), Fraction(8, 255))
     ]
-    made = Ledger(Storage(str(folder / "store"), create=True))
-    run_all(resolve(tiny_job(folder / "in", tiny_checkpoint, attacks=[*attacks, attack("mi")])), made)
-    return made
+    ledger = Ledger(Storage(str(folder / "store"), create=True))
+    run_stages(make_plan(tiny_job(folder / "in", tiny_checkpoint, attacks=[*attacks, attack("mi")])), ledger)
+    return ledger
 
 
-def test_a_grid_is_found_by_name_with_what_varies(ledger: Ledger) -> None:
-    found = ablation.points(ledger, summarise(ledger), attack="gnp+mi", denominator="all")
-    assert {tuple(each.settings.items()) for each in found} == {
+def test_a_grid_is_read_by_name_with_the_settings_that_vary(ledger: Ledger) -> None:
+    points = ablation.grid_points(ledger, summarise(ledger), attack="gnp+mi", denominator="all")
+    assert {tuple(point.settings.items()) for point in points} == {
         (("epsilon", epsilon), ("gnp.beta", beta)) for epsilon in ("4/255", "8/255") for beta in (0.0, 0.8)
-    }, "a step size of ε/T does not count as a setting of its own"
-    assert ablation.axes(found) == ["gnp.beta", "epsilon"]
-    assert all((each.white_box.n, each.transfer.n) == (6, 0) for each in found), "the one target is the source itself"
+    }, "the default step size ε/T is not a setting of its own"
+    assert ablation.varying_settings(points) == ["gnp.beta", "epsilon"]
+    assert all((point.white_box.n, point.transfer.n) == (6, 0) for point in points), "the only target is the source"
     for name in ("mi", "gnp"):
         with pytest.raises(RecipeError, match="holds no grid of that name"):
-            ablation.points(ledger, summarise(ledger), attack=name)
+            ablation.grid_points(ledger, summarise(ledger), attack=name)
 
 
-def test_settings_of_the_attack_come_before_those_of_the_budget() -> None:
-    assert ablation.axes(GRID) == ["gnp.beta", "gnp.r", "epsilon", "steps"]
+def test_settings_of_transforms_come_before_the_budget() -> None:
+    assert ablation.varying_settings(GRID) == ["gnp.beta", "gnp.r", "epsilon", "steps"]
 
 
 @pytest.mark.parametrize(
-    "grid", [GRID, GRID[:1] + GRID[18:19], [each for each in GRID if each.settings["steps"] == 10]]
+    "grid", [GRID, GRID[:1] + GRID[18:19], [point for point in GRID if point.settings["steps"] == 10]]
 )
-def test_a_grid_is_one_figure(grid: list[Point]) -> None:
-    image = np.asarray(Image.open(io.BytesIO(drawing.png(ablation.draw(grid, denominator="target")))).convert("RGB"))
+def test_a_grid_is_drawn_as_one_figure(grid: list[Point]) -> None:
+    image = np.asarray(
+        Image.open(io.BytesIO(drawing.png(ablation_plot.draw(grid, denominator="target")))).convert("RGB")
+    )
     assert min(image.shape[:2]) > 300
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
 
 
-def test_more_settings_than_a_figure_has_room_for_are_refused() -> None:
-    many = [
+def test_too_many_settings_for_a_figure_are_refused() -> None:
+    points = [
         Point("d", "net", "net-1", "a[x]", {f"x{index}": value for index in range(5)}, PooledRate(), PooledRate())
         for value in (1, 2)
     ]
-    with pytest.raises(RecipeError, match=r"5 settings vary \(x0, x1, x2, x3, x4\): a figure shows 4"):
-        ablation.draw(many, denominator="target")
+    with pytest.raises(RecipeError, match=r"5 settings vary \(x0, x1, x2, x3, x4\): a figure shows at most 4"):
+        ablation_plot.draw(points, denominator="target")
 
 
-def test_the_table_has_a_line_for_each_point() -> None:
+def test_table_has_a_row_per_point() -> None:
     console = Console(record=True, width=200, file=io.StringIO())
-    tables.show_grid(GRID, ablation.axes(GRID), denominator="target", console=console)
+    tables.print_grid(GRID, ablation.varying_settings(GRID), denominator="target", console=console)
     shown = console.export_text()
     assert shown.count("9/10") == len(GRID)
     assert "80% 16/20" in shown

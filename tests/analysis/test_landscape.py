@@ -10,21 +10,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jobs import cli, strict_json
-from pipeline.analysis import drawing, landscape
-from pipeline.analysis.landscape import OFFSETS, REACH, Ground
+from pipeline.analysis import drawing, landscape, landscape_plot
+from pipeline.analysis.landscape import OFFSETS, SHARPNESS_RADIUS, LossLandscape
 from pipeline.data.parts import Images
 from pipeline.ledger import Ledger
-from pipeline.plan import recipe as config
-from pipeline.plan import resolve
+from pipeline.plan.recipe_reader import load_recipe
+from pipeline.plan.resolve import resolve_job
 from pipeline.stages import Generator
 from pipeline.storage import Storage
-from tests.samples import CLASSES, pending, sample, write_recipe, write_shard
+from tests.samples import CLASSES, list_pending, sample, write_recipe, write_shard
 
 CPU = torch.device("cpu")
 
 
 class Plane(nn.Module):
-    """Logits 0 and s·(the sum of the image − 1): errs above a sum of 1, where the label is 0."""
+    """Logits 0 and s·(sum of the image − 1): with label 0, wrong where the sum is above 1."""
 
     def __init__(self, steepness: float) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Plane(nn.Module):
 
 
 def images(level: int) -> Images:
-    """Two images of 2 x 2 pixels, all of whose values are alike."""
+    """Two images of 2 x 2 pixels with one value everywhere."""
     return Images(
         ("a", "b"),
         torch.zeros(2, dtype=torch.int64),
@@ -44,101 +44,105 @@ def images(level: int) -> Images:
     )
 
 
-def test_what_is_measured_is_what_a_plane_has() -> None:
-    back, at = images(0), images(51)  # a sum of 0 and of 2.4
+def test_measures_of_a_linear_model() -> None:
+    originals, adversarial = images(0), images(51)  # sums 0 and 2.4
     plane, steep = Plane(1.0), Plane(3.0)
-    ground = landscape.survey("x", back, at, plane, {"plane": plane, "steep": steep}, device=CPU)
-    assert [each.model for each in ground] == ["plane", "steep"]
-    for each, steepness in zip(ground, (1.0, 3.0), strict=True):
+    landscapes = landscape.measure("x", originals, adversarial, plane, {"plane": plane, "steep": steep}, device=CPU)
+    assert [row.model for row in landscapes] == ["plane", "steep"]
+    for row, steepness in zip(landscapes, (1.0, 3.0), strict=True):
         logit = steepness * (12 * 0.2 - 1)
-        assert each.slope == pytest.approx([steepness / (1 + math.exp(-logit)) * math.sqrt(12)] * 2, rel=1e-5)
-        assert each.fooled.all()
-        # 1 of 2.4: half of the perturbation is lost on the way at 0.4167, and the next place looked at is 0.45.
-        assert each.boundary == pytest.approx([0.45] * 2)
-        along = [math.log1p(math.exp(logit + steepness * math.sqrt(12) * offset)) for offset in OFFSETS]
-        assert each.along_gradient[0] == pytest.approx(along, rel=1e-4, abs=1e-6)
-        assert each.along_random.shape == (2, len(OFFSETS))
-        assert 0 < each.sharpness.max() <= steepness * math.sqrt(12) * REACH
-    again = landscape.survey("x", images(0), images(51), plane, {"plane": plane}, device=CPU)
-    assert np.array_equal(again[0].sharpness, ground[0].sharpness)
-    assert np.array_equal(again[0].along_random, ground[0].along_random)
+        assert row.slope == pytest.approx([steepness / (1 + math.exp(-logit)) * math.sqrt(12)] * 2, rel=1e-5)
+        assert row.fooled.all()
+        # The boundary is at 1 of 2.4, a share of 0.4167; the next share on the path is 0.45.
+        assert row.boundary == pytest.approx([0.45] * 2)
+        expected = [math.log1p(math.exp(logit + steepness * math.sqrt(12) * offset)) for offset in OFFSETS]
+        assert row.along_gradient[0] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert row.along_random.shape == (2, len(OFFSETS))
+        assert 0 < row.sharpness.max() <= steepness * math.sqrt(12) * SHARPNESS_RADIUS
+    again = landscape.measure("x", images(0), images(51), plane, {"plane": plane}, device=CPU)
+    assert np.array_equal(again[0].sharpness, landscapes[0].sharpness)
+    assert np.array_equal(again[0].along_random, landscapes[0].along_random)
 
 
-def test_an_image_that_fools_nobody_has_its_boundary_beyond_or_nowhere() -> None:
+def test_boundary_of_an_image_that_fools_no_model_is_above_one_or_infinite() -> None:
     plane = Plane(1.0)
-    (near,) = landscape.survey("x", images(0), images(16), plane, {"plane": plane}, device=CPU)  # a sum of 0.75
-    (far,) = landscape.survey("x", images(0), images(8), plane, {"plane": plane}, device=CPU)  # of 0.38
+    (near,) = landscape.measure("x", images(0), images(16), plane, {"plane": plane}, device=CPU)  # sum 0.75
+    (far,) = landscape.measure("x", images(0), images(8), plane, {"plane": plane}, device=CPU)  # sum 0.38
     assert not near.fooled.any()
     assert near.boundary == pytest.approx([1.35] * 2)
     assert np.isinf(far.boundary).all()
 
 
-def ground(attack: str, model: str, values: list[float], fooled: list[bool], right: list[bool] | None = None) -> Ground:
+def surface(
+    attack: str, model: str, values: list[float], fooled: list[bool], correct: list[bool] | None = None
+) -> LossLandscape:
     array = np.array(values)
     lines = np.zeros((len(values), len(OFFSETS)))
-    kept = np.ones(len(values), bool) if right is None else np.array(right)
-    return Ground(attack, model, array, array, kept, array, np.array(fooled), lines, lines)
+    clean_correct = np.ones(len(values), bool) if correct is None else np.array(correct)
+    return LossLandscape(attack, model, array, array, clean_correct, array, np.array(fooled), lines, lines)
 
 
-def test_ranks_are_taken_over_images_and_attacks_together() -> None:
-    some = [
-        ground("a", "s", [1, 2], [True, True]),
-        ground("b", "s", [3, 4], [True, True]),
-        ground("a", "t", [10, 20], [True, True]),
-        ground("b", "t", [30, 40], [False, False]),
-        ground("a", "u", [4, 3], [True, True]),
-        ground("b", "u", [2, 1], [True, True]),
+def test_rank_correlations_over_images_and_attacks() -> None:
+    landscapes = [
+        surface("a", "s", [1, 2], [True, True]),
+        surface("b", "s", [3, 4], [True, True]),
+        surface("a", "t", [10, 20], [True, True]),
+        surface("b", "t", [30, 40], [False, False]),
+        surface("a", "u", [4, 3], [True, True]),
+        surface("b", "u", [2, 1], [True, True]),
     ]
-    found = {(r["target"], r["on_the_source"], r["on_the_target"]): r for r in landscape.correlations(some, source="s")}
-    assert found["t", "slope", "slope"]["rho"] == pytest.approx(1)
-    assert found["t", "sharpness", "fooled"]["rho"] == pytest.approx(-0.894, abs=1e-3)
-    assert found["u", "slope", "slope"]["rho"] == pytest.approx(-1)
-    assert math.isnan(found["u", "slope", "fooled"]["rho"]), "where all are alike there are no ranks"
-    assert (found["t", "slope", "slope"]["images"], found["t", "slope", "slope"]["attacks"]) == (2, 2)
-    assert found["t", "slope", "slope"]["rho_within"] == pytest.approx(1)
-    assert found["u", "slope", "slope"]["rho_within"] == pytest.approx(-1)
-    assert drawing.png(landscape.draw(some, title="x")).startswith(b"\x89PNG")
+    rows = landscape.correlations(landscapes, source="s")
+    by_key = {(row["target"], row["on_the_source"], row["on_the_target"]): row for row in rows}
+    assert by_key["t", "slope", "slope"]["rho"] == pytest.approx(1)
+    assert by_key["t", "sharpness", "fooled"]["rho"] == pytest.approx(-0.894, abs=1e-3)
+    assert by_key["u", "slope", "slope"]["rho"] == pytest.approx(-1)
+    assert math.isnan(by_key["u", "slope", "fooled"]["rho"]), "equal values have no ranks"
+    assert (by_key["t", "slope", "slope"]["images"], by_key["t", "slope", "slope"]["attacks"]) == (2, 2)
+    assert by_key["t", "slope", "slope"]["rho_within"] == pytest.approx(1)
+    assert by_key["u", "slope", "slope"]["rho_within"] == pytest.approx(-1)
+    assert drawing.png(landscape_plot.draw(landscapes, title="x")).startswith(b"\x89PNG")
 
 
-def test_images_that_a_model_gets_wrong_when_clean_say_nothing_of_an_attack() -> None:
-    right = [True, True, False]
-    some = [
-        ground("a", "s", [1, 2, 3], [True] * 3),
-        ground("b", "s", [2, 3, 4], [True] * 3),
-        ground("a", "t", [1, 2, 9], [True, False, True], right),
-        ground("b", "t", [2, 3, 0], [True, False, True], right),
+def test_images_that_a_model_misclassifies_when_clean_do_not_count() -> None:
+    correct = [True, True, False]
+    landscapes = [
+        surface("a", "s", [1, 2, 3], [True] * 3),
+        surface("b", "s", [2, 3, 4], [True] * 3),
+        surface("a", "t", [1, 2, 9], [True, False, True], correct),
+        surface("b", "t", [2, 3, 0], [True, False, True], correct),
     ]
-    row = landscape.table(some)[2]
+    row = landscape.table(landscapes)[2]
     assert (row["slope"], row["fooled"], row["n"]) == (1.5, 1, 2)
-    first = landscape.correlations(some, source="s")[0]
+    first = landscape.correlations(landscapes, source="s")[0]
     assert (first["rho"], first["images"]) == (pytest.approx(1), 2)
-    nobody = [ground(name, model, [1, 2], [True] * 2, [False] * 2) for name in "ab" for model in "st"]
-    assert math.isnan(landscape.table(nobody)[0]["slope"])
-    assert math.isnan(landscape.correlations(nobody, source="s")[0]["rho"])
+    none_correct = [surface(name, model, [1, 2], [True] * 2, [False] * 2) for name in "ab" for model in "st"]
+    assert math.isnan(landscape.table(none_correct)[0]["slope"])
+    assert math.isnan(landscape.correlations(none_correct, source="s")[0]["rho"])
     assert strict_json.dumps({"a": [math.nan, {"b": -math.inf}], "c": (1.5, None, "NaN")}) == (
         '{\n "a": [\n  null,\n  {\n   "b": null\n  }\n ],\n "c": [\n  1.5,\n  null,\n  "NaN"\n ]\n}\n'
     )
 
 
-def test_among_attacks_on_one_image_what_all_its_attacks_share_does_not_count() -> None:
+def test_correlation_within_images_ignores_what_all_attacks_on_an_image_share() -> None:
     random = np.random.default_rng(0)
-    steep = 100 * random.random(30)  # of the images, on every model
-    chance, alike = [], []
+    steepness = 100 * random.random(30)  # of each image, on every model
+    independent, opposite = [], []
     for name in "abcdef":
-        own = random.random(30)
-        chance += [ground(name, "s", list(steep + own), [True] * 30)]
-        chance += [ground(name, "t", list(steep + random.random(30)), [True] * 30)]
-        alike += [chance[-2], ground(name, "t", list(steep - own), [True] * 30)]
-    (one, *_), (other, *_) = (landscape.correlations(some, source="s") for some in (chance, alike))
-    assert one["rho"] > 0.99
-    assert abs(one["rho_within"]) < 0.25
-    assert one["p_within"] > 0.05
-    assert other["rho"] > 0.99, "images hide that within each of them it is the other way round"
-    assert other["rho_within"] == pytest.approx(-1)
-    assert other["p_within"] == pytest.approx(1 / 2001)
+        variation = random.random(30)
+        independent += [surface(name, "s", list(steepness + variation), [True] * 30)]
+        independent += [surface(name, "t", list(steepness + random.random(30)), [True] * 30)]
+        opposite += [independent[-2], surface(name, "t", list(steepness - variation), [True] * 30)]
+    first = landscape.correlations(independent, source="s")[0]
+    second = landscape.correlations(opposite, source="s")[0]
+    assert first["rho"] > 0.99
+    assert abs(first["rho_within"]) < 0.25
+    assert first["p_within"] > 0.05
+    assert second["rho"] > 0.99, "the variation between images hides the opposite order within each"
+    assert second["rho_within"] == pytest.approx(-1)
+    assert second["p_within"] == pytest.approx(1 / 2001)
 
 
-def test_the_job_surveys_what_a_store_holds(
+def test_landscape_command_reads_the_images_of_a_store(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(1)
@@ -154,33 +158,33 @@ def test_the_job_surveys_what_a_store_holds(
     )
     store = Storage(str(tmp_path / "store"), create=True)
 
-    def gnp(*told: str) -> tuple[int, str]:
-        command = ["gnp", "landscape", str(recipe), "--store", store.url, "--out", str(tmp_path / "out"), *told]
+    def gnp(*options: str) -> tuple[int, str]:
+        command = ["gnp", "landscape", str(recipe), "--store", store.url, "--out", str(tmp_path / "out"), *options]
         monkeypatch.setattr("sys.argv", command)
         return cli.run(), capsys.readouterr().err
 
-    code, said = gnp()
-    assert (code, "no run has written here" in said) == (2, True)
+    code, error = gnp()
+    assert (code, "no run has written here" in error) == (2, True)
     assert not list(store.list()), "a mistyped folder is left alone"
-    Ledger(store).record_plan(resolve.resolve(config.load(recipe).job(), store).describe())
-    code, said = gnp()
-    assert (code, "no images of these attacks from tiny; run generate first" in said) == (2, True)
-    planned = resolve.resolve(config.load(recipe).job(), store)
+    Ledger(store).record_plan(resolve_job(load_recipe(recipe).job(), store).to_record())
+    code, error = gnp()
+    assert (code, "no images of these attacks from tiny; run gnp generate first" in error) == (2, True)
+    planned = resolve_job(load_recipe(recipe).job(), store)
     generator = Generator(planned, Ledger(store), CPU)
-    for item in pending(planned, Ledger(store)):
+    for item in list_pending(planned, Ledger(store)):
         generator.run(item)
     assert gnp("--limit", "5")[0] == 0
-    (told,) = json.loads((tmp_path / "out" / "landscape.json").read_text())["sources"]
-    assert {(row["attack"], row["model"]) for row in told["rows"]} == {
+    (values,) = json.loads((tmp_path / "out" / "landscape.json").read_text())["sources"]
+    assert {(row["attack"], row["model"]) for row in values["rows"]} == {
         (attack, model) for attack in ("i", "mi") for model in ("tiny", "other")
     }
-    assert all(row["n"] < 5 for row in told["rows"]), "an untrained network is seldom right"
-    assert {rank["target"] for rank in told["correlations"]} == {"other"}
+    assert all(row["n"] < 5 for row in values["rows"]), "an untrained network is rarely correct"
+    assert {rank["target"] for rank in values["correlations"]} == {"other"}
     assert (tmp_path / "out" / "landscape-tiny.png").read_bytes().startswith(b"\x89PNG")
-    half = next(unit for unit in sorted(Ledger(store).units("adversarial"), reverse=True) if "mi" in unit.attack)
-    store.delete([half.marker])
+    last = next(unit for unit in sorted(Ledger(store).list_units("adversarial"), reverse=True) if "mi" in unit.attack)
+    store.delete([last.marker_key])
     assert gnp("--limit", "6")[0] == 0
-    (told,) = json.loads((tmp_path / "out" / "landscape.json").read_text())["sources"]
-    assert {row["attack"] for row in told["rows"]} == {"i"}, "what is half made is left out"
-    code, said = gnp("--attack", "pgd")
-    assert (code, said.strip()) == (2, "error: attack 'pgd': the recipe has i, mi")
+    (values,) = json.loads((tmp_path / "out" / "landscape.json").read_text())["sources"]
+    assert {row["attack"] for row in values["rows"]} == {"i"}, "an attack with missing parts is left out"
+    code, error = gnp("--attack", "pgd")
+    assert (code, error.strip()) == (2, "error: attack 'pgd': the recipe has i, mi")

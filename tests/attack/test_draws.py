@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.attack.draws import Draws
 
-KINDS: dict[str, Callable[[Draws], Tensor]] = {
+DISTRIBUTIONS: dict[str, Callable[[Draws], Tensor]] = {
     "uniform": lambda draws: draws.uniform(3, 40, 40),
     "signs": lambda draws: draws.signs(3, 40, 40),
     "below": lambda draws: draws.below(7, 3, 40, 40),
@@ -14,27 +14,28 @@ KINDS: dict[str, Callable[[Draws], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_draws_depend_on_seed_key_step_and_count_alone(kind: str) -> None:
-    draw = KINDS[kind]
-    both = draw(Draws(0, ["a", "b"]))
-    assert torch.equal(both[1:], draw(Draws(0, ["b"])))
-    later, second = Draws(0, ["a"]), Draws(0, ["a"])
-    later.begin(1)
-    draw(second)
-    for other in (draw(Draws(1, ["a"])), draw(Draws(0, ["c"])), draw(later), draw(second)):
-        assert not torch.equal(both[:1], other)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_draws_depend_on_seed_key_step_and_count_only(distribution: str) -> None:
+    draw = DISTRIBUTIONS[distribution]
+    numbers = draw(Draws(0, ["a", "b"]))
+    assert torch.equal(numbers[1:], draw(Draws(0, ["b"])))
+    later_step = Draws(0, ["a"])
+    later_step.begin_step(1)
+    second_draw = Draws(0, ["a"])
+    draw(second_draw)
+    for other in (draw(Draws(1, ["a"])), draw(Draws(0, ["c"])), draw(later_step), draw(second_draw)):
+        assert not torch.equal(numbers[:1], other)
 
 
-def test_a_step_does_not_depend_on_what_the_steps_before_drew() -> None:
-    one, other = Draws(0, ["a"]), Draws(0, ["a"])
-    one.uniform(5)
-    one.begin(1)
-    other.begin(1)
-    assert torch.equal(one.uniform(5), other.uniform(5))
+def test_a_step_does_not_depend_on_draws_of_earlier_steps() -> None:
+    draws, fresh = Draws(0, ["a"]), Draws(0, ["a"])
+    draws.uniform(5)
+    draws.begin_step(1)
+    fresh.begin_step(1)
+    assert torch.equal(draws.uniform(5), fresh.uniform(5))
 
 
-def test_they_are_distributed_as_they_say() -> None:
+def test_draws_have_their_distributions() -> None:
     draws = Draws(3, [str(index) for index in range(100)])
     uniform, signs, below, normal = (
         draws.uniform(10_001),
@@ -42,7 +43,7 @@ def test_they_are_distributed_as_they_say() -> None:
         draws.below(7, 10_000),
         draws.normal(10_000),
     )
-    # A million each: four standard errors.
+    # A million numbers of each: four standard errors.
     assert abs(float(uniform.double().mean()) - 0.5) < 4 * 12**-0.5 / 1e3
     assert float(uniform.min()) >= 0
     assert float(uniform.max()) < 1
@@ -60,16 +61,16 @@ def test_they_are_distributed_as_they_say() -> None:
         assert abs(float(torch.corrcoef(pairs.double())[0, 1])) < 4 / 1e3
 
 
-def test_the_bits_are_splitmix64s() -> None:
-    """Against the published algorithm in Python's own integers."""
-    whole = (1 << 64) - 1
+def test_the_bits_equal_splitmix64() -> None:
+    """The published algorithm in Python's integers."""
+    mask = (1 << 64) - 1
 
     def mixed(z: int) -> int:
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & whole
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & whole
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
         return z ^ (z >> 31)
 
-    start = Draws(5, ["k"])._start("k", "0") & whole
-    bits = [mixed((start + 0x9E3779B97F4A7C15 * place) & whole) for place in range(1, 5)]
+    start = Draws(5, ["k"])._start("k", "0") & mask
+    bits = [mixed((start + 0x9E3779B97F4A7C15 * counter) & mask) for counter in range(1, 5)]
     expected = [word >> 40 for word in bits] + [word & 0xFFFFFF for word in bits]
     assert (Draws(5, ["k"]).uniform(8) * 2**24).flatten().tolist() == expected

@@ -3,29 +3,31 @@ from fractions import Fraction
 
 import pytest
 
-from pipeline.attack.gradient_transforms import GradientNormPenalty
-from pipeline.attack.loop import Iterative, Noise
+from pipeline.attack.gradient_norm_penalty import GradientNormPenalty
+from pipeline.attack.loop import Iterative
+from pipeline.attack.noise import Noise
 from pipeline.attack.recipe import build, provenance
 
 EPSILON = Fraction(16, 255)
+PENALTY = GradientNormPenalty("literal", "l2", 0.01, 0.8)
 
 
-def test_names_stand_for_published_defaults() -> None:
+def test_names_build_attacks_with_published_defaults() -> None:
     assert build("i", epsilon=EPSILON, steps=10) == Iterative("i", EPSILON, 10, EPSILON / 10, decay=0.0)
     assert build("gnp+mi", epsilon=EPSILON, steps=10) == Iterative(
-        "gnp+mi", EPSILON, 10, EPSILON / 10, decay=1.0, transforms=(GradientNormPenalty("literal", "l2", 0.01, 0.8),)
+        "gnp+mi", EPSILON, 10, EPSILON / 10, decay=1.0, gradient_transforms=(PENALTY,)
     )
     assert build("noise", epsilon=EPSILON, seed=3) == Noise("noise", EPSILON, seed=3)
 
 
-def test_provenance_is_json_and_tells_attacks_apart() -> None:
-    one = provenance(build("gnp+mi", epsilon=EPSILON, steps=10))
-    assert json.loads(json.dumps(one)) == one
-    assert one["epsilon"] == "16/255"
-    assert one["transforms"] == [
+def test_provenance_is_json_and_differs_between_attacks() -> None:
+    recorded = provenance(build("gnp+mi", epsilon=EPSILON, steps=10))
+    assert json.loads(json.dumps(recorded)) == recorded
+    assert recorded["epsilon"] == "16/255"
+    assert recorded["transforms"] == [
         {"kind": "GradientNormPenalty", "form": "literal", "norm": "l2", "r": 0.01, "beta": 0.8}
     ]
-    assert one != provenance(build("gnp+mi", epsilon=EPSILON, steps=11))
+    assert recorded != provenance(build("gnp+mi", epsilon=EPSILON, steps=11))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,6 @@ def test_provenance_is_json_and_tells_attacks_apart() -> None:
         ("noise", {"decay": 1.0}, "takes no decay"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(combination: str, settings: dict[str, object], message: str) -> None:
+def test_a_faulty_setting_is_refused_by_name(combination: str, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(combination, **{"epsilon": EPSILON, **settings})  # type: ignore[arg-type]

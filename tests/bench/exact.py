@@ -1,4 +1,4 @@
-"""The exact penalty's product of the Hessian with a vector, by each route: time and memory."""
+"""Time and memory of the Hessian-vector product of the exact penalty, by different methods."""
 
 import json
 import statistics
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models import malloc
-from pipeline.models.batchnorm_folding import folded
-from pipeline.models.cpu_fusion import fused
+from pipeline.models.batchnorm_folding import fold_batchnorms
+from pipeline.models.cpu_fusion import fuse_convolutions
 from tests import scale
 from tests.bench.figures import seconds
 
@@ -19,22 +19,22 @@ BATCH, SIDE = 4, 224
 
 
 def route(name: str, fast: str) -> dict[str, float]:
-    """Seconds for a batch on EfficientNet-Lite0, and the memory that it takes; in a process of its own.
+    """Seconds and memory for a batch on EfficientNet-Lite0; run in a new process.
 
     Args:
-        name: One of the routes.
-        fast: JSON: whether convolutions are fused, or torch's own.
+        name: One of ROUTES.
+        fast: JSON: true for fused convolutions, false for torch's own.
     """
     torch.set_num_threads(1)
-    malloc.keep()
+    malloc.keep_freed_memory()
     torch.manual_seed(0)
-    network = folded(timm.create_model("tf_efficientnet_lite0").eval().requires_grad_(False), SIDE)
-    network = fused(network, SIDE) if json.loads(fast) else network
+    network = fold_batchnorms(timm.create_model("tf_efficientnet_lite0").eval().requires_grad_(False), SIDE)
+    network = fuse_convolutions(network, SIDE) if json.loads(fast) else network
     images = torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
     step = torch.randn_like(images) / 1000
     before = scale.peak_mb()
-    spent = [seconds(lambda: _product(name, network, images, step)) for _ in range(4)][1:]
-    return {"seconds": statistics.median(spent), "peak_mb": scale.peak_mb() - before}
+    times = [seconds(lambda: _product(name, network, images, step)) for _ in range(4)][1:]
+    return {"seconds": statistics.median(times), "peak_mb": scale.peak_mb() - before}
 
 
 def _product(name: str, network: nn.Module, images: Tensor, step: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a gradient's time goes, by kind of operation, before and after."""
+"""Time of a gradient by kind of operation, on timm's network and on the optimized one."""
 
 import copy
 
@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from jobs.commands.benchmark import NETWORKS, Usual
+from jobs.runners.benchmark import NETWORKS, PlainModel
 from pipeline.models import malloc
 from pipeline.models.classifier import Classifier
 from tests.bench.figures import Figure
 
 BATCH, TIMES = 8, 4
 
-# Kind → what the names of its operations hold; the first that fits, of torch's own times.
+# Kind → parts of the names of its operations; the first kind that matches counts.
 KINDS = {
     "convolutions": ("conv",),
     "batch norms": ("batch_norm",),
@@ -26,22 +26,27 @@ KINDS = {
 
 
 def profiled() -> list[Figure]:
-    """Milliseconds an image of MI-FGSM's gradients, for timm's network and for ours; one thread."""
+    """Milliseconds per image of MI-FGSM's gradients, for timm's network and for the optimized one, on one thread."""
     torch.set_num_threads(1)
-    found: list[Figure] = []
+    figures: list[Figure] = []
     for name in NETWORKS:
         torch.manual_seed(0)
         network = timm.create_model(name).eval()
         settings = timm.data.resolve_model_data_config(network)
-        usual = Usual(copy.deepcopy(network), settings["mean"], settings["std"])
-        told = {key: settings[key] for key in ("mean", "std", "interpolation")}
-        fast = Classifier(network, {**told, "policy": "direct", "input_size": 224}).quicken(torch.device("cpu"))
-        for called, model, set_heap in (("plain", usual, malloc.usual), ("ours", fast, malloc.keep)):
-            set_heap()
-            spent = _by_kind(model)
-            spent["together"] = sum(spent.values())
-            found += [Figure(f"{name}, {called}: {kind}", value, "ms an image") for kind, value in spent.items()]
-    return found
+        plain = PlainModel(copy.deepcopy(network), settings["mean"], settings["std"])
+        preprocessing = {key: settings[key] for key in ("mean", "std", "interpolation")}
+        fast = Classifier(network, {**preprocessing, "policy": "direct", "input_size": 224}).optimize_for(
+            torch.device("cpu")
+        )
+        for label, model, configure_malloc in (
+            ("plain", plain, malloc.restore_defaults),
+            ("ours", fast, malloc.keep_freed_memory),
+        ):
+            configure_malloc()
+            times = _by_kind(model)
+            times["together"] = sum(times.values())
+            figures += [Figure(f"{name}, {label}: {kind}", value, "ms per image") for kind, value in times.items()]
+    return figures
 
 
 def _by_kind(model: nn.Module) -> dict[str, float]:
@@ -52,11 +57,11 @@ def _by_kind(model: nn.Module) -> dict[str, float]:
         torch.autograd.grad(F.cross_entropy(model(inputs), labels), inputs)
 
     gradient()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(TIMES):
             gradient()
-    spent = dict.fromkeys(KINDS, 0.0)
-    for each in seen.key_averages():
-        kind = next(kind for kind, parts in KINDS.items() if any(part in each.key.lower() for part in parts))
-        spent[kind] += each.self_cpu_time_total / 1000 / TIMES / BATCH
-    return spent
+    times = dict.fromkeys(KINDS, 0.0)
+    for operation in profiler.key_averages():
+        kind = next(kind for kind, parts in KINDS.items() if any(part in operation.key.lower() for part in parts))
+        times[kind] += operation.self_cpu_time_total / 1000 / TIMES / BATCH
+    return times

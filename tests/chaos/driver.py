@@ -1,11 +1,11 @@
-"""`gnp` with workers that can be told to break: a driver for faults that nobody outside a worker can inject.
+"""`gnp` with workers that fail on purpose: a driver for faults that can only be injected inside a worker.
 
     python -m tests.chaos.driver FOLDER generate RECIPE ...
 
-FOLDER holds a file for each kind of fault, with how many are still to come: `fail-start` (a worker's constructor
-raises), `sticky` (an item raises as a broken CUDA context does, and so does all that this process is given afterwards),
-`memory` (the device holds two images at a time and no more), `poison` (a shard's name: whoever takes it dies). What was
-injected is counted in `FOLDER/KIND.injected`.
+FOLDER holds a file per kind of fault with the number that is left to inject: `fail-start` (a worker's constructor
+raises), `sticky` (an item raises as with a broken CUDA context, and so does every later item of the process), `memory`
+(the device holds no more than two images), `poison` (name of a shard whose worker dies). `FOLDER/KIND.injected` gets a
+byte per injection.
 """
 
 import fcntl
@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from jobs import cli
-from pipeline.engine import scheduler
-from pipeline.engine.worker import Receipt, Worker
+from pipeline.engine import actors
+from pipeline.engine.worker import ItemResult, Worker
 from pipeline.models.classifier import Classifier
 from pipeline.plan.outline import Item
 
 
-def take(folder: Path, kind: str) -> bool:
-    """Whether a fault is to happen now; exactly as many are as the file says, whoever asks."""
+def take_fault(folder: Path, kind: str) -> bool:
+    """Takes one fault of a kind, if any is left, and counts it; safe among processes."""
     path = folder / kind
     if not path.exists():
         return False
@@ -42,45 +42,44 @@ def take(folder: Path, kind: str) -> bool:
 
 
 class FaultyWorker(Worker):
-    """A worker that breaks when it is told to.
+    """A worker that fails as FOLDER says.
 
     Attributes:
-        folder: Who tells it; set on a subclass, which travels to the workers by value.
+        folder: FOLDER; set on a subclass, which Ray pickles by value.
     """
 
     folder: Path
 
     def __init__(self, *arguments: Any) -> None:
-        if take(self.folder, "fail-start"):
+        if take_fault(self.folder, "fail-start"):
             raise RuntimeError("injected: no device for this worker")
         super().__init__(*arguments)
         self._broken = False
         if (self.folder / "memory").exists():
             self._shrink_memory()
 
-    def run(self, item: Item, attempt: int, following: Item | None = None) -> Receipt:
+    def run(self, item: Item, attempt: int, following: Item | None = None) -> ItemResult:
         poison = self.folder / "poison"
-        if poison.exists() and poison.read_text() == item.take.shard.name:
+        if poison.exists() and poison.read_text() == item.selection.shard.name:
             with (self.folder / "poison.injected").open("a") as count:
                 count.write("x")
             os._exit(139)
-        self._broken = self._broken or take(self.folder, "sticky")
+        self._broken = self._broken or take_fault(self.folder, "sticky")
         if self._broken:
             self._stage.run = _illegal_access  # type: ignore[method-assign,assignment]
         return super().run(item, attempt, following)
 
     def _shrink_memory(self) -> None:
-        whole = Classifier.forward
-
+        forward_whole_batch = Classifier.forward
         folder = self.folder
 
         def forward(network: Classifier, images: torch.Tensor) -> torch.Tensor:
             if len(images) > 2:
-                take(folder, "memory")
+                take_fault(folder, "memory")
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (injected)")
-            return whole(network, images)
+            return forward_whole_batch(network, images)
 
-        setattr(Classifier, "forward", forward)  # noqa: B010  # a type checker rightly objects to it
+        setattr(Classifier, "forward", forward)  # noqa: B010  # mypy refuses to assign a method
 
 
 def _illegal_access(*_: object, **__: object) -> None:
@@ -88,9 +87,9 @@ def _illegal_access(*_: object, **__: object) -> None:
 
 
 if __name__ == "__main__":
-    from tests.chaos import driver  # by its name, which workers can import
+    from tests.chaos import driver  # by the name under which workers can import it
 
-    told = type("ToldWorker", (driver.FaultyWorker,), {"folder": Path(sys.argv[1])})
-    setattr(scheduler, "Worker", told)  # noqa: B010
+    worker = type("ConfiguredWorker", (driver.FaultyWorker,), {"folder": Path(sys.argv[1])})
+    setattr(actors, "Worker", worker)  # noqa: B010
     sys.argv = ["gnp", *sys.argv[2:]]
     cli.main()

@@ -7,14 +7,14 @@ import pytest
 
 from tests.conftest import ROOT
 
-# The bounded part of `make chaos`: one of each kind that a run must survive, on fewer shards.
+# A short campaign: one scenario of each kind, on fewer shards.
 FAULTS = ["scorer", "driver", "lost-response", "flip", "poison"]
 
 
 @pytest.mark.journey
 @pytest.mark.timeout(900)
-def test_a_small_campaign_loses_nothing_makes_nothing_twice_and_nothing_wrong(tmp_path: Path) -> None:
-    # A process of its own: it runs a Ray cluster and an S3 server of its own, and kills them.
+def test_a_small_campaign_finds_nothing_lost_twice_or_wrong(tmp_path: Path) -> None:
+    # In its own process: it starts a Ray cluster and an S3 server, and kills them.
     command = [sys.executable, "-m", "tests.chaos.campaign", "--folder", str(tmp_path), "--seed", "1"]
     command += ["--scale", "0.1", "--shards", "3", "--only", *FAULTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

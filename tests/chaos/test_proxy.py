@@ -1,4 +1,4 @@
-"""The fault proxy: transparent when unharmful, and every kind of fault against a real server and real clients."""
+"""The fault proxy: transparent without faults; every kind of fault, with a real server and real clients."""
 
 import contextlib
 import http.client
@@ -22,9 +22,9 @@ KEYS = ("plain", "deep/er/key", "spaces and +plus", "perc%41ent", "ü=ε,×;&?#"
 
 @pytest.fixture
 def proxy(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy(s3["AWS_ENDPOINT_URL"], stall_s=0.2) as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
-        yield found
+    with Proxy(s3["AWS_ENDPOINT_URL"], stall_s=0.2) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        yield running
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def prefix() -> str:
 @pytest.fixture
 def through(proxy: Proxy, prefix: str) -> Storage:
     """An empty store behind the proxy."""
-    del proxy  # its address stands in the environment
+    del proxy  # its address is in the environment
     return Storage(f"s3://demo/{prefix}")
 
 
@@ -62,21 +62,21 @@ def noise(size_bytes: int) -> bytes:
 # --- without faults -----------------------------------------------------------------------------------------------
 
 
-def test_storage_sees_no_difference(proxy: Proxy, through: Storage, direct: Storage) -> None:
+def test_storage_works_the_same_through_the_proxy(proxy: Proxy, through: Storage, direct: Storage) -> None:
     for size_bytes in (0, 1, 1000, 5_000_000):
         through.put(f"shards/{size_bytes}", noise(size_bytes))
         assert through.get(f"shards/{size_bytes}") == direct.get(f"shards/{size_bytes}") == noise(size_bytes)
-    assert through.put_once("marker", b"mine")
-    assert not through.put_once("marker", b"yours")
+    assert through.put_if_absent("marker", b"first")
+    assert not through.put_if_absent("marker", b"second")
     assert sorted(through.list(), key=str) == sorted(direct.list(), key=str)
     assert through.list_folder() == direct.list_folder()
-    through.probe()
+    through.check_put_if_absent()
     assert not proxy.counts
 
 
 def test_a_large_conditional_put_that_the_server_refuses_is_answered(through: Storage) -> None:
-    assert through.put_once("large", noise(5_000_000))
-    assert not through.put_once("large", noise(5_000_001))
+    assert through.put_if_absent("large", noise(5_000_000))
+    assert not through.put_if_absent("large", noise(5_000_001))
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -90,9 +90,9 @@ def test_addresses_are_passed_on_as_they_were_signed(
         assert through.get(key) == b"bytes"
 
 
-def test_boto3_sees_no_difference(proxy: Proxy, s3: dict[str, str], prefix: str) -> None:
+def test_boto3_works_the_same_through_the_proxy(proxy: Proxy, s3: dict[str, str], prefix: str) -> None:
     client = local_s3.client({**s3, "AWS_ENDPOINT_URL": proxy.url})
-    for size_bytes in (0, 1, 5_000_000):  # boto3 asks for a go-ahead (Expect: 100-continue) before each
+    for size_bytes in (0, 1, 5_000_000):  # boto3 sends Expect: 100-continue with each
         key = f"{prefix}/shards/{size_bytes}"
         client.put_object(Bucket="demo", Key=key, Body=noise(size_bytes))
         assert client.head_object(Bucket="demo", Key=key)["ContentLength"] == size_bytes
@@ -152,23 +152,23 @@ def test_gets_give_the_right_bytes_under_thirty_percent(
     assert proxy.counts[kind] > 0
 
 
-def test_a_lost_response_does_not_make_a_writer_doubt_its_own_bytes(
+def test_a_writer_whose_response_was_lost_recognises_its_own_bytes(
     proxy: Proxy, through: Storage, direct: Storage
 ) -> None:
     proxy.inject(Fault("lost-response", 1.0, limit=1))
-    assert through.put_once("mine", b"mine")
-    assert direct.get("mine") == b"mine"
+    assert through.put_if_absent("key", b"first")
+    assert direct.get("key") == b"first"
     assert proxy.counts["lost-response"] == 1
     proxy.inject(Fault("lost-response", 1.0, limit=1))
-    assert not through.put_once("mine", b"yours")
+    assert not through.put_if_absent("key", b"second")
     through.put("plain", b"an unconditional put is not eligible")
     assert proxy.counts == {"lost-response": 2}
 
 
-def test_of_racing_writers_whose_answers_are_lost_exactly_one_wins(proxy: Proxy, through: Storage) -> None:
+def test_exactly_one_of_racing_writers_wins_though_responses_are_lost(proxy: Proxy, through: Storage) -> None:
     proxy.inject(Fault("lost-response", 0.5))
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda number: through.put_once("race", str(number).encode()), range(8)))
+        won = list(pool.map(lambda number: through.put_if_absent("race", str(number).encode()), range(8)))
     assert [str(number).encode() for number in range(8) if won[number]] == [through.get("race")]
 
 
@@ -202,7 +202,7 @@ def test_only_objects_of_the_folders_with_digests_are_flipped(proxy: Proxy, s3: 
 
 @pytest.mark.parametrize("kind", ["refuse", "reset"])
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_the_client_is_told_of_a_reset(
+def test_the_client_gets_a_connection_error(
     proxy: Proxy, s3: dict[str, str], prefix: str, kind: FaultKind, method: str
 ) -> None:
     client = local_s3.client({**s3, "AWS_ENDPOINT_URL": proxy.url})
@@ -210,13 +210,13 @@ def test_the_client_is_told_of_a_reset(
     operation = {"GET": "get_object", "PUT": "put_object"}[method]
     url = urlsplit(client.generate_presigned_url(operation, {"Bucket": "demo", "Key": f"{prefix}/object"}))
     proxy.inject(Fault(kind, 1.0))
-    with pytest.raises(ConnectionError) as told:
+    with pytest.raises(ConnectionError) as raised:
         ask(proxy.url, method, f"{url.path}?{url.query}", noise(1_000) if method == "PUT" else None)
-    assert not isinstance(told.value, http.client.RemoteDisconnected), "that would be an orderly end"
+    assert not isinstance(raised.value, http.client.RemoteDisconnected), "that would be an orderly end"
     assert proxy.counts == {kind: 1}
 
 
-def test_slow_down_is_what_s3_says(proxy: Proxy) -> None:
+def test_slow_down_is_the_answer_that_s3_gives(proxy: Proxy) -> None:
     proxy.inject(Fault("slow-down", 1.0))
     status, body = ask(proxy.url, "GET", "/demo/anything")
     assert status == 503
@@ -261,7 +261,7 @@ def serve_once(listener: socket.socket, answer: Callable[[socket.socket], None])
         answer(connection)
 
 
-def test_a_server_that_is_down_is_answered_for_and_not_counted() -> None:
+def test_the_proxy_answers_for_a_server_that_is_down_and_counts_nothing() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         with Proxy(f"http://127.0.0.1:{bound.getsockname()[1]}") as proxy:
@@ -270,16 +270,16 @@ def test_a_server_that_is_down_is_answered_for_and_not_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "answer",
     [
         *(b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nServer: half"),
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nwhole\r\n",
     ],
 )
-def test_a_server_that_dies_within_its_answer_is_answered_for(said: bytes) -> None:
+def test_the_proxy_answers_for_a_server_that_dies_within_its_answer(answer: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=serve_once, args=(listener, lambda connection: connection.sendall(said)))
+        server = threading.Thread(target=serve_once, args=(listener, lambda connection: connection.sendall(answer)))
         server.start()
         with Proxy(f"http://127.0.0.1:{listener.getsockname()[1]}") as proxy:
             proxy.inject(Fault("lost-response", 1.0), Fault("flip", 1.0), Fault("reset", 1.0))
@@ -288,7 +288,7 @@ def test_a_server_that_dies_within_its_answer_is_answered_for(said: bytes) -> No
         server.join()
 
 
-def test_a_server_that_hung_up_between_requests_is_connected_to_again() -> None:
+def test_the_proxy_reconnects_to_a_server_that_disconnected_between_requests() -> None:
     def answer(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 

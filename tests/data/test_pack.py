@@ -2,14 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import pack, shards
-from pipeline.data.sample import Rejected, Sample
+from pipeline.data import pack
+from pipeline.data.sample import Sample
 from pipeline.errors import GnpError, RecipeError
-from tests.samples import CLASSES, jpeg
-
-
-def read(data: bytes) -> list[Sample | Rejected]:
-    return list(shards.read(data, name="test", classes=CLASSES))
+from tests.data.reading import read
+from tests.samples import jpeg
 
 
 def image_folder(folder: Path) -> Path:
@@ -22,7 +19,7 @@ def image_folder(folder: Path) -> Path:
 
 def test_an_image_folder_becomes_shards(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    names, left_out = pack.from_folder(image_folder(tmp_path / "in"), str(out), name="pets", per_shard=2)
+    names, left_out = pack.pack_folder(image_folder(tmp_path / "in"), str(out), name="pets", per_shard=2)
     assert names == ["pets-000000.tar", "pets-000001.tar"]
     assert [path.name for path in left_out] == ["loose.jpg", "notes.txt"]
     found = [each for name in names for each in read((out / name).read_bytes())]
@@ -36,16 +33,16 @@ def test_an_image_folder_becomes_shards(tmp_path: Path) -> None:
 
 def test_shards_are_not_written_among_others_of_their_name(tmp_path: Path) -> None:
     image_folder(tmp_path / "in")
-    pack.from_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=1)
+    pack.pack_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=1)
     with pytest.raises(RecipeError, match="exists already"):
-        pack.from_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=10)
+        pack.pack_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=10)
 
 
 def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
     for name in ("x.jpg", "y.jpg"):
         (tmp_path / name).write_bytes(jpeg(2))
     (tmp_path / "labels.csv").write_text("filename,label,extra\ny.jpg,7,\nx.jpg,3,\n")
-    pack.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
+    pack.pack_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
     found = read((tmp_path / "out" / "images-000000.tar").read_bytes())
     assert [(each.key, each.label) for each in found if isinstance(each, Sample)] == [("y", 7), ("x", 3)]
 
@@ -55,20 +52,20 @@ def test_the_nips_2017_set_becomes_shards(tmp_path: Path) -> None:
     (tmp_path / "images" / "0c7ac4a8c9dfa802.png").write_bytes(jpeg(2))
     table = "ImageId,URL,x1,TrueLabel,TargetClass\n0c7ac4a8c9dfa802,https://example.org/a,0,6,10\n"
     (tmp_path / "images.csv").write_text(table)
-    pack.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
+    pack.pack_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
     (found,) = read((tmp_path / "out" / "images-000000.tar").read_bytes())
     assert isinstance(found, Sample)
     assert (found.key, found.label, found.target_class) == ("0c7ac4a8c9dfa802", 5, 9), "it counts from 1"
     (tmp_path / "images.csv").write_text(table.replace(",6,", ",0,"))
     with pytest.raises(RecipeError, match="the label '-1' is no class index"):
-        pack.from_folder(tmp_path, str(tmp_path / "again"), name="images", per_shard=10)
+        pack.pack_folder(tmp_path, str(tmp_path / "again"), name="images", per_shard=10)
 
 
 def test_transferattacks_folder_is_packed_under_the_names_that_its_images_keep(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "ILSVRC2012_val_00000003.png").write_bytes(jpeg(2))
     (tmp_path / "labels.csv").write_text("filename,label\nILSVRC2012_val_00000003.png,7\n")
-    pack.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
+    pack.pack_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
     (found,) = read((tmp_path / "out" / "images-000000.tar").read_bytes())
     assert isinstance(found, Sample)
     assert (found.key, found.label) == ("ILSVRC2012_val_00000003", 7)
@@ -77,7 +74,7 @@ def test_transferattacks_folder_is_packed_under_the_names_that_its_images_keep(t
 def test_a_labels_file_may_say_what_targeted_attacks_want(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(jpeg(2))
     (tmp_path / "labels.csv").write_text("filename,label,targeted_label\nx.jpg,3,9\n")
-    pack.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
+    pack.pack_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
     (found,) = read((tmp_path / "out" / "images-000000.tar").read_bytes())
     assert isinstance(found, Sample)
     assert (found.label, found.target_class) == (3, 9)
@@ -104,7 +101,7 @@ def test_a_wrong_labels_file_is_refused_by_line(tmp_path: Path, csv: str, messag
     (folder / "x.jpg").write_bytes(jpeg(0))
     (folder / "labels.csv").write_text(csv, encoding="latin-1")
     with pytest.raises(GnpError, match=message):
-        pack.from_folder(folder, str(tmp_path / "out"), name="images", per_shard=10)
+        pack.pack_folder(folder, str(tmp_path / "out"), name="images", per_shard=10)
 
 
 def test_coinciding_keys_are_refused(tmp_path: Path) -> None:
@@ -112,4 +109,4 @@ def test_coinciding_keys_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(jpeg(0))
     with pytest.raises(RecipeError, match="both have the key"):
-        pack.from_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
+        pack.pack_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)

@@ -1,4 +1,4 @@
-"""A store as other libraries read it: every sample once, as it is stored."""
+"""Other libraries read every stored sample once: timm, WebDataset, Hugging Face datasets, Ray Data."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ from timm.data.loader import create_loader
 
 from pipeline.data import parts
 from pipeline.ledger import Ledger
-from pipeline.maintenance import finalize
+from pipeline.maintenance.finalize import finalize
 from pipeline.storage import Storage
-from tests.maintenance.test_finalize import make
+from tests.maintenance.stores import fill_store
 from tests.samples import attack, sample, tiny_job, write_shard
 
 Digests = list[tuple[str, int]]
@@ -33,8 +33,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Pa
         write_shard(folder / "in" / f"s-{shard}.tar", [sample(100 * shard + index) for index in range(13)])
     attacks = attack("noise", epsilon=Fraction(2, 255)), attack("mi")
     ledger = Ledger(Storage(f"{folder}/store", create=True))
-    make(tiny_job(folder / "in", tiny_checkpoint, attacks=attacks), ledger)
-    finalize.finalize(ledger)
+    fill_store(tiny_job(folder / "in", tiny_checkpoint, attacks=attacks), ledger)
+    finalize(ledger)
     return folder / "store"
 
 
@@ -47,25 +47,26 @@ def files(store: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected(store: Path) -> Digests:
-    ledger, found = Ledger(Storage(str(store))), []
-    for marker in ledger.markers(ledger.units("adversarial")):
-        images = parts.read(ledger.read(marker), name=marker.object)
+    ledger = Ledger(Storage(str(store)))
+    digests = []
+    for marker in ledger.read_markers(ledger.list_units("adversarial")):
+        images = parts.decode_tar(ledger.read_data(marker), name=marker.object)
         pixels = images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        found += [(digest(each), int(label)) for each, label in zip(pixels, images.labels, strict=True)]
-    assert len(found) == 52
-    return sorted(found)
+        digests += [(digest(image), int(label)) for image, label in zip(pixels, images.labels, strict=True)]
+    assert len(digests) == 52
+    return sorted(digests)
 
 
 def digest(image: np.ndarray | Image.Image) -> str:
-    """Of (H, W, 3) uint8 pixels."""
+    """Digest of (H, W, 3) uint8 pixels."""
     return hashlib.sha256(np.ascontiguousarray(np.asarray(image)).tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize(("training", "workers"), [(False, 0), (False, 2), (True, 0)])
 def test_timm(store: Path, expected: Digests, training: bool, workers: int) -> None:
-    """As timm's training script does: its reader, its transforms, its loader.
+    """Reads as timm's training script does: its reader, its transforms, its loader.
 
-    Where it trains with several workers it evens them out: some images come twice then, and some not at all.
+    Training with several workers is left out: timm balances them by repeating some images and skipping others.
     """
     read = timm.data.create_dataset(
         "wds/gnp", root=str(store), split="adversarial", is_training=training, batch_size=4, seed=1
@@ -84,12 +85,12 @@ def test_timm(store: Path, expected: Digests, training: bool, workers: int) -> N
         use_prefetcher=False,
         device=torch.device("cpu"),
     )
-    found = [
+    digests = [
         (digest((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()), int(label))
         for images, labels in loader
         for image, label in zip(images, labels, strict=True)
     ]
-    assert sorted(found) == expected
+    assert sorted(digests) == expected
 
 
 def test_webdataset(files: list[str], expected: Digests) -> None:
@@ -102,12 +103,12 @@ def test_hugging_face(files: list[str], expected: Digests, streaming: bool, tmp_
     read = datasets.load_dataset(
         "webdataset", data_files={"train": files}, split="train", streaming=streaming, cache_dir=str(tmp_path)
     )
-    assert sorted((digest(each["png"]), int(each["cls"])) for each in read) == expected
-    assert {each["json"]["attack"]["name"] for each in read} == {"mi", "noise"}
+    assert sorted((digest(row["png"]), int(row["cls"])) for row in read) == expected
+    assert {row["json"]["attack"]["name"] for row in read} == {"mi", "noise"}
 
 
 @pytest.mark.usefixtures("ray_on_four_devices")
 def test_ray_data(files: list[str], expected: Digests) -> None:
     read = ray.data.read_webdataset(files, decoder=True)
-    found = [(digest(row["png"]), int(row["cls"])) for row in read.iter_rows()]
-    assert sorted(found) == expected
+    digests = [(digest(row["png"]), int(row["cls"])) for row in read.iter_rows()]
+    assert sorted(digests) == expected

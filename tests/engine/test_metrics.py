@@ -13,11 +13,11 @@ from pipeline import engine
 from pipeline.analysis.report import summarise
 from pipeline.engine import metrics
 from pipeline.ledger import Ledger, leases
-from pipeline.plan import resolve as plan
 from pipeline.plan.pools import Pools
+from pipeline.plan.resolve import pickle_plan
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import attack, resolve, sample, tiny_job, write_shard
+from tests.samples import attack, make_plan, sample, tiny_job, write_shard
 
 DASHBOARD = json.loads((ROOT / "infra" / "grafana" / "gnp.json").read_text())
 METRICS = {metrics.exported(metric): metric for metric in metrics.ALL}
@@ -49,11 +49,11 @@ def test_a_run_s_metrics_are_what_it_made(tmp_path: Path, tiny_checkpoint: Path)
     write_shard(tmp_path / "in" / "good.tar", [sample(0), sample(1), sample(2), broken])
     bad = write_shard(tmp_path / "in" / "bad.tar", [sample(5)])
     bad.write_bytes(bad.read_bytes()[:-10240])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), attack("noise"))))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), attack("noise"))))
     store = Storage(str(tmp_path / "store"))
-    outcome = engine.run(plan.seal(planned), store.url, pools=Pools(generators=1, scorers=1))
+    outcome = engine.run_plan(pickle_plan(planned), store.url, pools=Pools(generators=1, scorers=1))
     assert len(outcome.failed) == 1
-    (seen,) = leases.seen(store, now=store.clock())
+    (seen,) = leases.list_runs(store, now=store.read_clock())
 
     def of_this_run(name: str, **labels: str) -> float:
         wanted = [f'{key}="{value}"' for key, value in {"run": seen.id, **labels}.items()]

@@ -1,13 +1,10 @@
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -17,16 +14,14 @@ from ray.experimental import internal_kv
 
 from pipeline import engine
 from pipeline.engine import cluster
-from pipeline.engine.scheduler import Office, _Slot
 from pipeline.errors import CapacityError, WeightsError
 from pipeline.ledger import Ledger, leases
 from pipeline.ledger.progress import Progress, Tally
-from pipeline.plan import resolve as plan
-from pipeline.plan.outline import Item
-from pipeline.plan.pools import Node, Pools, size
+from pipeline.plan.pools import Node, Pools
+from pipeline.plan.resolve import pickle_plan
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import attack, resolve, sample, tiny_job, write_recipe, write_shard
+from tests.samples import attack, make_plan, sample, tiny_job, write_recipe, write_shard
 
 pytestmark = [
     pytest.mark.usefixtures("ray_on_four_devices"),
@@ -37,7 +32,7 @@ pytestmark = [
 def workers(ledger: Ledger, kind: str) -> dict[str, set[str]]:
     """Worker → the devices that it saw."""
     found: dict[str, set[str]] = defaultdict(set)
-    for marker in ledger.markers(ledger.units(kind)):
+    for marker in ledger.read_markers(ledger.list_units(kind)):
         found[marker.facts["worker"]].add(marker.facts["visible_devices"])
     return found
 
@@ -47,10 +42,10 @@ def test_every_generator_and_scorer_has_a_device_of_its_own(
 ) -> None:
     for number in range(9):
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=40),)), store_url)
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=40),)), store_url)
     seen: list[Progress] = []
-    outcome = engine.run(
-        plan.seal(planned), store_url, pools=Pools(), on_progress=lambda counts, _: seen.append(counts)
+    outcome = engine.run_plan(
+        pickle_plan(planned), store_url, pools=Pools(), on_progress=lambda counts, _: seen.append(counts)
     )
     assert (outcome.items, outcome.failed) == (9, {})
     ledger = Ledger(Storage(store_url))
@@ -61,14 +56,14 @@ def test_every_generator_and_scorer_has_a_device_of_its_own(
     devices = [next(iter(devices)) for devices in [*generators.values(), *scorers.values()]]
     assert sorted(devices) == ["0", "1", "2", "3"]
     assert (seen[-1].attacked, seen[-1].scored) == (18, 36)
-    assert engine.run(plan.seal(planned), store_url, pools=Pools()).items == 0
+    assert engine.run_plan(pickle_plan(planned), store_url, pools=Pools()).items == 0
 
 
 def test_pools_that_would_wait_for_ever_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    with pytest.raises(CapacityError, match=r"4 generators .* and 1 scorers .* do not fit 1 nodes with 4 GPUs"):
-        engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(generators=4, scorers=1))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
+    with pytest.raises(CapacityError, match=r"4 generators .* and 1 scorer .* cannot fit on 1 node with 4 GPUs"):
+        engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools(generators=4, scorers=1))
 
 
 @pytest.mark.journey
@@ -81,8 +76,8 @@ def test_of_a_thousand_items_the_one_that_always_raises_is_listed_and_all_others
         if number == poison:
             path.write_bytes(path.read_bytes()[:-10240])
     job = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i", steps=1),))
-    planned = resolve(job)
-    outcome = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools())
+    planned = make_plan(job)
+    outcome = engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools())
     assert outcome.items == count
     ((name, reason),) = outcome.failed.items()
     assert name.startswith(f"s-{poison:04d} from tiny")
@@ -90,39 +85,39 @@ def test_of_a_thousand_items_the_one_that_always_raises_is_listed_and_all_others
     assert sum("of 3: s-0500 from tiny" in message for message in caplog.messages) == engine.ATTEMPTS
     ledger = Ledger(Storage(str(tmp_path / "store")))
     for kind in ("original", "adversarial", "clean", "transfer"):
-        assert {unit.part.shard for unit in ledger.units(kind)} == {
-            take.shard.name for take in planned.takes if take.shard.name != f"s-{poison:04d}"
+        assert {unit.part.shard for unit in ledger.list_units(kind)} == {
+            take.shard.name for take in planned.selections if take.shard.name != f"s-{poison:04d}"
         }
-    (failure,) = ledger.failures()
+    (failure,) = ledger.list_failures()
     assert (failure.item, failure.reason, failure.tries) == (name, reason, engine.ATTEMPTS)
-    again = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools())
+    again = engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools())
     assert (again.items, again.listed) == (0, (failure,)), "what failed is not ground through at every run"
-    retried = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(), retry_failed=True)
+    retried = engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools(), retry_failed=True)
     assert (retried.items, list(retried.failed)) == (1, [name])
     write_shard(tmp_path / "in" / f"s-{poison:04d}.tar", [sample(poison)])
-    mended = engine.run(plan.seal(resolve(job)), str(tmp_path / "store"), pools=Pools())
+    mended = engine.run_plan(pickle_plan(make_plan(job)), str(tmp_path / "store"), pools=Pools())
     assert (mended.items, mended.failed, mended.listed) == (1, {}, ()), "a mended shard is tried unasked"
 
 
 def test_what_the_actors_cannot_load_is_refused_by_the_driver(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
-    planned, store = resolve(tiny_job(tmp_path / "in", tiny_checkpoint)), Storage(str(tmp_path / "store"))
+    planned, store = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint)), Storage(str(tmp_path / "store"))
     store.delete([stored.key for stored in store.list("weights")])
     with pytest.raises(WeightsError, match=r"tiny: its weights: .* no such object"):
-        engine.run(plan.seal(planned), store.url, pools=Pools())
+        engine.run_plan(pickle_plan(planned), store.url, pools=Pools())
 
 
 @pytest.mark.journey
 def test_an_item_that_takes_too_long_is_stopped_tried_again_and_listed(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(8)])
     endless = attack("mi", name="endless", steps=10**6)
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), endless)))
-    outcome = engine.run(
-        plan.seal(planned), str(tmp_path / "store"), pools=Pools(generators=1, scorers=1, item_minutes=0.2)
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), endless)))
+    outcome = engine.run_plan(
+        pickle_plan(planned), str(tmp_path / "store"), pools=Pools(generators=1, scorers=1, item_minutes=0.2)
     )
     assert set(outcome.failed.values()) == {"took longer than item_minutes = 0.2"}
     ledger = Ledger(Storage(str(tmp_path / "store")))
-    attacked, scored = list(ledger.units("adversarial")), list(ledger.units("transfer"))
+    attacked, scored = list(ledger.list_units("adversarial")), list(ledger.list_units("transfer"))
     assert {unit.attack.split("-")[0] for unit in attacked} == {"i"}, "what was done in time is kept"
     assert len(attacked) == len(scored), "and scored"
 
@@ -146,11 +141,11 @@ def squatter(devices: int) -> Iterator[None]:
 @pytest.mark.journey
 def test_when_there_is_no_room_for_workers_the_run_ends_with_a_reason(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
     refused = pytest.raises(CapacityError, match=r"no generator could start, .* the cluster has no room for it")
     with squatter(4), refused:
-        engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(start_minutes=0.5))
-    assert engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools()).failed == {}
+        engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools(start_minutes=0.5))
+    assert engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools()).failed == {}
 
 
 def test_generators_make_room_for_scorers_where_somebody_else_has_taken_theirs(
@@ -158,9 +153,9 @@ def test_generators_make_room_for_scorers_where_somebody_else_has_taken_theirs(
 ) -> None:
     for number in range(6):
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(4)])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
     with squatter(1):  # the three generators take the rest of the four
-        outcome = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(start_minutes=0.5))
+        outcome = engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools(start_minutes=0.5))
     assert (outcome.items, outcome.failed, outcome.incomplete) == (6, {}, 0)
 
 
@@ -172,13 +167,13 @@ def test_two_runs_that_fill_a_cluster_and_fail_on_the_same_shards_both_end(
         path = write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(4)])
         if number < 2:
             path.write_bytes(path.read_bytes()[:-10240])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
     # Somebody else has two devices and one of four cores: neither run can have a generator and a scorer at once.
     pools = Pools(generators=1, scorers=1, cpus_per_worker=3 - places, start_minutes=2)
     ended = list[engine.Outcome]()
 
     def run() -> None:
-        ended.append(engine.run(plan.seal(planned), str(tmp_path / "store"), pools=pools))
+        ended.append(engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=pools))
 
     with squatter(2):
         both = [threading.Thread(target=run, daemon=True) for _ in range(2)]
@@ -188,18 +183,18 @@ def test_two_runs_that_fill_a_cluster_and_fail_on_the_same_shards_both_end(
             thread.join(300)
     assert [sorted(name[:3] for name in outcome.failed) for outcome in ended] == [["s-0", "s-1"]] * 2
     ledger = Ledger(Storage(str(tmp_path / "store")))
-    assert {unit.part.shard for unit in ledger.units("transfer")} == {"s-2", "s-3"}
+    assert {unit.part.shard for unit in ledger.list_units("transfer")} == {"s-2", "s-3"}
 
 
 def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(4)])
     slow = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=3000),))
-    planned, done, killed = resolve(slow), threading.Event(), set[int]()
+    planned, done, killed = make_plan(slow), threading.Event(), set[int]()
 
     ledger = Ledger(Storage(str(tmp_path / "store"), create=True))
 
     def kill_idle_scorers() -> None:
-        while not done.wait(0.1) and len(killed) < engine.ATTEMPTS and not list(ledger.units("adversarial")):
+        while not done.wait(0.1) and len(killed) < engine.ATTEMPTS and not list(ledger.list_units("adversarial")):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     # A scorer that waits for its first item is called by its class alone.
@@ -210,7 +205,9 @@ def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_ch
     killer = threading.Thread(target=kill_idle_scorers)
     killer.start()
     try:
-        outcome = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools(generators=1, scorers=3))
+        outcome = engine.run_plan(
+            pickle_plan(planned), str(tmp_path / "store"), pools=Pools(generators=1, scorers=3)
+        )
     finally:
         done.set()
         killer.join()
@@ -218,109 +215,18 @@ def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_ch
     assert (outcome.failed, outcome.incomplete) == ({}, 0)
 
 
-def test_an_item_that_failed_on_a_node_goes_to_another_where_there_is_one(
-    tmp_path: Path, tiny_checkpoint: Path
-) -> None:
-    for name in ("one", "two"):
-        write_shard(tmp_path / "in" / f"{name}.tar", [sample(0)])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)], scoring=0.25)
-    office = Office(plan.seal(planned), "plan", storage, sizing, Pools(), items=2)
-    first, second = (Item(take, planned.sources[0].id) for take in planned.takes)
-    pool = office._generators
-    pool.slots = [_Slot(None, None, 0.0, node=node) for node in ("bad", "good")]
-    office._try_again(pool, first, "no room", node="bad")
-    office._queues[pool.stage].append(second)
-    assert office._next(pool, "bad") == second
-    assert office._next(pool, "bad") is None
-    assert office._next(pool, "good") == first
-    office._try_again(pool, first, "no room", node="good")
-    assert office._next(pool, "bad") == first, "it has failed everywhere"
-
-
-def test_an_idle_worker_is_kept_for_a_while_unless_the_other_stage_waits_for_its_place(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray, "kill", lambda *_, **__: None)
-    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)], scoring=0.25)
-    office = Office(plan.seal(planned), "plan", storage, sizing, Pools(), items=1)
-    pool, now = office._generators, time.monotonic()
-    pool.slots = [_Slot(None, None, now, node="n"), _Slot(None, None, now - 60, node="n"), _Slot(None, object(), now)]
-    kept = pool.slots[0]
-    office._release(pool)
-    assert pool.slots == [kept], "one has been idle for a minute, and one that starts is not needed"
-    office._scorers.slots = [_Slot(None, object(), now)]
-    office._release(pool)
-    assert pool.slots == []
-
-
-class Told:
-    """An actor's handle that notes what it is handed."""
-
-    def __init__(self) -> None:
-        self.handed: list[tuple[Item, int, Item | None]] = []
-        self.run = self
-
-    def remote(self, *handed: Any) -> object:
-        self.handed.append(handed)
-        return object()
-
-
-def test_a_worker_is_told_what_follows_and_an_idle_one_takes_it_instead(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray, "kill", lambda *_, **__: None)
-    for number in range(5):
-        write_shard(tmp_path / "in" / f"{number}.tar", [sample(0)])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    storage, sizing = Storage(str(tmp_path / "store")), size(Pools(), [Node(cpus=4, gpus=4)], scoring=0.25)
-    office = Office(plan.seal(planned), "plan", storage, sizing, Pools(), items=5)
-    items = [Item(take, planned.sources[0].id) for take in planned.takes]
-    pool, queue = office._generators, office._queues["generator"]
-    one, other = (_Slot(Told(), None, 0.0, node="n") for _ in range(2))
-    pool.slots = [one, other]
-    queue.extend(items[:3])
-    office._hand_out(pool)
-    assert one.actor.handed == [(items[0], 1, items[1])]
-    assert other.actor.handed == [(items[2], 1, None)]
-    assert (office._waiting(pool), list(queue)) == (1, [])
-    other.item = other.future = None
-    office._hand_out(pool)
-    assert other.actor.handed[1] == (items[1], 1, None), "better begun again by who is idle than waited for"
-    assert (one.upcoming, office._waiting(pool)) == (None, 0)
-    one.item = one.future = None
-    queue.extend(items[3:])
-    office._hand_out(pool)
-    assert one.actor.handed[1] == (items[3], 1, items[4])
-    assert office._drop(pool, one) == items[3]
-    assert list(queue) == [items[4]], "what a worker that died had only begun to read is no try of it"
-    one.item = one.future = other.item = other.future = None
-    pool.slots = [one, other]
-    assert office._following(pool, items[0]) is None, "there is somebody idle for it"
-    pool.slots = []
-    office._tries["generator", items[0].name] = 1
-    assert office._following(pool, items[0]) is None, "what failed is run alone"
-    assert office._following(pool, replace(items[4], source="another")) is None, "its originals are being made"
-    assert office._following(pool, items[1]) == items[4]
-    queue.append(items[4])
-    office._read_when_one_died.add(items[4].name)
-    assert office._following(pool, items[1]) is None, "it may have been what killed a worker"
-
-
 def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:
     for number in range(4):
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=200),)))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=200),)))
     stop = threading.Event()
 
     def stop_at_the_first_part(counts: Progress, _: Tally) -> None:
         if counts.attacked:
             stop.set()
 
-    outcome = engine.run(
-        plan.seal(planned),
+    outcome = engine.run_plan(
+        pickle_plan(planned),
         str(tmp_path / "store"),
         pools=Pools(generators=1, scorers=1),
         stop=stop,
@@ -328,12 +234,12 @@ def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path
     )
     assert (outcome.stopped, outcome.failed) == (True, {})
     ledger = Ledger(Storage(str(tmp_path / "store")))
-    (seen,) = leases.seen(ledger.storage, now=ledger.storage.clock())
+    (seen,) = leases.list_runs(ledger.storage, now=ledger.storage.read_clock())
     assert seen.record["state"] == "stopped"
-    assert 0 < len(list(ledger.units("adversarial"))) < 8
-    again = engine.run(plan.seal(planned), str(tmp_path / "store"), pools=Pools())
+    assert 0 < len(list(ledger.list_units("adversarial"))) < 8
+    again = engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools())
     assert (again.stopped, again.failed) == (False, {})
-    assert len(list(ledger.units("transfer"))) == 8
+    assert len(list(ledger.list_units("transfer"))) == 8
 
 
 CLUSTER = """

@@ -11,22 +11,22 @@ RUNBOOK, FOLDER = ROOT / "docs" / "runbook.md", ROOT / "infra" / "prometheus"
 DASHBOARD = ROOT / "infra" / "grafana" / "gnp.json"
 
 needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None and "CI" not in os.environ, reason="promtool, of Prometheus, is not installed"
+    shutil.which("promtool") is None and "CI" not in os.environ, reason="promtool (Prometheus) is not installed"
 )
 
 
 @needs_promtool
-def test_the_alerts_ask_for_what_runs_tell_fire_when_they_should_and_are_in_the_runbook() -> None:
+def test_alerts_use_known_metrics_fire_when_they_should_and_are_in_the_runbook() -> None:
     assert alerts.alerts(FOLDER, RUNBOOK) == []
 
 
-def test_the_dashboard_asks_for_what_runs_tell() -> None:
+def test_the_dashboard_uses_known_metrics() -> None:
     assert alerts.dashboard(DASHBOARD) == []
 
 
 @needs_promtool
 @pytest.mark.parametrize(
-    ("file", "old", "new", "says"),
+    ("file", "old", "new", "message"),
     [
         ("rules.yaml", "annotations:", "anotations:", "anotations"),
         ("rules.yaml", "ray_gnp_items_failed_total", "ray_gnp_item_failed_total", "GnpItemsGivenUp"),
@@ -39,26 +39,26 @@ def test_the_dashboard_asks_for_what_runs_tell() -> None:
         ("prometheus.yaml", "dns_sd_configs", "dns_sd_config", "dns_sd_config"),
     ],
 )
-def test_a_typo_is_found_and_named(tmp_path: Path, file: str, old: str, new: str, says: str) -> None:
+def test_a_typo_is_found_and_named(tmp_path: Path, file: str, old: str, new: str, message: str) -> None:
     shutil.copytree(FOLDER, tmp_path / "prometheus")
     path = tmp_path / "prometheus" / file
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     (fault, *_) = alerts.alerts(tmp_path / "prometheus", RUNBOOK)
     assert fault.startswith((f"{file}: ", "rules.test.yaml: ")), fault
-    assert says in fault
+    assert message in fault
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
-        ("ray_gnp_items_left", "ray_gnp_item_left", "ray_gnp_item_left: no metric of a run"),
-        ("legendFormat", "legendFormt", "panels.targets.legendFormt: Grafana reads no such field"),
-        ('"timeseries"', '"timeserie"', "timeserie: no kind of panel"),
+        ("ray_gnp_items_left", "ray_gnp_item_left", "ray_gnp_item_left: unknown metric"),
+        ("legendFormat", "legendFormt", "panels.targets.legendFormt: not a field that Grafana reads"),
+        ('"timeseries"', '"timeserie"', "timeserie: not a panel type"),
         ('"panels": [', '"panels": [,', "Expecting value"),
     ],
 )
-def test_a_dashboard_s_typo_is_found_and_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_a_dashboard_s_typo_is_found_and_named(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in DASHBOARD.read_text()
     (path := tmp_path / "gnp.json").write_text(DASHBOARD.read_text().replace(old, new))
-    assert any(says in fault for fault in alerts.dashboard(path))
+    assert any(message in fault for fault in alerts.dashboard(path))

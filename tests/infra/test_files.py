@@ -1,4 +1,4 @@
-"""The files of infra/ beside the Kubernetes manifests: each passes its check, and no seeded typo does."""
+"""The files of infra/ other than the Kubernetes manifests: each passes its check, and seeded typos do not."""
 
 import os
 import re
@@ -29,12 +29,12 @@ CHECKS: dict[str, Callable[[Path], list[str]]] = {
     "terraform/s3-compatible": terraform.module,
 }
 
-# CI has terraform, or fails.
-wants_terraform = pytest.mark.skipif(
+# In CI, missing terraform is a failure.
+needs_terraform = pytest.mark.skipif(
     shutil.which("terraform") is None and not os.environ.get("CI"), reason="terraform is not installed"
 )
 
-# What is checked, the file in it that is changed, what is changed to what, and what is said then.
+# Checked path, changed file below it, text before and after the change, and the expected message.
 TYPOS = [
     ("docker/Dockerfile", "", "COPY jobs jobs", "COPPY jobs jobs", "COPPY"),
     ("docker/Dockerfile", "", "COPY jobs jobs", "COPY jbos jobs", "COPY jbos: there is no such file"),
@@ -54,9 +54,9 @@ TYPOS = [
     ("docker/Dockerfile", "", "RAY_AUTH_MODE=token", "RAY_AUTH_MOD=token", "no RAY_AUTH_MODE=token"),
     ("docker/Dockerfile", "", "--constraint requirements.lock", "--constraint requirement.lock", "requirement.lock"),
     ("docker/Dockerfile", "", 'CMD ["gnp"', 'CMD ["gpn"', "gpn --help: neither ray nor gnp"),
-    ("slurm/gnp.sbatch", "", "#SBATCH --requeue", "#SBTACH --requeue", "#SBTACH: neither SBATCH nor a comment"),
-    ("slurm/gnp.sbatch", "", "B:USR1@120", "B:URS1@120", "URS1: no signal"),
-    ("slurm/gnp.sbatch", "", "$SLURM_JOB_NUM_NODES", "$SLURM_JOB_NUMNODES", "$SLURM_JOB_NUMNODES: Slurm sets none"),
+    ("slurm/gnp.sbatch", "", "#SBATCH --requeue", "#SBTACH --requeue", "#SBTACH: neither #SBATCH nor a comment"),
+    ("slurm/gnp.sbatch", "", "B:USR1@120", "B:URS1@120", "URS1: not a signal"),
+    ("slurm/gnp.sbatch", "", "$SLURM_JOB_NUM_NODES", "$SLURM_JOB_NUMNODES", "$SLURM_JOB_NUMNODES: Slurm does not set"),
     ("slurm/gnp.sbatch", "", "scontrol requeue", "scontrol reqeue", "scontrol reqeue: no such command"),
     ("slurm/gnp.sbatch", "", "RAY_AUTH_MODE=token", "RAY_AUTH_MOD=token", "no token"),
     ("slurm/gnp.sbatch", "", "pipefail\n", "pipefail\n#SBATCH --mem=1G\n", "#SBATCH: after the first command"),
@@ -67,13 +67,19 @@ TYPOS = [
     ("ray/aws.yaml", "", "    min_workers: 1\n    max_workers: 8", "    min_worker: 1", "min_worker"),
     ("ray/aws.yaml", "", "max_workers: 10", "max_workers: 1", "max_workers"),
     ("ray/aws.yaml", "", "{CPU: 0}", "{CPU: none}", "resources.CPU"),
-    ("ray/aws.yaml", "", "{gnp_scorer: 1}", "{gnp_scorers: 1}", "resources.gnp_scorers: nothing of Ray's or ours"),
+    (
+        "ray/aws.yaml",
+        "",
+        "{gnp_scorer: 1}",
+        "{gnp_scorers: 1}",
+        "resources.gnp_scorers: neither a resource of Ray nor of gnp",
+    ),
     ("ray/aws.yaml", "", "head_node_type: head", "head_node_type: heads", "head_node_type"),
     ("ray/aws.yaml", "", "InstanceMarketOptions", "InstanceMarketOption", "InstanceMarketOption"),
     ("ray/aws.yaml", "", "{MarketType: spot}", "{MarketTyp: spot}", "MarketTyp"),
-    ("ray/aws.yaml", "", "{MarketType: spot}", "{MarketType: sopt}", "MarketType.sopt: EC2 knows none such"),
-    ("ray/aws.yaml", "", "g5.2xlarge", "g5.2xlrage", "InstanceType.g5.2xlrage: EC2 knows none such"),
-    ("ray/aws.yaml", "", "{CPU: 0}", "{CPU: 2}", "head: no work is for the head: CPU: 0"),
+    ("ray/aws.yaml", "", "{MarketType: spot}", "{MarketType: sopt}", "MarketType.sopt: not a value that EC2 knows"),
+    ("ray/aws.yaml", "", "g5.2xlarge", "g5.2xlrage", "InstanceType.g5.2xlrage: not a value that EC2 knows"),
+    ("ray/aws.yaml", "", "{CPU: 0}", "{CPU: 2}", "head: the head takes no work: CPU must be 0"),
     ("ray/aws.yaml", "", "--object-store-memory=500000000 --auto", "--object-store-memory=5OO --auto", "'5OO' is not"),
     ("ray/aws.yaml", "", "--autoscaling-config", "--autoscaler-config", "--autoscaler-config"),
     ("ray/aws.yaml", "", "RAY_AUTH_MODE=token ray start --address", "ray start --address", "RAY_AUTH_MODE"),
@@ -91,12 +97,18 @@ TYPOS = [
         "versioning_configuraton: no",
     ),
     ("terraform/aws", "bucket.tf", "days_after_initiation", "days_after_initation", "days_after_initation: no such"),
-    ("terraform/aws", "bucket.tf", '"aws_s3_bucket_policy"', '"aws_s3_buckt_policy"', "aws_s3_buckt_policy: no type"),
-    ("terraform/aws", "bucket.tf", "results.arn", "results.anr", ".anr: no attribute"),
-    ("terraform/aws", "variables.tf", "startswith(", "starstwith(", "starstwith(): no function"),
-    ("terraform/aws", "access.tf", "s3:PutObject", "s3:PutObjet", "s3:PutObjet: no right of AWS's"),
-    ("terraform/aws", "machines.tf", "ec2:RunInstances", "ec2:RunInstance", "ec2:RunInstance: no right of AWS's"),
-    ("terraform/aws", "access.tf", '"StringEquals"', '"StringEqual"', "StringEqual: no test of IAM's"),
+    (
+        "terraform/aws",
+        "bucket.tf",
+        '"aws_s3_bucket_policy"',
+        '"aws_s3_buckt_policy"',
+        "aws_s3_buckt_policy: not a type",
+    ),
+    ("terraform/aws", "bucket.tf", "results.arn", "results.anr", ".anr: not an attribute"),
+    ("terraform/aws", "variables.tf", "startswith(", "starstwith(", "starstwith(): not a function"),
+    ("terraform/aws", "access.tf", "s3:PutObject", "s3:PutObjet", "s3:PutObjet: not a right of AWS"),
+    ("terraform/aws", "machines.tf", "ec2:RunInstances", "ec2:RunInstance", "ec2:RunInstance: not a right of AWS"),
+    ("terraform/aws", "access.tf", '"StringEquals"', '"StringEqual"', "StringEqual: not a condition operator"),
     ("terraform/s3-compatible", "versions.tf", "s3_use_path_style", "s3_use_pathstyle", "s3_use_pathstyle: no such"),
     ("terraform/aws", "variables.tf", 'variable "prefix"', 'variable "prefixes"', "var.prefixes is not used"),
     ("terraform/aws", "variables.tf", "  description", "  descripton", "descripton: no such argument"),
@@ -117,13 +129,13 @@ TYPOS = [
         "bucket.tf: data.aws_iam_policy_document.tls is",
     ),
     ("terraform/aws", "access.tf", "policy.store.arn", "policy.stores.arn", "access.tf: aws_iam_policy.stores is not"),
-    ("terraform/aws", "access.tf", "resource ", "resources ", "resources: no block of Terraform's"),
+    ("terraform/aws", "access.tf", "resource ", "resources ", "resources: not a block of Terraform"),
     ("terraform/aws", "machines.tf", "local.heads", "local.head_", "machines.tf: local.head_ is not declared"),
     ("terraform/aws", "outputs.tf", "var.prefix", "var.prefx", "outputs.tf: var.prefx is not declared"),
     ("terraform/s3-compatible", "main.tf", "var.versioning", "var.version", "main.tf: var.version is not declared"),
     ("terraform/s3-compatible", "outputs.tf", "document.store", "document.stor", "outputs.tf: data.aws_iam_policy"),
     ("terraform/s3-compatible", "variables.tf", "  description", "  describe", "describe: no such argument"),
-    ("terraform/s3-compatible", "versions.tf", "terraform {", "terraforms {", "terraforms: no block of Terraform's"),
+    ("terraform/s3-compatible", "versions.tf", "terraform {", "terraforms {", "terraforms: not a block of Terraform"),
 ]
 
 
@@ -133,15 +145,15 @@ def test_every_file_passes(name: str) -> None:
 
 
 def test_every_file_is_checked() -> None:
-    """None lies in these folders that no check reads."""
+    """These folders have no file that no check reads."""
     folders = [INFRA / name for name in ("docker", "slurm", "ray", "terraform")]
     found = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
     checked = {path for name in CHECKS for path in (INFRA / name, *(INFRA / name).glob("*.tf")) if path.is_file()}
-    assert found - checked == {INFRA / "docker" / "Dockerfile.dockerignore"}  # which the Dockerfile's check reads
+    assert found - checked == {INFRA / "docker" / "Dockerfile.dockerignore"}  # read by the Dockerfile's check
 
 
-@pytest.mark.parametrize(("name", "file", "right", "wrong", "said"), TYPOS, ids=lambda each: each.split("\n")[0])
-def test_a_typo_is_named(name: str, file: str, right: str, wrong: str, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "file", "right", "wrong", "message"), TYPOS, ids=lambda text: text.split("\n")[0])
+def test_a_typo_is_named(name: str, file: str, right: str, wrong: str, message: str, tmp_path: Path) -> None:
     folder = INFRA / name if (INFRA / name).is_dir() else (INFRA / name).parent
     copied = shutil.copytree(folder, tmp_path / folder.name)
     checked = copied if folder.name == Path(name).name else copied / Path(name).name
@@ -150,28 +162,28 @@ def test_a_typo_is_named(name: str, file: str, right: str, wrong: str, said: str
     assert right in text
     changed.write_text(text.replace(right, wrong, 1), encoding="utf-8")
     faults = CHECKS[name](checked)
-    assert any(said in fault for fault in faults), faults
+    assert any(message in fault for fault in faults), faults
     assert all((copied / fault.split(":")[0]).is_file() for fault in faults)
 
 
-@wants_terraform
+@needs_terraform
 def test_terraform_s_own_formatter_has_nothing_to_change() -> None:
     assert terraform.formatted(INFRA / "terraform") == []
 
 
-@wants_terraform
+@needs_terraform
 @pytest.mark.parametrize(
-    ("right", "wrong", "said"),
-    [("  bucket = var", "bucket  = var", "main.tf: not as"), ('"results" {', '"results" {{', "main.tf line ")],
+    ("right", "wrong", "message"),
+    [("  bucket = var", "bucket  = var", "main.tf: not formatted"), ('"results" {', '"results" {{', "main.tf line ")],
 )
-def test_what_terraform_would_format_otherwise_or_cannot_read_is_named(
-    right: str, wrong: str, said: str, tmp_path: Path
+def test_files_that_terraform_fmt_would_change_or_cannot_read_are_named(
+    right: str, wrong: str, message: str, tmp_path: Path
 ) -> None:
     copied = shutil.copytree(INFRA / "terraform", tmp_path / "terraform")
     changed = copied / "s3-compatible" / "main.tf"
     changed.write_text(changed.read_text(encoding="utf-8").replace(right, wrong, 1), encoding="utf-8")
     (fault,) = terraform.formatted(copied)
-    assert said in fault
+    assert message in fault
 
 
 def test_a_tool_that_is_missing_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +192,8 @@ def test_a_tool_that_is_missing_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> N
     assert files.dockerfile(INFRA / "docker/Dockerfile") == ["Dockerfile: hadolint: not installed"]
 
 
-# Slurm does not run here. These stand in for what the script calls: they write down how, and the run waits to be told.
+# Slurm does not run here: these stand in for the programs that the script calls. They log their calls, and a run waits
+# for a signal.
 STAND_INS = {
     "scontrol": 'echo "scontrol $*" >>calls',
     "srun": 'echo "srun $*" >>calls; while [ "$1" != -- ]; do shift; done; shift; "$@"',
@@ -196,7 +209,7 @@ STAND_INS = {
 
 
 class Job:
-    """The script in a folder of its own, as Slurm's first machine would run it."""
+    """The script in a new folder, with the environment of the first machine of a Slurm job."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -221,7 +234,7 @@ class Job:
         return (self.folder / "calls").read_text().splitlines()
 
 
-def until_begun(job: Job) -> None:
+def wait_for_start(job: Job) -> None:
     deadline = time.monotonic() + 60
     while not (job.folder / "begun").exists():
         assert time.monotonic() < deadline
@@ -236,19 +249,19 @@ def test_a_slurm_job_runs_and_finalizes(tmp_path: Path) -> None:
     assert step.startswith("srun --ntasks=2 ")
     assert "ray symmetric-run --address first:24711 --min-nodes 2 " in step
     assert run == "gnp generate recipe.toml --store s3://bucket/prefix --address first:24711"
-    assert token == "token 600 45"  # 32 bytes in base64, and nobody else's
+    assert token == "token 600 45"  # 32 bytes in base64, readable only by the user
     assert last == "gnp finalize s3://bucket/prefix"
     assert not list(tmp_path.glob(".gnp-*"))
 
 
-@pytest.mark.parametrize(("told", "last"), [(signal.SIGTERM, "token"), (signal.SIGUSR1, "scontrol requeue 4711")])
-def test_a_slurm_job_passes_on_that_it_is_to_stop_and_is_queued_again_unless_it_was_cancelled(
-    told: signal.Signals, last: str, tmp_path: Path
+@pytest.mark.parametrize(("number", "last"), [(signal.SIGTERM, "token"), (signal.SIGUSR1, "scontrol requeue 4711")])
+def test_a_slurm_job_forwards_signals_and_is_requeued_unless_it_was_cancelled(
+    number: signal.Signals, last: str, tmp_path: Path
 ) -> None:
     job = Job(tmp_path)
     running = job.start("recipe.toml", "s3://bucket/prefix")
-    until_begun(job)
-    running.send_signal(told)
+    wait_for_start(job)
+    running.send_signal(number)
     assert running.wait(60) == 130
     assert job.calls()[-1].startswith(last)
     assert not list(tmp_path.glob(".gnp-*"))
@@ -256,29 +269,30 @@ def test_a_slurm_job_passes_on_that_it_is_to_stop_and_is_queued_again_unless_it_
 
 def test_a_slurm_job_whose_ray_does_not_start_fails(tmp_path: Path) -> None:
     job = Job(tmp_path)
-    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\n")  # `ray symmetric-run` ends with 0 then
+    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\n")  # `ray symmetric-run` returns 0 in that case
     running = job.start("recipe.toml", "s3://bucket/prefix")
     assert running.wait(60) == 1
     assert not (tmp_path / "calls").exists()
 
 
-def test_a_slurm_job_without_a_store_says_what_it_wants(tmp_path: Path) -> None:
+def test_a_slurm_job_without_a_store_prints_its_usage(tmp_path: Path) -> None:
     running = Job(tmp_path).start("recipe.toml")
     assert running.wait(60) == 2
     assert running.stderr is not None
     assert "RECIPE STORE" in running.stderr.read()
 
 
-def test_machines_have_the_names_that_their_rights_are_for() -> None:
+def test_instance_profiles_have_the_names_that_terraform_creates() -> None:
     launcher = yaml.safe_load((INFRA / "ray/aws.yaml").read_text())
     (name,) = re.findall(
         r'variable "name" \{.*?default\s+= "(\w+)"', (INFRA / "terraform/aws/variables.tf").read_text(), re.S
     )
     assert launcher["cluster_name"] == name
-    profiles = {each["node_config"]["IamInstanceProfile"]["Name"] for each in launcher["available_node_types"].values()}
+    node_types = launcher["available_node_types"].values()
+    profiles = {node_type["node_config"]["IamInstanceProfile"]["Name"] for node_type in node_types}
     assert profiles == {f"{name}-head", f"{name}-worker"}
 
 
-def test_what_no_check_can_follow_is_a_fault_too() -> None:
-    found = {"a": "field"}
-    assert _faults("a file", lambda: [found["b"]]) == ["a file: cannot be followed: KeyError: 'b'"]
+def test_a_check_that_fails_is_a_fault_too() -> None:
+    content = {"a": "field"}
+    assert _faults("a file", lambda: [content["b"]]) == ["a file: the check failed: KeyError: 'b'"]

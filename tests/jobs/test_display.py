@@ -1,4 +1,4 @@
-"""What is seen of a run: the display, the lines, the log of items."""
+"""The progress display and its lines, and the log of items."""
 
 import io
 import json
@@ -10,24 +10,24 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from jobs import display as watch
-from jobs.display import Display, _Pace, items_logged
+from jobs import display as display_module
+from jobs.display import Display, _Pace, item_log
 from pipeline.data.sample import ShardFile
 from pipeline.engine.accounting import log_item
 from pipeline.errors import RecipeError
-from pipeline.ledger.progress import Made, Tally
 from pipeline.ledger.progress import Progress as Counts
-from pipeline.plan.outline import Item, Take
+from pipeline.ledger.progress import StageTotals, Tally
+from pipeline.plan.outline import Item, ShardSelection
 
-SCORED = Made(
-    counted={("a", "i", "one"): 20, ("a", "mi", "one"): 20, ("a", "mi", "two"): 10, ("a", "i", "two"): 0},
+SCORED = StageTotals(
+    eligible={("a", "i", "one"): 20, ("a", "mi", "one"): 20, ("a", "mi", "two"): 10, ("a", "i", "two"): 0},
     fooled={("a", "i", "one"): 5, ("a", "mi", "one"): 15, ("a", "mi", "two"): 5, ("a", "i", "two"): 0},
 )
 TALLY = Tally(
     items=4,
     items_left=2,
     workers={"generator": 2, "scorer": 1},
-    attacked=Made(parts=6, images=300, quarantined=3),
+    attacked=StageTotals(parts=6, images=300, quarantined=3),
     scored=SCORED,
     tries_failed=2,
     failed=1,
@@ -39,27 +39,27 @@ def counts(attacked: int, scored: int, *, known: int = 4) -> Counts:
     return Counts(attacked, 20, scored, 40, known, 4)
 
 
-def test_a_line_says_how_far_how_fast_how_long_how_well_and_what_failed() -> None:
-    said = io.StringIO()
-    display = Display(Console(file=said, width=80))
-    display.show(counts(0, 0), TALLY)
-    display.show(counts(10, 8), TALLY)
-    assert said.getvalue().splitlines()[-1] == (
+def test_a_line_has_progress_pace_strongest_attack_and_failures() -> None:
+    output = io.StringIO()
+    display = Display(Console(file=output, width=80))
+    display.update(counts(0, 0), TALLY)
+    display.update(counts(10, 8), TALLY)
+    assert output.getvalue().splitlines()[-1] == (
         "attacked 10/20 parts, scored 8/40 files, 4/4 shards read; 3 images/s; "
         "strongest so far, mi from a: one 75% 15/20, two 50% 5/10; "
         "3 images quarantined; 2 tries failed; 1 item given up"
     )
 
 
-def test_time_left_counts_shards_that_are_not_read_yet_as_those_that_are() -> None:
+def test_time_left_assumes_that_unread_shards_are_as_large_as_the_others() -> None:
     pace = _Pace()
-    # Half of the shards are known: 20 parts of 40. After the first, 9 came in 60 s.
+    # Half of the shards are known: 20 of 40 parts. After the first part, 9 took 60 s.
     assert pace.left_s(0, 20, counts(0, 0, known=2), 5.0) is None
     assert pace.left_s(1, 20, counts(1, 0, known=2), 40.0) is None
     assert pace.left_s(10, 20, counts(10, 0, known=2), 100.0) == pytest.approx(60 * 30 / 9)
 
 
-def test_time_left_is_of_the_stage_that_has_something_left() -> None:
+def test_time_left_is_that_of_the_unfinished_stage() -> None:
     display = Display(Console(file=io.StringIO()))
     assert display._left_s(counts(20, 10), replace(TALLY, seconds=0.0)) is None
     assert display._left_s(counts(20, 20), replace(TALLY, seconds=20.0)) is None
@@ -67,55 +67,57 @@ def test_time_left_is_of_the_stage_that_has_something_left() -> None:
     assert display._left_s(counts(20, 39), replace(TALLY, seconds=60.0, items_left=0)) is None, "given up"
 
 
-def test_what_is_strongest_is_so_on_others_than_the_source() -> None:
+def test_the_strongest_attack_is_determined_on_targets_other_than_the_source() -> None:
     cells = {("a", "i", "a"): 4, ("a", "mi", "a"): 4, ("a", "i", "b"): 4, ("a", "mi", "b"): 4, ("a", "mi", "c"): 0}
     fooled = {("a", "i", "a"): 4, ("a", "mi", "a"): 0, ("a", "i", "b"): 1, ("a", "mi", "b"): 2, ("a", "mi", "c"): 0}
-    (said,) = watch._strongest(Made(counted=cells, fooled=fooled))
-    assert said == "strongest so far, mi from a: a 0% 0/4, b 50% 2/4, c –"
+    (output,) = display_module._strongest(StageTotals(eligible=cells, fooled=fooled))
+    assert output == "strongest so far, mi from a: a 0% 0/4, b 50% 2/4, c –"
 
 
-def test_names_are_shown_as_they_are() -> None:
+def test_names_are_not_read_as_markup() -> None:
     names = ["gnp+mi[gnp.beta=0.4,steps=10]", "gnp+mi[gnp.beta=0.8,steps=10]", "y[/b]"]
     cells = {("a[/b]", name, "one[x]"): 10 for name in names}
-    said = io.StringIO()
-    console = Console(file=said, width=160, height=30, force_terminal=True)
+    output = io.StringIO()
+    console = Console(file=output, width=160, height=30, force_terminal=True)
     with Display(console) as display:
-        display.show(counts(1, 1), replace(TALLY, scored=Made(counted=cells, fooled=dict.fromkeys(cells, 1))))
-    shown = Text.from_ansi(said.getvalue()).plain
+        display.update(counts(1, 1), replace(TALLY, scored=StageTotals(eligible=cells, fooled=dict.fromkeys(cells, 1))))
+    shown = Text.from_ansi(output.getvalue()).plain
     assert all(name in shown for name in [*names, "a[/b]", "one[x]"])
 
 
-def test_on_a_terminal_success_stands_in_a_table() -> None:
-    said = io.StringIO()
-    console = Console(file=said, width=120, height=40, force_terminal=True)
+def test_on_a_terminal_success_is_shown_in_a_table() -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=120, height=40, force_terminal=True)
     with Display(console) as display:
-        display.show(counts(0, 0), TALLY)
-        display.show(counts(10, 8), TALLY)
-    shown = Text.from_ansi(said.getvalue()).plain
-    for piece in ("attacked parts", "10/20", "8/40", "3 images/s", "2 at attacking, 1 at scoring", "75% 15/20", "–"):
+        display.update(counts(0, 0), TALLY)
+        display.update(counts(10, 8), TALLY)
+    shown = Text.from_ansi(output.getvalue()).plain
+    for piece in ("attacked parts", "10/20", "8/40", "3 images/s", "2 attacking, 1 scoring", "75% 15/20", "–"):
         assert piece in shown
 
 
-def test_no_more_attacks_are_shown_than_there_is_room_for() -> None:
+def test_the_table_shows_only_as_many_attacks_as_fit() -> None:
     cells = {("a", f"attack-{number}", "one"): 10 for number in range(50)}
-    said = io.StringIO()
-    console = Console(file=said, width=120, height=20, force_terminal=True)
+    output = io.StringIO()
+    console = Console(file=output, width=120, height=20, force_terminal=True)
     display = Display(console)
-    display.show(counts(1, 1), Tally(**{**vars(TALLY), "scored": Made(counted=cells, fooled=dict.fromkeys(cells, 1))}))
-    console.print(display._below)
-    shown = Text.from_ansi(said.getvalue()).plain
+    display.update(
+        counts(1, 1), Tally(**{**vars(TALLY), "scored": StageTotals(eligible=cells, fooled=dict.fromkeys(cells, 1))})
+    )
+    console.print(display._below_bars)
+    shown = Text.from_ansi(output.getvalue()).plain
     assert "attack-9" in shown
     assert "attack-10" not in shown
     assert "and 40 more attacks" in shown
 
 
-def test_each_item_is_a_line_of_json(tmp_path: Path) -> None:
-    item = Item(Take(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
-    told = {"run": "r", "end": "done", "reason": "", "seconds": 1.0}
-    log_item("generator", item, made=Made(), **told)  # type: ignore[arg-type]  # nobody listens
-    with items_logged(tmp_path / "items.jsonl"):
-        log_item("scorer", item, made=SCORED, **told)  # type: ignore[arg-type]
-        log_item("generator", item, made=Made(1, 2, 3, {"gradient": 4.0}), attempt=2, **told)  # type: ignore[arg-type]
+def test_the_log_has_a_line_of_json_per_item(tmp_path: Path) -> None:
+    item = Item(ShardSelection(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
+    fields = {"run": "r", "end": "done", "reason": "", "seconds": 1.0}
+    log_item("generator", item, made=StageTotals(), **fields)  # type: ignore[arg-type]  # no log is open
+    with item_log(tmp_path / "items.jsonl"):
+        log_item("scorer", item, made=SCORED, **fields)  # type: ignore[arg-type]
+        log_item("generator", item, made=StageTotals(1, 2, 3, {"gradient": 4.0}), attempt=2, **fields)  # type: ignore[arg-type]
     first, second = map(json.loads, (tmp_path / "items.jsonl").read_text().splitlines())
     assert {"source": "a", "attack": "mi", "target": "one", "fooled": 15, "of": 20} in first["success"]
     assert (second["stage"], second["item"], second["attempt"]) == ("generator", item.name, 2)
@@ -123,25 +125,25 @@ def test_each_item_is_a_line_of_json(tmp_path: Path) -> None:
     assert not logging.getLogger("gnp.items").handlers
 
 
-def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_log_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(RecipeError, match=r"--log .*nowhere/x: cannot be written \(No such file or directory\)"),
-        items_logged(tmp_path / "nowhere" / "x"),
+        item_log(tmp_path / "nowhere" / "x"),
     ):
         pass
 
 
-def test_a_full_disk_costs_the_log_and_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    item = Item(Take(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
-    with items_logged(Path("/dev/full")):
+def test_a_full_disk_stops_the_log_but_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    item = Item(ShardSelection(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
+    with item_log(Path("/dev/full")):
         for _ in range(3):
-            log_item("generator", item, run="r", end="done", reason="", seconds=1.0, made=Made())
-    said = capsys.readouterr().err
-    assert said == "--log /dev/full: [Errno 28] No space left on device; the run goes on without some lines\n"
+            log_item("generator", item, run="r", end="done", reason="", seconds=1.0, totals=StageTotals())
+    output = capsys.readouterr().err
+    assert output == "--log /dev/full: [Errno 28] No space left on device; the run goes on without some lines\n"
 
 
-def test_standard_error_is_a_log_too(capsys: pytest.CaptureFixture[str]) -> None:
-    item = Item(Take(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
-    with items_logged(Path("-")):
-        log_item("generator", item, run="r", end="done", reason="", seconds=1.0, made=Made())
+def test_the_log_can_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    item = Item(ShardSelection(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
+    with item_log(Path("-")):
+        log_item("generator", item, run="r", end="done", reason="", seconds=1.0, totals=StageTotals())
     assert json.loads(capsys.readouterr().err)["end"] == "done"

@@ -1,4 +1,4 @@
-"""The main job as clusters run it: submitted to a head that does no work, to nodes kept for one kind of worker each."""
+"""`gnp generate` submitted to a Ray cluster: a head that takes no work, a node for generators, a node for scorers."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from pipeline.storage import Storage
 from tests.conftest import ROOT
 from tests.samples import write_shard
 
-# Of the demo: two shards of ten photographs, in parts of five.
+# The demo has two shards of ten photographs, in parts of five.
 PARTS, ATTACKS = 4, 6
 NEW_TARGET = """
 [[targets]]
@@ -44,26 +44,26 @@ def submit(nodes: Cluster, name: str, *program: str) -> None:
     subprocess.run(command, env={**os.environ, **nodes.environment}, check=True, cwd=ROOT, capture_output=True)
 
 
-def end_of(nodes: Cluster, name: str) -> tuple[str, str]:
-    """Waits for a job's end: its status, and what it said."""
+def wait_for(nodes: Cluster, name: str) -> tuple[str, str]:
+    """Waits for a job to end; returns its status and its log."""
     while (status := nodes.ask(f"/api/jobs/{name}")["status"]) in ("PENDING", "RUNNING"):
         time.sleep(0.5)
     return status, nodes.ask(f"/api/jobs/{name}/logs")["logs"]
 
 
-def programs(of: psutil.Process, word: str) -> list[psutil.Process]:
-    """Processes below one that have a word in what they were started as, or call themselves."""
-    return [each for each in of.children(recursive=True) if word in " ".join(each.cmdline())]
+def children_named(parent: psutil.Process, word: str) -> list[psutil.Process]:
+    """Descendants of a process that have a word in their command line."""
+    return [child for child in parent.children(recursive=True) if word in " ".join(child.cmdline())]
 
 
 def committed(store: Path, kind: str = "adversarial") -> int:
     return sum(1 for _ in (store / "markers" / kind).rglob("*.json"))
 
 
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 200
-    while not true():
-        assert time.monotonic() < end
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -76,7 +76,7 @@ COMMANDS = [
 
 @pytest.mark.journey
 @pytest.mark.timeout(1200)
-def test_the_demo_survives_a_node_s_loss_and_its_driver_s_and_a_second_run_does_only_what_is_new(
+def test_the_demo_survives_the_loss_of_a_node_and_of_its_driver_and_later_runs_do_only_what_is_new(
     nodes: Cluster, demo_assets: Path, tmp_path: Path
 ) -> None:
     assert [sorted(node.keys() & {"CPU", "gnp_generator", "gnp_scorer"}) for node in nodes.alive()].count([]) == 1
@@ -84,66 +84,64 @@ def test_the_demo_survives_a_node_s_loss_and_its_driver_s_and_a_second_run_does_
     demo = [sys.executable, "-m", "jobs.demo", "--store", str(store)]
 
     submit(nodes, "first", *demo)
-    until(lambda: committed(store) >= 4)
+    wait_until(lambda: committed(store) >= 4)
     for resource, kind in (("gnp_generator", "ray::Generator"), ("gnp_scorer", "ray::Scorer")):
         node = psutil.Process(nodes.nodes[resource].pid)
-        until(lambda node=node, kind=kind: programs(node, kind))  # type: ignore[misc]
-        assert not programs(node, "ray::Scorer" if kind == "ray::Generator" else "ray::Generator")
+        wait_until(lambda node=node, kind=kind: children_named(node, kind))  # type: ignore[misc]
+        assert not children_named(node, "ray::Scorer" if kind == "ray::Generator" else "ray::Generator")
     nodes.remove("gnp_generator")
-    stood = committed(store)
-    assert stood < everything
+    before = committed(store)
+    assert before < everything
     nodes.add("gnp_generator")
-    until(lambda: committed(store) >= max(stood + 2, everything // 2))
+    wait_until(lambda: committed(store) >= max(before + 2, everything // 2))
     assert nodes.head is not None
-    programs(psutil.Process(nodes.head.pid), "jobs.demo")[-1].kill()
-    assert end_of(nodes, "first")[0] == "FAILED"
+    children_named(psutil.Process(nodes.head.pid), "jobs.demo")[-1].kill()
+    assert wait_for(nodes, "first")[0] == "FAILED"
     assert committed(store) < everything
 
     submit(nodes, "second", *demo)
-    status, said = end_of(nodes, "second")
+    status, log = wait_for(nodes, "second")
     assert (status, committed(store)) == ("SUCCEEDED", everything)
-    assert re.search(r"^done: \d items in \d+ s \(\d+ images attacked, 0 quarantined\)$", said, re.MULTILINE)
-    assert said.rstrip().endswith("(open it in a browser)")
+    assert re.search(r"^done: \d items in \d+ s \(\d+ images attacked, 0 quarantined\)$", log, re.MULTILINE)
+    assert log.rstrip().endswith("(open it in a browser)")
 
-    # The nights after: three new photographs, a new target, and nothing.
+    # Later nights: three new photographs, a new target, and nothing new.
     recipe, shards = nightly(tmp_path, demo_assets)
     generate = [str(BIN / "gnp"), "generate", str(recipe), "--store", str(store)]
     add_flipped(shards, 3)
     submit(nodes, "third", *generate)
-    status, said = end_of(nodes, "third")
+    status, log = wait_for(nodes, "third")
     assert status == "SUCCEEDED"
-    assert re.search(rf"done: 1 items in \d+ s \({3 * ATTACKS} images attacked, 0 quarantined\)", said)
+    assert re.search(rf"done: 1 items in \d+ s \({3 * ATTACKS} images attacked, 0 quarantined\)", log)
     answers = committed(store, "transfer")
     recipe.write_text(recipe.read_text() + NEW_TARGET.format(assets=demo_assets))
     submit(nodes, "fourth", *generate)
-    status, said = end_of(nodes, "fourth")
-    assert re.search(r"done: 3 items in \d+ s \(0 images attacked, 0 quarantined\)", said)
+    status, log = wait_for(nodes, "fourth")
+    assert re.search(r"done: 3 items in \d+ s \(0 images attacked, 0 quarantined\)", log)
     assert committed(store, "transfer") - answers == (PARTS + 1) * ATTACKS
     submit(nodes, "fifth", *generate)
-    assert end_of(nodes, "fifth")[1].rstrip().splitlines()[-1].startswith("nothing to do: ")
+    assert wait_for(nodes, "fifth")[1].rstrip().splitlines()[-1].startswith("nothing to do: ")
     assert audit(Ledger(Storage(str(store)))).problems == []
 
 
 @pytest.mark.journey
 @pytest.mark.timeout(1200)
-def test_every_command_of_the_runbook_runs_while_a_run_is_at_work(
-    nodes: Cluster, demo_assets: Path, tmp_path: Path
-) -> None:
-    """In its order: the run is stopped, which lets it put away what is in hand, goes on, and is finalized."""
+def test_every_command_of_the_runbook_works_during_a_run(nodes: Cluster, demo_assets: Path, tmp_path: Path) -> None:
+    """In the order of the page: the run is stopped, resumed and finalized."""
     store = tmp_path / "store"
     recipe, _ = nightly(tmp_path, demo_assets)
     submit(nodes, "tonight", str(BIN / "gnp"), "generate", str(recipe), "--store", str(store))
-    until(lambda: committed(store) >= 2)
+    wait_until(lambda: committed(store) >= 2)
     run_the_runbook(nodes, {"STORE": str(store), "RECIPE": str(recipe), "JOB": "tonight"})
-    status, said = end_of(nodes, "tonight")
+    status, log = wait_for(nodes, "tonight")
     assert status == "STOPPED"
-    assert re.search(r"^stopped \(\d+ images attacked, 0 quarantined\); what is committed stands", said, re.MULTILINE)
+    assert re.search(r"^stopped \(\d+ images attacked, 0 quarantined\); committed results are kept", log, re.MULTILINE)
     assert committed(store) == PARTS * ATTACKS
     assert audit(Ledger(Storage(str(store)))).problems == []
 
 
 def nightly(folder: Path, assets: Path) -> tuple[Path, Path]:
-    """The demo's recipe over a wildcard, and the folder of its shards."""
+    """The demo's recipe with a wildcard for its shards, and the folder of the shards."""
     shards = Path(shutil.copytree(assets / "shards", folder / "shards"))
     text = (ROOT / "jobs" / "recipes" / "demo.toml").read_text()
     text = text.replace("build/demo/shards/photographs-{000000..000001}.tar", f"{shards}/photographs-*.tar")
@@ -152,7 +150,7 @@ def nightly(folder: Path, assets: Path) -> tuple[Path, Path]:
 
 
 def add_flipped(shards: Path, count: int) -> None:
-    """One more shard: some of the photographs, seen in a mirror."""
+    """Adds a shard with some of the photographs mirrored."""
     samples = []
     with tarfile.open(shards / "photographs-000000.tar") as tar:
         names = sorted(name for name in tar.getnames() if name.endswith(".jpg"))[:count]
@@ -166,9 +164,9 @@ def add_flipped(shards: Path, count: int) -> None:
     write_shard(shards / "photographs-000002.tar", samples)
 
 
-def run_the_runbook(nodes: Cluster, told: dict[str, str]) -> None:
-    """Every command of docs/runbook.md, one after another."""
-    environment = {**os.environ, **nodes.environment, "TOKEN": nodes.environment["RAY_AUTH_TOKEN"], **told}
+def run_the_runbook(nodes: Cluster, variables: dict[str, str]) -> None:
+    """Runs every command of docs/runbook.md in order."""
+    environment = {**os.environ, **nodes.environment, "TOKEN": nodes.environment["RAY_AUTH_TOKEN"], **variables}
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     assert len(COMMANDS) > 15
     for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""Whole journeys, recipe to report, on real photographs and real weights, in a folder and on a real S3 server."""
+"""Whole runs, from recipe to report, on real photographs and weights, in a folder and on a real S3 server."""
 
 import functools
 import io
@@ -26,9 +26,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from infra import local_s3
-from pipeline.analysis import drawing, picture, report
+from pipeline.analysis import drawing, picture, report, sample_view
 from pipeline.ledger import Ledger
-from pipeline.models import load
+from pipeline.models.class_names import class_name
 from pipeline.storage import Storage
 from tests.conftest import ROOT
 
@@ -75,11 +75,11 @@ IMAGES = 12  # the limit: the first shard's ten and two of the second
 
 @dataclass(frozen=True)
 class Journey:
-    """A store that a run of the program has filled, and what it printed."""
+    """A store that `gnp generate` has filled, and its output."""
 
     recipe: Path
     store: str
-    said: str
+    output: str
 
     def gnp(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return gnp(*arguments)
@@ -113,13 +113,13 @@ def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Journey(recipe, store, done.stdout)
 
 
-def test_a_run_shows_progress_and_says_how_it_ended(journey: Journey) -> None:
-    assert "attacked 10/10 parts, scored 45/45 files" in journey.said
-    assert "done: 2 items" in journey.said
-    assert f"({2 * IMAGES} images attacked, 0 quarantined)" in journey.said
+def test_a_run_prints_progress_and_its_outcome(journey: Journey) -> None:
+    assert "attacked 10/10 parts, scored 45/45 files" in journey.output
+    assert "done: 2 items" in journey.output
+    assert f"({2 * IMAGES} images attacked, 0 quarantined)" in journey.output
 
 
-def test_a_second_run_does_no_work_and_says_so(journey: Journey) -> None:
+def test_a_second_run_does_nothing(journey: Journey) -> None:
     before = sorted(Storage(journey.store).list(), key=lambda item: item.key)
     done = journey.generate()
     assert done.returncode == 0
@@ -128,11 +128,11 @@ def test_a_second_run_does_no_work_and_says_so(journey: Journey) -> None:
 
 
 def test_the_report_has_every_rate_under_every_denominator(journey: Journey) -> None:
-    said = json.loads(gnp("report", journey.store, "--json").stdout)
-    assert {(row["attack"], row["target"]) for row in said["success"]} == {
+    summary = json.loads(gnp("report", journey.store, "--json").stdout)
+    assert {(row["attack"], row["target"]) for row in summary["success"]} == {
         (attack, target) for attack in ("noise", "gnp+mi") for target in ("lite1", "lite2", "squeezenet")
     }
-    for row in said["success"]:
+    for row in summary["success"]:
         rates = row["rates"]
         assert rates["all"]["n"] == IMAGES
         assert rates["joint"]["n"] <= rates["target"]["n"] <= IMAGES
@@ -151,22 +151,22 @@ def test_the_store_is_sound(journey: Journey) -> None:
 
 
 def pil_resized(image: Image.Image, side: int, how: Image.Resampling) -> np.ndarray:
-    """PIL's float resize, (side, side, 3) in [0, 1]."""
+    """Resizes with PIL in float: (side, side, 3) in [0, 1]."""
     planes = [plane.convert("F").resize((side, side), how) for plane in image.split()]
     return np.stack([np.asarray(plane) for plane in planes], axis=-1) / 255
 
 
 @functools.cache
 def network(assets: Path, target: str) -> torch.nn.Module:
-    made: torch.nn.Module = (
+    model: torch.nn.Module = (
         torchvision.models.squeezenet1_1() if target == "squeezenet" else timm.create_model(f"tf_efficientnet_{target}")
     )
-    made.load_state_dict(load_file(assets / "weights" / f"{target}.safetensors"))
-    return made.eval()
+    model.load_state_dict(load_file(assets / "weights" / f"{target}.safetensors"))
+    return model.eval()
 
 
-def independent(assets: Path, target: str, png: bytes) -> np.ndarray:
-    """A target's probabilities by a few lines of PIL, timm and torchvision alone."""
+def independent_probabilities(assets: Path, target: str, png: bytes) -> np.ndarray:
+    """A target's probabilities, computed only with PIL, timm and torchvision."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     if target == "lite1":  # direct: 224 → 240, bicubic
         inputs = (pil_resized(image, 240, Image.Resampling.BICUBIC) - 0.5) / 0.5
@@ -183,7 +183,7 @@ def independent(assets: Path, target: str, png: bytes) -> np.ndarray:
 
 
 def stored_pngs(journey: Journey, kind: str) -> Iterator[tuple[str, str, bytes]]:
-    """(address, key, png) of every committed image, by tarfile alone."""
+    """Yields (address, key, png) of every committed image, read with tarfile."""
     storage = Storage(journey.store)
     for address in journey.listed(kind):
         data = storage.get(address.removeprefix(f"{storage.url}/"))
@@ -196,7 +196,7 @@ def stored_pngs(journey: Journey, kind: str) -> Iterator[tuple[str, str, bytes]]
 
 
 def table(journey: Journey, kind: str) -> polars.DataFrame:
-    """Every committed row of a kind, read by Polars from the addresses that `gnp ls` lists."""
+    """Every committed row of a kind, read by Polars from the addresses of `gnp ls`."""
     return polars.read_parquet(journey.listed(kind), storage_options=polars_options(journey))
 
 
@@ -213,9 +213,7 @@ def polars_options(journey: Journey) -> dict[str, str] | None:
 
 
 @pytest.mark.parametrize("kind", ["clean", "transfer"])
-def test_an_independent_program_gets_the_predictions_that_are_stored(
-    journey: Journey, demo_assets: Path, kind: str
-) -> None:
+def test_stored_predictions_agree_with_an_independent_program(journey: Journey, demo_assets: Path, kind: str) -> None:
     rows = {
         (row["target"], row["attack_id"] if kind == "transfer" else "", row["key"]): row
         for row in table(journey, kind).iter_rows(named=True)
@@ -227,14 +225,14 @@ def test_an_independent_program_gets_the_predictions_that_are_stored(
         )
         for target in ("lite1", "lite2", "squeezenet"):
             row = rows[target, attack, key]
-            probabilities = independent(demo_assets, target, png)
+            probabilities = independent_probabilities(demo_assets, target, png)
             assert row["label_probability"] == pytest.approx(probabilities[row["label"]], abs=1e-4)
             assert probabilities.max() - probabilities[row["prediction"]] < 1e-4, "argmax differs beyond a tie"
             checked += 1
     assert checked == 3 * IMAGES * (1 if kind == "clean" else 2)
 
 
-def test_duckdb_and_polars_read_what_is_listed_and_no_orphan(journey: Journey) -> None:
+def test_duckdb_and_polars_read_the_listed_objects_without_orphans(journey: Journey) -> None:
     plant_orphans(journey)
     frame = table(journey, "transfer")
     assert len(frame) == 2 * 3 * IMAGES
@@ -247,14 +245,14 @@ def test_duckdb_and_polars_read_what_is_listed_and_no_orphan(journey: Journey) -
         ).fetchall()
     assert sorted(by_duckdb) == sorted(by_polars.rows())
     assert {n for *_, n in by_duckdb} == {IMAGES}
-    said = json.loads(gnp("report", journey.store, "--json").stdout)
-    assert {(row["attack"], row["target"]): row["rates"]["all"]["count"] for row in said["success"]} == {
+    summary = json.loads(gnp("report", journey.store, "--json").stdout)
+    assert {(row["attack"], row["target"]): row["rates"]["all"]["count"] for row in summary["success"]} == {
         (attack, target): fooled for attack, target, fooled, _ in by_duckdb
     }
 
 
 def scan(journey: Journey) -> pyarrow.dataset.Dataset:
-    """The listed files as an Arrow dataset, which DuckDB queries in place, in a folder and on S3 alike."""
+    """The listed files as an Arrow dataset, which DuckDB can query, in a folder and on S3."""
     listed = journey.listed("transfer")
     if not journey.store.startswith("s3://"):
         return pyarrow.dataset.dataset(listed)
@@ -267,7 +265,7 @@ def scan(journey: Journey) -> pyarrow.dataset.Dataset:
     return pyarrow.dataset.dataset([address.removeprefix("s3://") for address in listed], filesystem=filesystem)
 
 
-def test_plain_webdataset_reads_the_listed_shards_and_no_orphan(journey: Journey) -> None:
+def test_plain_webdataset_reads_the_listed_shards_without_orphans(journey: Journey) -> None:
     plant_orphans(journey)
     listed = journey.listed("adversarial")
     if journey.store.startswith("s3://"):
@@ -287,7 +285,7 @@ def presigned(address: str) -> str:
 
 
 def plant_orphans(journey: Journey) -> None:
-    """Copies of committed objects under names that no marker knows, as a writer that died leaves them."""
+    """Copies committed objects to names without a marker, like those of a writer that died."""
     storage = Storage(journey.store)
     for kind in ("adversarial", "transfer"):
         key = journey.listed(kind)[0].removeprefix(f"{storage.url}/")
@@ -297,44 +295,44 @@ def plant_orphans(journey: Journey) -> None:
 
 def test_a_picture_names_the_classes(journey: Journey, tmp_path: Path) -> None:
     ledger = Ledger(Storage(journey.store))
-    said = picture.best(ledger, picture.strongest(report.summarise(ledger)))
-    figure = picture.draw(said, *picture.images(ledger, said), class_name=load.class_name)
+    view = sample_view.best_sample(ledger, sample_view.strongest_attack(report.summarise(ledger)))
+    figure = picture.draw(view, *sample_view.read_images(ledger, view), class_name=class_name)
     image = Image.open(io.BytesIO(drawing.png(figure)))
     assert image.format == "PNG"
     assert image.width > 900
 
 
-def test_status_says_that_all_is_done_and_by_whom(journey: Journey) -> None:
+def test_status_shows_that_all_is_done_and_by_which_run(journey: Journey) -> None:
     done = journey.gnp("status", journey.store)
     assert (done.returncode, done.stderr) == (0, "")
     first, second, *runs = done.stdout.splitlines()
     assert first.startswith("plan ")
     assert first.endswith(": complete")
     assert second == "  attacked 10/10 parts, scored 45/45 files"
-    assert any(": done, heard of " in run and f"{2 * IMAGES} images attacked" in run for run in runs)
+    assert any(": done, last heartbeat " in run and f"{2 * IMAGES} images attacked" in run for run in runs)
     assert journey.gnp("status", journey.store, "--quarantined").stdout == ""
 
 
-def test_a_sample_is_audited_on_request(journey: Journey) -> None:
+def test_verify_can_audit_a_share_of_the_parts(journey: Journey) -> None:
     for share, parts in (("1e-9", 1), ("0.5", None), ("1", 5)):
         done = journey.gnp("verify", journey.store, "--sample", share, "--seed", "1")
         assert done.returncode == 0
-        said = done.stdout.splitlines()[-1]
-        assert said.endswith("adversarial images measured: all sound")
-        assert (" parts, " in said) == (parts != 5)
+        line = done.stdout.splitlines()[-1]
+        assert line.endswith("adversarial images measured: all sound")
+        assert (" parts, " in line) == (parts != 5)
         if parts is not None:
-            assert said.startswith(f"{parts * 12} objects re-read")
+            assert line.startswith(f"{parts * 12} objects re-read")
     for wrong in ("0", "1.5"):
         assert journey.gnp("verify", journey.store, "--sample", wrong).returncode == 2
 
 
-def test_a_version_is_made_once_and_read_by_other_programs(journey: Journey) -> None:
+def test_a_version_is_made_once_and_can_be_read_by_other_programs(journey: Journey) -> None:
     done, again = (journey.gnp("finalize", journey.store) for _ in range(2))
     assert (done.returncode, done.stderr) == (0, "")
     assert again.stdout == done.stdout
-    where, _, said = done.stdout.strip().partition(": ")
+    where, _, line = done.stdout.strip().partition(": ")
     images, rows = 2 * IMAGES, 3 * IMAGES + 2 * 3 * IMAGES
-    assert said == f"{images} adversarial images, {rows} rows, {5 + 10 + 15 + 30} objects"
+    assert line == f"{images} adversarial images, {rows} rows, {5 + 10 + 15 + 30} objects"
     frame = polars.read_parquet(f"{where}/transfer/*.parquet", storage_options=polars_options(journey))
     assert frame.sort(frame.columns).equals(table(journey, "transfer").sort(frame.columns))
     storage = Storage(journey.store)
@@ -342,7 +340,7 @@ def test_a_version_is_made_once_and_read_by_other_programs(journey: Journey) -> 
     assert journey.gnp("verify", journey.store).returncode == 0
 
 
-def test_garbage_is_listed_then_removed_and_nothing_else(journey: Journey) -> None:
+def test_only_garbage_is_listed_and_removed(journey: Journey) -> None:
     assert journey.gnp("gc", journey.store).stdout == "0 things, 0 bytes; --delete removes them\n"
     plant_orphans(journey)
     before = {item.key for item in Storage(journey.store).list()}
@@ -353,7 +351,7 @@ def test_garbage_is_listed_then_removed_and_nothing_else(journey: Journey) -> No
     assert found < before
     assert {key.split("/")[0] for key in found} == {"shards", "results", "runs", "claims"}
     assert sum(line.split(": ")[1].startswith("data without a marker") for line in lines) == 2
-    assert {item.key for item in Storage(journey.store).list()} == before, "nothing is removed unasked"
+    assert {item.key for item in Storage(journey.store).list()} == before, "nothing is removed without --delete"
     removed = journey.gnp("gc", journey.store, "--older-than", "0", "--delete")
     assert removed.stdout.splitlines()[-1] == f"{len(lines)} of {len(lines)} removed"
     assert {item.key for item in Storage(journey.store).list()} == before - found
@@ -361,7 +359,7 @@ def test_garbage_is_listed_then_removed_and_nothing_else(journey: Journey) -> No
     assert "nothing to do" in journey.generate().stdout
 
 
-def test_an_incomplete_store_is_not_finalized_unless_that_is_wanted(journey: Journey) -> None:
+def test_an_incomplete_store_is_finalized_only_with_partial(journey: Journey) -> None:
     storage = Storage(journey.store)
     lost = max(item.key for item in storage.list("markers/transfer"))
     marker = storage.get(lost)

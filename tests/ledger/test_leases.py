@@ -10,102 +10,102 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.ledger import leases
-from pipeline.ledger.leases import Seen
+from pipeline.ledger.leases import RunRecord
 from pipeline.storage import Storage
 from tests.conftest import ROOT
 
-PLACE = "plan/source/shard"
+SHARD_PATH = "plan/source/shard"
 
 
 def beat(storage: Storage, run: str, *, state: str = "running", **counts: object) -> None:
-    leases.beat(storage, run, plan="plan", state=state, counts=counts)
+    leases.write_heartbeat(storage, run, plan="plan", state=state, counts=counts)
 
 
-def seen(storage: Storage) -> dict[str, Seen]:
-    return {run.id: run for run in leases.seen(storage, now=storage.clock())}
+def run_records(storage: Storage) -> dict[str, RunRecord]:
+    return {run.id: run for run in leases.list_runs(storage, now=storage.read_clock())}
 
 
 def let_lease_run_out(storage: Storage, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder the run's record becomes old; on S3 no time can be set, so that the lease becomes short."""
+    """Makes a run's record old in a folder; on S3, where times cannot be set, shortens the lease."""
     if storage.url.startswith("s3://"):
         monkeypatch.setattr(leases, "LEASE_S", -1e-9)
         return
-    path = Path(storage.at(f"runs/{run}.json"))
+    path = Path(storage.url_of(f"runs/{run}.json"))
     old = path.stat().st_mtime - leases.LEASE_S
     os.utime(path, (old, old))
 
 
-def test_what_a_run_says_is_seen_by_others(storage: Storage) -> None:
+def test_a_heartbeat_is_read_back(storage: Storage) -> None:
     beat(storage, "one", items=7)
     beat(storage, "two", state="done")
-    found = seen(storage)
+    found = run_records(storage)
     assert (found["one"].live, found["two"].live) == (True, False)
-    assert found["one"].here
+    assert found["one"].on_this_machine
     assert {"items": 7, "plan": "plan", "pid": os.getpid()}.items() <= found["one"].record.items()
     assert found["one"].age_s < leases.LEASE_S
 
 
-def test_a_record_that_is_damaged_is_nobodys(storage: Storage) -> None:
+def test_a_damaged_run_record_is_ignored(storage: Storage) -> None:
     beat(storage, "one")
     whole = storage.get("runs/one.json")
     for damaged in (b"", whole[:-3], whole.replace(b"running", b"runninG"), b"[]", b"\xff\xfe"):
         storage.put("runs/one.json", damaged)
-        assert seen(storage) == {}
+        assert run_records(storage) == {}
 
 
-def test_of_two_live_runs_the_first_keeps_its_claim(storage: Storage) -> None:
+def test_the_first_of_two_live_runs_keeps_its_claim(storage: Storage) -> None:
     for run in ("one", "two"):
         beat(storage, run)
-    assert leases.claim(storage, PLACE, "one") is None
-    assert leases.claim(storage, PLACE, "two") == "one"
-    assert leases.claim(storage, PLACE, "one") is None
+    assert leases.claim(storage, SHARD_PATH, "one") is None
+    assert leases.claim(storage, SHARD_PATH, "two") == "one"
+    assert leases.claim(storage, SHARD_PATH, "one") is None
     assert leases.claim(storage, "plan/source/shard-2", "two") is None
 
 
-def test_a_run_that_has_ended_holds_no_claim(storage: Storage) -> None:
+def test_a_claim_of_an_ended_run_is_free(storage: Storage) -> None:
     for run in ("one", "two"):
         beat(storage, run)
-    leases.claim(storage, PLACE, "one")
+    leases.claim(storage, SHARD_PATH, "one")
     beat(storage, "one", state="stopped")
-    assert leases.claim(storage, PLACE, "two") is None
+    assert leases.claim(storage, SHARD_PATH, "two") is None
     beat(storage, "one")
-    assert leases.claim(storage, PLACE, "one") == "two"
+    assert leases.claim(storage, SHARD_PATH, "one") == "two"
 
 
-def test_a_claim_is_taken_over_when_its_lease_has_run_out(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_is_free_when_its_lease_has_run_out(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     for run in ("one", "two"):
         beat(storage, run)
-    leases.claim(storage, PLACE, "one")
-    assert leases.claim(storage, PLACE, "two") == "one"
+    leases.claim(storage, SHARD_PATH, "one")
+    assert leases.claim(storage, SHARD_PATH, "two") == "one"
     let_lease_run_out(storage, "one", monkeypatch)
     beat(storage, "two")
-    assert leases.claim(storage, PLACE, "two") is None
+    assert leases.claim(storage, SHARD_PATH, "two") is None
 
 
-def test_no_clock_but_the_stores_decides_what_is_live(tmp_path: Path) -> None:
+def test_only_the_clock_of_the_store_decides_which_run_is_live(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     for run in ("one", "two"):
         beat(storage, run)
-        leases.claim(storage, PLACE, "one")
-        os.utime(tmp_path / "runs" / f"{run}.json", (10_000, 10_000))  # by which both are of 1970
-    assert leases.claim(storage, PLACE, "two") == "one"
+        leases.claim(storage, SHARD_PATH, "one")
+        os.utime(tmp_path / "runs" / f"{run}.json", (10_000, 10_000))  # both are of 1970
+    assert leases.claim(storage, SHARD_PATH, "two") == "one"
     os.utime(tmp_path / "runs" / "two.json", (10_000 + leases.LEASE_S - 1,) * 2)
-    assert leases.claim(storage, PLACE, "two") == "one"
+    assert leases.claim(storage, SHARD_PATH, "two") == "one"
     os.utime(tmp_path / "runs" / "two.json", (10_000 + leases.LEASE_S,) * 2)
-    assert leases.claim(storage, PLACE, "two") is None
+    assert leases.claim(storage, SHARD_PATH, "two") is None
 
 
-def test_of_many_that_find_a_dead_holder_exactly_one_takes_over(storage: Storage) -> None:
+def test_exactly_one_of_many_runs_takes_over_the_claim_of_a_dead_run(storage: Storage) -> None:
     count = 12
     beat(storage, "dead", state="failed")
-    leases.claim(storage, PLACE, "dead")
+    leases.claim(storage, SHARD_PATH, "dead")
     for number in range(count):
         beat(storage, f"run-{number}")
     ready, answers = threading.Barrier(count), {}
 
     def race(number: int) -> None:
         ready.wait()
-        answers[number] = leases.claim(storage, PLACE, f"run-{number}")
+        answers[number] = leases.claim(storage, SHARD_PATH, f"run-{number}")
 
     threads = [threading.Thread(target=race, args=(number,)) for number in range(count)]
     for thread in threads:
@@ -114,120 +114,122 @@ def test_of_many_that_find_a_dead_holder_exactly_one_takes_over(storage: Storage
         thread.join()
     (winner,) = (number for number, holder in answers.items() if holder is None)
     assert {holder for number, holder in answers.items() if number != winner} == {f"run-{winner}"}
-    assert len(list(storage.list(f"claims/{PLACE}"))) == 2
+    assert len(list(storage.list(f"claims/{SHARD_PATH}"))) == 2
 
 
 @pytest.mark.parametrize("what", ["run", "claim"])
-def test_a_damaged_record_of_a_run_or_a_claim_holds_nothing_up(storage: Storage, what: str) -> None:
+def test_a_damaged_record_of_a_run_or_a_claim_does_not_block_a_shard(storage: Storage, what: str) -> None:
     for run in ("one", "two"):
         beat(storage, run)
-    leases.claim(storage, PLACE, "one")
-    storage.put("runs/one.json" if what == "run" else f"claims/{PLACE}/00000000.json", b"{")
-    assert leases.claim(storage, PLACE, "two") is None
+    leases.claim(storage, SHARD_PATH, "one")
+    storage.put("runs/one.json" if what == "run" else f"claims/{SHARD_PATH}/00000000.json", b"{")
+    assert leases.claim(storage, SHARD_PATH, "two") is None
     beat(storage, "one")
-    assert leases.claim(storage, PLACE, "one") == "two"
+    assert leases.claim(storage, SHARD_PATH, "one") == "two"
 
 
-def test_a_run_without_a_record_can_take_nothing_over(storage: Storage) -> None:
+def test_a_run_without_a_record_cannot_take_over_a_claim(storage: Storage) -> None:
     beat(storage, "one")
-    leases.claim(storage, PLACE, "one")
+    leases.claim(storage, SHARD_PATH, "one")
     with pytest.raises(StorageError, match="the record of this run is gone"):
-        leases.claim(storage, PLACE, "stranger")
+        leases.claim(storage, SHARD_PATH, "stranger")
 
 
-BEATING = """
+HEARTBEAT_AND_SLEEP = """
 import sys, time
-from pipeline import runs
+from pipeline.ledger import leases
 from pipeline.storage import Storage
 storage = Storage(sys.argv[1])
-runs.beat(storage, "killed", plan="plan", state="running", counts={})
-runs.claim(storage, "plan/source/shard", "killed")
+leases.write_heartbeat(storage, "killed", plan="plan", state="running", counts={})
+leases.claim(storage, "plan/source/shard", "killed")
 print("beating", flush=True)
 time.sleep(600)
 """
 
 
-def test_a_run_that_was_killed_here_is_buried_and_its_claims_are_free(storage: Storage) -> None:
+def test_a_run_killed_on_this_machine_is_marked_as_failed_and_its_claims_are_free(storage: Storage) -> None:
     beat(storage, "own")
-    with subprocess.Popen([sys.executable, "-c", BEATING, storage.url], cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HEARTBEAT_AND_SLEEP, storage.url], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"beating\n"
-        alive = seen(storage)["killed"]
+        alive = run_records(storage)["killed"]
         assert alive.record["pid"] == process.pid
-        assert not leases.bury(storage, alive), "its process is there"
-        assert leases.claim(storage, PLACE, "own") == "killed"
+        assert not leases.mark_failed_if_process_is_gone(storage, alive), "its process exists"
+        assert leases.claim(storage, SHARD_PATH, "own") == "killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    dead = seen(storage)["killed"]
-    assert dead.live, "its lease runs"
-    assert leases.bury(storage, dead)
-    assert seen(storage)["killed"].record["state"] == "failed"
-    assert not leases.bury(storage, seen(storage)["killed"])
-    assert leases.claim(storage, PLACE, "own") is None
+    dead = run_records(storage)["killed"]
+    assert dead.live, "its lease has not run out"
+    assert leases.mark_failed_if_process_is_gone(storage, dead)
+    assert run_records(storage)["killed"].record["state"] == "failed"
+    assert not leases.mark_failed_if_process_is_gone(storage, run_records(storage)["killed"])
+    assert leases.claim(storage, SHARD_PATH, "own") is None
 
 
-def test_what_runs_elsewhere_is_not_buried(storage: Storage) -> None:
+def test_a_run_on_another_machine_is_not_marked_as_failed(storage: Storage) -> None:
     record = {"plan": "plan", "state": "running", "host": f"not-{platform.node()}", "pid": 2**22 + 1}
-    storage.put_record("runs/far.json", record, once=False)
-    far = seen(storage)["far"]
-    assert (far.live, far.here) == (True, False)
-    assert not leases.bury(storage, far)
-    storage.put_record("runs/near.json", {**record, "host": platform.node()}, once=False)
-    assert leases.bury(storage, seen(storage)["near"])
+    storage.put_record("runs/far.json", record, if_absent=False)
+    far = run_records(storage)["far"]
+    assert (far.live, far.on_this_machine) == (True, False)
+    assert not leases.mark_failed_if_process_is_gone(storage, far)
+    storage.put_record("runs/near.json", {**record, "host": platform.node()}, if_absent=False)
+    assert leases.mark_failed_if_process_is_gone(storage, run_records(storage)["near"])
 
 
 @pytest.mark.parametrize("record", [{}, {"run": None}, {"run": "x" * 5000}, {"run": "../claims/plan"}])
-def test_a_claim_that_names_no_run_is_nobodys(storage: Storage, record: dict[str, object]) -> None:
+def test_a_claim_without_a_valid_run_id_is_free(storage: Storage, record: dict[str, object]) -> None:
     storage.put_record("claims/plan/source/odd/00000000.json", record)
-    leases.beat(storage, "own", plan="plan", state="running", counts={})
+    leases.write_heartbeat(storage, "own", plan="plan", state="running", counts={})
     assert leases.claim(storage, "plan/source/odd", "own") is None
 
 
 @pytest.mark.parametrize("pid", [None, "x", 10**30])
-def test_a_run_without_a_process_to_look_for_is_not_buried(storage: Storage, pid: object) -> None:
-    leases.beat(storage, "odd", plan="plan", state="running", counts={"pid": pid})
-    (found,) = leases.seen(storage, now=storage.stat("runs/odd.json").modified)
-    assert not leases.bury(storage, found)
+def test_a_run_without_a_valid_pid_is_not_marked_as_failed(storage: Storage, pid: object) -> None:
+    leases.write_heartbeat(storage, "odd", plan="plan", state="running", counts={"pid": pid})
+    (found,) = leases.list_runs(storage, now=storage.stat("runs/odd.json").modified)
+    assert not leases.mark_failed_if_process_is_gone(storage, found)
 
 
-def test_a_shard_that_is_given_up_is_another_runs_to_try(storage: Storage) -> None:
+def test_a_released_shard_can_be_claimed_by_another_run(storage: Storage) -> None:
     for run in ("one", "other"):
-        leases.beat(storage, run, plan="p", state="running", counts={})
+        leases.write_heartbeat(storage, run, plan="p", state="running", counts={})
     assert leases.claim(storage, "p/net/s", "one") is None
     assert leases.claim(storage, "p/net/s", "other") == "one"
     leases.release(storage, "p/net/s", "other")
-    assert leases.claim(storage, "p/net/s", "other") == "one", "it is not theirs to give"
+    assert leases.claim(storage, "p/net/s", "other") == "one", "a run releases only its own claims"
     leases.release(storage, "p/net/s", "one")
     assert leases.claim(storage, "p/net/s", "other") is None
     assert leases.claim(storage, "p/net/s", "one") == "other"
     leases.release(storage, "p/net/none", "one")
 
 
-def test_whoever_is_alone_and_a_run_that_begins_see_each_other(storage: Storage) -> None:
+def test_exclusive_access_and_a_new_run_find_each_other(storage: Storage) -> None:
     beat(storage, "mine")
-    assert leases.one_alone(storage, "mine") is None
-    with leases.alone(storage) as other:
-        found = other()
-        assert found is not None
-        assert found.id == "mine"
-        told = leases.one_alone(storage, "mine")
-        assert told is not None
-        assert told.alone
+    assert leases.find_exclusive_run(storage, "mine") is None
+    with leases.exclusive_access(storage) as renew_and_find_other:
+        other = renew_and_find_other()
+        assert other is not None
+        assert other.id == "mine"
+        exclusive = leases.find_exclusive_run(storage, "mine")
+        assert exclusive is not None
+        assert exclusive.exclusive
         beat(storage, "mine", state="done")
-        assert other() is None
-    assert leases.one_alone(storage, "mine") is None
-    assert seen(storage).keys() == {"mine"}, "it leaves nothing behind"
+        assert renew_and_find_other() is None
+    assert leases.find_exclusive_run(storage, "mine") is None
+    assert run_records(storage).keys() == {"mine"}, "its record is removed"
 
 
-def test_one_can_ask_who_has_a_shard_without_taking_it(storage: Storage) -> None:
+def test_the_holder_of_a_shard_is_found_without_a_claim(storage: Storage) -> None:
     beat(storage, "one")
     beat(storage, "two")
-    assert leases.holder(storage, PLACE, "two") is None
-    assert leases.claim(storage, PLACE, "one") is None
-    assert leases.holder(storage, PLACE, "two") == "one"
-    assert leases.holder(storage, PLACE, "one") is None
-    leases.release(storage, PLACE, "one")
-    assert leases.holder(storage, PLACE, "two") is None
+    assert leases.other_holder(storage, SHARD_PATH, "two") is None
+    assert leases.claim(storage, SHARD_PATH, "one") is None
+    assert leases.other_holder(storage, SHARD_PATH, "two") == "one"
+    assert leases.other_holder(storage, SHARD_PATH, "one") is None
+    leases.release(storage, SHARD_PATH, "one")
+    assert leases.other_holder(storage, SHARD_PATH, "two") is None
     beat(storage, "one", state="done")
-    assert leases.claim(storage, PLACE, "two") is None
-    assert leases.holder(storage, PLACE, "one") == "two"
+    assert leases.claim(storage, SHARD_PATH, "two") is None
+    assert leases.other_holder(storage, SHARD_PATH, "one") == "two"

@@ -1,4 +1,4 @@
-"""Batch norms folded into convolutions: the same function, for every architecture."""
+"""Folded batch norms leave the function unchanged, for every architecture."""
 
 import logging
 from pathlib import Path
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from jobs.runners.curvature import first_images
 from pipeline.data import codec
-from pipeline.models import load
-from pipeline.models.batchnorm_folding import folded
+from pipeline.models.batchnorm_folding import fold_batchnorms
 from pipeline.models.classifier import Classifier
-from pipeline.models.load import ModelSpec
-from pipeline.plan import recipe
+from pipeline.models.load import load_model
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.recipe_reader import load_recipe
 from tests.bench.agreement import gradient
 from tests.conftest import ROOT
 
 
-def lived(network: nn.Module) -> nn.Module:
-    """A network in float64 and in eval mode, whose batch norms have seen something."""
+def with_batchnorm_statistics(network: nn.Module) -> nn.Module:
+    """A network in float64 and in eval mode, whose batch norms have random statistics and parameters."""
     torch.manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -31,15 +31,15 @@ def lived(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False).double()
 
 
-def norms(network: nn.Module) -> int:
+def count_norms(network: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
-# How many batch norms there are, and how many are left: those that a convolution does not come before.
+# Number of batch norms before and after folding: those remain that do not follow a convolution.
 FAMILIES = {
     "test_resnet": (15, 0),
     "resnet18": (20, 0),
-    "tf_efficientnet_lite0": (49, 0),  # its norms activate as well, and some of its convolutions pad for themselves
+    "tf_efficientnet_lite0": (49, 0),  # its norms activate as well, and some of its convolutions pad themselves
     "mobilenetv2_100": (52, 0),
     "densenet121": (121, 62),
     "repvgg_a0": (61, 17),
@@ -49,21 +49,21 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_any_architecture_computes_what_it_did(name: str) -> None:
+def test_folding_keeps_outputs_and_gradients_of_any_architecture(name: str) -> None:
     torch.manual_seed(0)
-    network = lived(timm.create_model(name))
+    network = with_batchnorm_statistics(timm.create_model(name))
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    made = folded(network, 64)
-    assert (norms(network), norms(made)) == FAMILIES[name]
+    folded = fold_batchnorms(network, 64)
+    assert (count_norms(network), count_norms(folded)) == FAMILIES[name]
     assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
     images, labels = torch.rand(2, 3, 64, 64, dtype=torch.float64), torch.tensor([1, 2])
-    torch.testing.assert_close(made(images), network(images), rtol=1e-9, atol=1e-9)
-    here, there = gradient(network, images, labels), gradient(made, images, labels)
-    assert float((here - there).norm() / here.norm()) < 1e-9
+    torch.testing.assert_close(folded(images), network(images), rtol=1e-9, atol=1e-9)
+    expected, found = gradient(network, images, labels), gradient(folded, images, labels)
+    assert float((expected - found).norm() / expected.norm()) < 1e-9
 
 
-class _Odd(nn.Module):
-    """Convolutions whose batch norms cannot be folded, but for the last."""
+class _ReusedConvolution(nn.Module):
+    """Batch norms that cannot be folded, except the last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,42 +72,42 @@ class _Odd(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 3)."""
-        seen = self.norms[1](self.twice(self.norms[0](self.twice(images))).relu())
-        logits: Tensor = self.norms[3](self.last(seen)).mean(dim=(2, 3))
+        features = self.norms[1](self.twice(self.norms[0](self.twice(images))).relu())
+        logits: Tensor = self.norms[3](self.last(features)).mean(dim=(2, 3))
         return logits
 
 
-def test_a_convolution_that_is_called_twice_keeps_its_norms() -> None:
-    network = lived(_Odd())
-    made = folded(network, 8)
-    assert (norms(network), norms(made)) == (4, 3)
+def test_a_convolution_that_is_called_twice_keeps_its_batch_norms() -> None:
+    network = with_batchnorm_statistics(_ReusedConvolution())
+    folded = fold_batchnorms(network, 8)
+    assert (count_norms(network), count_norms(folded)) == (4, 3)
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(made(images), network(images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(folded(images), network(images), rtol=1e-9, atol=1e-9)
 
 
-class _Split(_Odd):
+class _UnfoldedOutput(_ReusedConvolution):
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 3), of which a convolution's own output is a part."""
-        seen = self.split(images)
-        logits: Tensor = (self.norms[2](seen) + 2 * seen).mean(dim=(2, 3))
+        """Logits (B, 3), which use a convolution's output before its batch norm, too."""
+        features = self.split(images)
+        logits: Tensor = (self.norms[2](features) + 2 * features).mean(dim=(2, 3))
         return logits
 
 
-def test_a_network_that_is_another_afterwards_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    network = lived(_Split())
+def test_a_network_that_folding_would_change_is_returned_itself(caplog: pytest.LogCaptureFixture) -> None:
+    network = with_batchnorm_statistics(_UnfoldedOutput())
     with caplog.at_level(logging.WARNING):
-        assert folded(network, 8) is network
-    assert caplog.messages == ["_Split: its batch norms do not fold"]
+        assert fold_batchnorms(network, 8) is network
+    assert caplog.messages == ["_UnfoldedOutput: its batch norms cannot be folded"]
 
 
-def test_real_gradients_are_as_right_as_they_were(demo_assets: Path) -> None:
-    """From one point, in float32: what rounding does to kinks and to signs of what is nearly 0, and nothing else."""
+def test_folding_does_not_make_real_gradients_less_exact(demo_assets: Path) -> None:
+    """At the same images, in float32: only rounding differs, at kinks and where gradients are nearly 0."""
     assert demo_assets.is_dir()
-    job = recipe.load(ROOT / "jobs" / "recipes" / "demo.toml").job()
-    (spec,) = (each for each in job.sources if isinstance(each, ModelSpec))
+    job = load_recipe(ROOT / "jobs" / "recipes" / "demo.toml").job()
+    (spec,) = (source for source in job.sources if isinstance(source, ModelSpec))
     images = first_images(job.data, 4)
-    plain, exact = load.load(spec), load.load(spec).double()
-    fast = Classifier(folded(plain.network, 224), plain.preprocessing)
+    plain, exact = load_model(spec), load_model(spec).double()
+    fast = Classifier(fold_batchnorms(plain.network, 224), plain.preprocessing)
     pixels = codec.to_float(images.pixels)
     before, after = gradient(plain, pixels, images.labels), gradient(fast, pixels, images.labels)
     truth = gradient(exact, pixels.double(), images.labels)

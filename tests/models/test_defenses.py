@@ -10,27 +10,17 @@ from torch import Tensor
 
 from pipeline.attack.draws import Draws
 from pipeline.models import predict
-from pipeline.models.defenses import (
-    DEFENSES,
-    BitDepth,
-    Defense,
-    FeatureDistillation,
-    Jpeg,
-    Median,
-    RandomisedSmoothing,
-    RandomResizePad,
-    TotalVariation,
-    answer,
-)
+from pipeline.models.defenses import DEFENSES, Defense, RandomisedSmoothing, RandomResizePad, predict_defended
+from pipeline.models.image_filters import BitDepth, FeatureDistillation, Jpeg, Median, TotalVariation
 
 KEYS = ["a", "b", "c"]
-# Those that need no weights.
-PLAIN: dict[str, type[Defense]] = {name: kind for name, kind in DEFENSES.items() if issubclass(kind, Defense)}
-CHEAP: dict[str, Defense] = {"rp": RandomResizePad(draws=3), "smoothing": RandomisedSmoothing(draws=11)}
+# Defenses without weights.
+WITHOUT_WEIGHTS: dict[str, type[Defense]] = {name: kind for name, kind in DEFENSES.items() if issubclass(kind, Defense)}
+FEW_DRAWS: dict[str, Defense] = {"rp": RandomResizePad(draws=3), "smoothing": RandomisedSmoothing(draws=11)}
 
 
 class Brightest(torch.nn.Module):
-    """Answers which of nine fields of the image is the brightest; takes any size."""
+    """Predicts which of nine fields of the image is the brightest; takes any size."""
 
     def resized(self, images: Tensor) -> Tensor:
         return images
@@ -52,31 +42,33 @@ def draws(keys: list[str] = KEYS) -> Draws:
     return Draws(0, keys)
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_an_image_does_not_depend_on_its_batch_and_comes_out_the_same_again(name: str) -> None:
-    defense = CHEAP.get(name) or PLAIN[name]()
-    together = answer(Brightest(), photographs(), [defense], draws())
-    again = answer(Brightest(), photographs(), [defense], draws())
-    alone = answer(Brightest(), photographs()[1:2], [defense], draws(KEYS[1:2]))
-    for whole, same, one in zip(together, again, alone, strict=True):
-        assert torch.equal(whole, same)
-        torch.testing.assert_close(whole[1:2], one)
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_predictions_are_repeatable_and_independent_of_the_batch(name: str) -> None:
+    defense = FEW_DRAWS.get(name) or WITHOUT_WEIGHTS[name]()
+    first = predict_defended(Brightest(), photographs(), [defense], draws())
+    second = predict_defended(Brightest(), photographs(), [defense], draws())
+    alone = predict_defended(Brightest(), photographs()[1:2], [defense], draws(KEYS[1:2]))
+    for batch, repeated, single in zip(first, second, alone, strict=True):
+        assert torch.equal(batch, repeated)
+        torch.testing.assert_close(batch[1:2], single)
 
 
-@pytest.mark.parametrize("name", [name for name in PLAIN if name not in CHEAP])
-def test_a_grey_image_stays_what_it_is(name: str) -> None:
-    grey = torch.full((1, 3, 40, 40), 136 / 255)  # 8 of 15: no rounding either
-    found = PLAIN[name]()(grey, draws(["a"]))
-    torch.testing.assert_close(found, grey, atol=1.6 / 255, rtol=0)  # a step of 25 in the mean of 8 x 8 values
+@pytest.mark.parametrize("name", [name for name in WITHOUT_WEIGHTS if name not in FEW_DRAWS])
+def test_a_grey_image_is_not_changed(name: str) -> None:
+    grey = torch.full((1, 3, 40, 40), 136 / 255)  # 8/15, which 4 bits represent exactly
+    found = WITHOUT_WEIGHTS[name]()(grey, draws(["a"]))
+    torch.testing.assert_close(
+        found, grey, atol=1.6 / 255, rtol=0
+    )  # a quantisation step of 25 in the mean of 8 x 8 values
 
 
-def test_bits_are_as_many_as_are_left() -> None:
+def test_bit_depth_leaves_the_nearest_of_its_levels() -> None:
     found = BitDepth(bits=2)(photographs(), draws())
     assert sorted({round(value * 3, 4) for value in found.flatten().tolist()}) == [0, 1, 2, 3]
     assert float((found - photographs()).abs().max()) <= 1 / 6 + 1e-6
 
 
-def test_jpeg_is_pils() -> None:
+def test_jpeg_gives_pils_pixels() -> None:
     pixels = (photographs() * 255).round()
     found = Jpeg(quality=40)(pixels / 255, draws())
     buffer = io.BytesIO()
@@ -85,8 +77,8 @@ def test_jpeg_is_pils() -> None:
     assert (found[1] * 255).round().byte().numpy().tolist() == expected.tolist()
 
 
-def test_feature_distillation_is_what_it_says_block_by_block() -> None:
-    """Against sums of cosines, written out."""
+def test_feature_distillation_quantises_the_cosine_transform_of_each_block() -> None:
+    """Compared with the cosine transform written out."""
     image, steps = photographs(20)[0], np.full((8, 8), 30.0)
     steps[:4, :4] = 25
     place, frequency = np.meshgrid(np.arange(8), np.arange(8))
@@ -97,14 +89,14 @@ def test_feature_distillation_is_what_it_says_block_by_block() -> None:
         for row in range(0, 24, 8):
             for column in range(0, 24, 8):
                 block = padded[colour, row : row + 8, column : column + 8]
-                kept = np.round(basis @ block @ basis.T / steps) * steps
-                expected[colour, row : row + 8, column : column + 8] = basis.T @ kept @ basis
+                quantised = np.round(basis @ block @ basis.T / steps) * steps
+                expected[colour, row : row + 8, column : column + 8] = basis.T @ quantised @ basis
     found = FeatureDistillation()(image[None], draws(["a"]))[0]
     wanted = torch.from_numpy(np.clip((expected[:, :20, :20] + 128) / 255, 0, 1)).float()
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
-def test_the_median_takes_away_a_single_odd_pixel_and_smoothing_keeps_an_edge() -> None:
+def test_the_median_removes_a_single_pixel_and_total_variation_keeps_an_edge() -> None:
     speck = torch.full((1, 3, 20, 20), 0.5)
     speck[0, :, 10, 10] = 1
     assert torch.equal(Median(size=3)(speck, draws(["a"])), torch.full_like(speck, 0.5))
@@ -118,67 +110,67 @@ def test_the_median_takes_away_a_single_odd_pixel_and_smoothing_keeps_an_edge() 
 
 
 def test_random_padding_has_the_published_sizes() -> None:
-    defense, seen = RandomResizePad(), []
+    places = []
     white = torch.ones(200, 3, 299, 299)
-    placed = defense(white, Draws(0, [str(index) for index in range(200)]))
-    assert placed.shape == (200, 3, 331, 331)
-    for image in placed:
+    padded = RandomResizePad()(white, Draws(0, [str(index) for index in range(200)]))
+    assert padded.shape == (200, 3, 331, 331)
+    for image in padded:
         rows = image[0].any(dim=1).nonzero().flatten()
         columns = image[0].any(dim=0).nonzero().flatten()
         assert len(rows) == len(columns) == int(rows[-1] - rows[0]) + 1
-        seen.append((len(rows), int(rows[0]), int(columns[0])))
-    assert {side for side, _, _ in seen} == set(range(310, 331))
-    assert max(top for _, top, _ in seen) > 15
-    assert any(top != left for _, top, left in seen)
+        places.append((len(rows), int(rows[0]), int(columns[0])))
+    assert {side for side, _, _ in places} == set(range(310, 331))
+    assert max(top for _, top, _ in places) > 15
+    assert any(top != left for _, top, left in places)
 
 
-def test_answers_are_averaged_over_draws() -> None:
-    one = answer(Brightest(), photographs(), [RandomResizePad(draws=1)], draws())[0]
-    many = answer(Brightest(), photographs(), [RandomResizePad(draws=20)], draws())[0]
-    torch.testing.assert_close(many.sum(dim=1), torch.ones(3))
-    assert not torch.equal(one, many)
+def test_probabilities_are_averaged_over_draws() -> None:
+    single = predict_defended(Brightest(), photographs(), [RandomResizePad(draws=1)], draws())[0]
+    mean = predict_defended(Brightest(), photographs(), [RandomResizePad(draws=20)], draws())[0]
+    torch.testing.assert_close(mean.sum(dim=1), torch.ones(3))
+    assert not torch.equal(single, mean)
 
 
 def test_smoothing_votes_and_abstains_by_the_binomial_test() -> None:
     clear, level = torch.zeros(2, 3, 30, 30), torch.full((1, 3, 30, 30), 0.5)
     clear[0, :, :10, :10], clear[1, :, 20:, 20:] = 1, 1
     smoothing = RandomisedSmoothing(sigma=0.5, draws=60)
-    shares, abstained = answer(Brightest(), torch.cat([clear, level]), [smoothing], draws())
+    shares, abstained = predict_defended(Brightest(), torch.cat([clear, level]), [smoothing], draws())
     assert shares[0, 0] == shares[1, 8] == 1
     assert abstained.tolist() == [False, False, True]
     assert (shares * 60).remainder(1).max() < 1e-4
-    for ahead, behind in ((40, 20), (43, 17), (60, 0), (30, 30)):
-        votes = torch.tensor([[ahead, behind, 0.0]])
-        assert bool(smoothing.abstains(votes)) == (binomtest(ahead, 60, 0.5).pvalue > 0.001)
+    for first, second in ((40, 20), (43, 17), (60, 0), (30, 30)):
+        votes = torch.tensor([[first, second, 0.0]])
+        assert bool(smoothing.abstains(votes)) == (binomtest(first, 60, 0.5).pvalue > 0.001)
 
 
-def test_defenses_follow_one_another_in_order() -> None:
+def test_defenses_are_applied_in_order() -> None:
     images = photographs()
-    found = answer(Brightest(), images, [Jpeg(), BitDepth(bits=1)], draws())[0]
+    found = predict_defended(Brightest(), images, [Jpeg(), BitDepth(bits=1)], draws())[0]
     by_hand = Brightest()(BitDepth(bits=1)(Jpeg()(images, draws()), draws())).softmax(dim=1)
     torch.testing.assert_close(found, by_hand)
-    other = answer(Brightest(), images, [BitDepth(bits=1), Jpeg()], draws())[0]
-    assert not torch.equal(found, other)
+    reversed_order = predict_defended(Brightest(), images, [BitDepth(bits=1), Jpeg()], draws())[0]
+    assert not torch.equal(found, reversed_order)
 
 
-@pytest.mark.parametrize("then", [name for name in PLAIN if name not in CHEAP])
-def test_noise_that_leaves_the_range_does_not_wrap_round(then: str) -> None:
+@pytest.mark.parametrize("then", [name for name in WITHOUT_WEIGHTS if name not in FEW_DRAWS])
+def test_noise_outside_the_range_does_not_wrap_around(then: str) -> None:
     halves = torch.zeros(1, 3, 48, 48)
     halves[..., 24:] = 1
     noisy = RandomisedSmoothing(sigma=0.05)(halves, draws(["a"]))
     assert noisy.min() < 0
     assert noisy.max() > 1
-    found = PLAIN[then]()(noisy, draws(["a"]))
+    found = WITHOUT_WEIGHTS[then]()(noisy, draws(["a"]))
     assert float(found[..., :20].mean()) < 0.1
     assert float(found[..., 28:].mean()) > 0.9
 
 
-def test_predictions_say_where_a_target_abstains() -> None:
+def test_predictions_record_where_a_target_abstains() -> None:
     pixels = torch.full((3, 3, 30, 30), 128, dtype=torch.uint8)
-    behind = predict.Behind([RandomisedSmoothing(draws=20)], 0, KEYS)
+    defenses = predict.SeededDefenses([RandomisedSmoothing(draws=20)], 0, KEYS)
     cpu, labels = torch.device("cpu"), torch.zeros(3, dtype=torch.int64)
-    said = predict.predict(Brightest(), pixels, labels, batch_size=2, device=cpu, behind=behind)
-    assert said.abstained.all()
+    predictions = predict.predict(Brightest(), pixels, labels, batch_size=2, device=cpu, defenses=defenses)
+    assert predictions.abstained.all()
     assert not predict.predict(Brightest(), pixels, labels, batch_size=2, device=cpu).abstained.any()
 
 
@@ -197,6 +189,6 @@ def test_predictions_say_where_a_target_abstains() -> None:
         (RandomisedSmoothing, {"draws": 10}),
     ],
 )
-def test_impossible_settings_are_refused(defense: Any, wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused(defense: Any, wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         defense(**wrong)

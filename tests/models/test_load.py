@@ -14,9 +14,10 @@ from pipeline.attack.ensemble import Ensemble
 from pipeline.attack.input_transforms import DiverseInput
 from pipeline.attack.recipe import build
 from pipeline.errors import RecipeError, WeightsError
-from pipeline.models import load
+from pipeline.models.class_names import class_name
 from pipeline.models.classifier import Classifier, resize
-from pipeline.models.load import ModelSpec, TargetSpec
+from pipeline.models.load import load_model, require_enlarged_input
+from pipeline.models.spec import ModelSpec, TargetSpec, require_model_exists
 from tests.samples import CLASSES
 
 
@@ -24,16 +25,16 @@ def tiny(checkpoint: Path, **settings: object) -> ModelSpec:
     return ModelSpec("test_resnet", name="tiny", checkpoint=str(checkpoint), **settings)  # type: ignore[arg-type]
 
 
-def pil_resize(images: torch.Tensor, side: int, how: Image.Resampling) -> torch.Tensor:
-    """PIL's own resize of float images, channel by channel."""
-    planes = [Image.fromarray(plane.numpy(), mode="F").resize((side, side), how) for plane in images[0]]
+def pil_resize(images: torch.Tensor, side: int, resampling: Image.Resampling) -> torch.Tensor:
+    """PIL's resize of float images, channel by channel."""
+    planes = [Image.fromarray(plane.numpy(), mode="F").resize((side, side), resampling) for plane in images[0]]
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))[None]
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("side", [160, 224, 240, 299, 331])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_the_resize_is_pils(side: int, interpolation: str) -> None:
+def test_resize_equals_pils(side: int, interpolation: str) -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 3, 224, 224)
     found = resize(images, policy="direct", input_size=side, interpolation=interpolation)
@@ -47,13 +48,13 @@ def test_the_crop_policy_discards_the_border() -> None:
     found = resize(images, policy="crop", input_size=299, interpolation="bilinear")
     assert found.shape == (1, 3, 299, 299)
     assert float(found.abs().max()) < 1e-6
-    kept = resize(images, policy="direct", input_size=299, interpolation="bilinear")
-    assert float(kept.max()) == pytest.approx(1)
+    direct = resize(images, policy="direct", input_size=299, interpolation="bilinear")
+    assert float(direct.max()) == pytest.approx(1)
 
 
-def test_a_classifier_takes_zero_to_one_and_normalises_itself(tiny_checkpoint: Path) -> None:
+def test_a_classifier_takes_images_in_zero_to_one_and_normalises_them(tiny_checkpoint: Path) -> None:
     spec = tiny(tiny_checkpoint, input_size=32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    classifier = load.load(spec, classes=CLASSES)
+    classifier = load_model(spec, classes=CLASSES)
     network = timm.create_model("test_resnet", num_classes=CLASSES).eval()
     network.load_state_dict(load_file(tiny_checkpoint))
     images = torch.rand(2, 3, 32, 32)
@@ -64,14 +65,14 @@ def test_a_classifier_takes_zero_to_one_and_normalises_itself(tiny_checkpoint: P
     assert not classifier.training
 
 
-def test_the_digest_follows_the_weights_and_nothing_else(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    digest = load.load(tiny(tiny_checkpoint), classes=CLASSES).digest
+def test_the_digest_depends_on_the_weights_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    digest = load_model(tiny(tiny_checkpoint), classes=CLASSES).digest
     state = load_file(tiny_checkpoint)
     torch.save({"state_dict": state}, tmp_path / "same.pth")
-    assert load.load(tiny(tmp_path / "same.pth"), classes=CLASSES).digest == digest
+    assert load_model(tiny(tmp_path / "same.pth"), classes=CLASSES).digest == digest
     state["fc.bias"][0] += 1e-3
     save_file(state, tmp_path / "other.safetensors")
-    assert load.load(tiny(tmp_path / "other.safetensors"), classes=CLASSES).digest != digest
+    assert load_model(tiny(tmp_path / "other.safetensors"), classes=CLASSES).digest != digest
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_key(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -79,9 +80,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_key(tiny_checkpoint: Path,
     bias = state.pop("fc.bias")
     save_file({**state, "head.bias": bias}, tmp_path / "renamed.safetensors")
     with pytest.raises(WeightsError, match=r"1 keys missing \(fc.bias.*1 unknown \(head.bias"):
-        load.load(tiny(tmp_path / "renamed.safetensors"), classes=CLASSES)
+        load_model(tiny(tmp_path / "renamed.safetensors"), classes=CLASSES)
     with pytest.raises(WeightsError, match=r"fc.weight has shape \(10, 96\), \(7, 96\) is wanted"):
-        load.load(tiny(tiny_checkpoint), classes=7)
+        load_model(tiny(tiny_checkpoint), classes=7)
 
 
 class Hostile:
@@ -102,7 +103,7 @@ def test_an_unreadable_checkpoint_is_refused_and_never_executed(tmp_path: Path) 
         ("none.pth", "no such object"),
     ):
         with pytest.raises(WeightsError, match=message):
-            load.load(tiny(tmp_path / name), classes=CLASSES)
+            load_model(tiny(tmp_path / name), classes=CLASSES)
     assert not Path("/tmp/gnp-was-executed").exists()
 
 
@@ -118,9 +119,9 @@ def test_an_unreadable_checkpoint_is_refused_and_never_executed(tmp_path: Path) 
         (ModelSpec("torchvision/squeezenet1_1", checkpoint="x.pth"), "needs input_size, mean and std"),
     ],
 )
-def test_an_unknown_model_is_refused_with_the_nearest_names(spec: ModelSpec, message: str) -> None:
+def test_an_unknown_model_is_refused_with_suggestions(spec: ModelSpec, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        load.check(spec)
+        require_model_exists(spec)
 
 
 @pytest.mark.parametrize(
@@ -131,45 +132,47 @@ def test_an_unknown_model_is_refused_with_the_nearest_names(spec: ModelSpec, mes
         *("pnasnet5large.tf_in1k", "mnasnet_100.rmsp_in1k", "inception_v3.tf_adv_in1k"),
     ],
 )
-def test_the_papers_models_are_known_by_exact_tag(tag: str) -> None:
-    load.check(ModelSpec(tag))
+def test_the_papers_models_exist_under_their_tags(tag: str) -> None:
+    require_model_exists(ModelSpec(tag))
 
 
-def test_class_names_are_imagenets() -> None:
-    assert load.class_name(281).startswith("tabby")
-    assert load.class_name(5000) == "5000"
+def test_class_names_are_those_of_imagenet() -> None:
+    assert class_name(281).startswith("tabby")
+    assert class_name(5000) == "5000"
 
 
-def test_a_network_of_one_size_is_not_put_behind_random_padding(tmp_path: Path) -> None:
+def test_random_padding_is_refused_for_a_network_of_one_input_size(tmp_path: Path) -> None:
     path = tmp_path / "vit.safetensors"
     save_file(timm.create_model("test_vit", num_classes=CLASSES).state_dict(), path)
     plain = TargetSpec("test_vit", name="vit", checkpoint=str(path))
-    load.load(plain, classes=CLASSES)
-    with pytest.raises(WeightsError, match="vit: the network does not take what rp gives it"):
-        load.load(replace(plain, defense="bits+rp"), classes=CLASSES)
+    load_model(plain, classes=CLASSES)
+    with pytest.raises(WeightsError, match="vit: the network does not take the input sizes of rp"):
+        load_model(replace(plain, defense="bits+rp"), classes=CLASSES)
 
 
-def test_a_view_that_does_not_resize_back_shows_the_network_itself_the_larger_image(tiny_checkpoint: Path) -> None:
-    classifier = load.load(tiny(tiny_checkpoint, input_size=32), classes=CLASSES)
-    seen: list[tuple[int, ...]] = []
-    classifier.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+def test_diverse_input_without_resizing_back_enlarges_the_networks_input(tiny_checkpoint: Path) -> None:
+    classifier = load_model(tiny(tiny_checkpoint, input_size=32), classes=CLASSES)
+    input_shapes: list[tuple[int, ...]] = []
+    classifier.network.register_forward_pre_hook(lambda _, inputs: input_shapes.append(tuple(inputs[0].shape)))
     parts = {"di": DiverseInput(variant="no-resize-back", rate=1.25)}
     attack = build("i+di", epsilon=Fraction(8, 255), steps=1, parts=parts)
     images, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
     for source in (classifier, Ensemble([classifier, classifier])):
-        seen.clear()
+        input_shapes.clear()
         attack(source, images, labels, ["a", "b"])
-        assert set(seen) == {(2, 3, 40, 40)}
-    seen.clear()
+        assert set(input_shapes) == {(2, 3, 40, 40)}
+    input_shapes.clear()
     attack(classifier, torch.rand(2, 3, 48, 48), labels, ["a", "b"])
-    assert seen == [(2, 3, 40, 40)], "an image of another size at the network's, and enlarged as much"
+    assert input_shapes == [(2, 3, 40, 40)], (
+        "an image of another size is resized to the network's input size, enlarged by the rate"
+    )
 
 
-def test_a_network_of_one_size_is_refused_by_name(tiny_checkpoint: Path) -> None:
-    load.require_enlarged("tiny", load.load(tiny(tiny_checkpoint), classes=CLASSES), 1.1)
+def test_enlarged_input_is_refused_for_a_network_of_one_input_size(tiny_checkpoint: Path) -> None:
+    require_enlarged_input("tiny", load_model(tiny(tiny_checkpoint), classes=CLASSES), 1.1)
     vit = Classifier(
         timm.create_model("test_vit", num_classes=CLASSES, dynamic_img_size=False),
         {"policy": "direct", "input_size": 160, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
     )
-    with pytest.raises(WeightsError, match=r'vit: takes images of 160 x 160 alone.*set variant = "resize-back"'):
-        load.require_enlarged("vit", vit, 1.1)
+    with pytest.raises(WeightsError, match=r'vit: takes only images of 160 x 160.*set variant = "resize-back"'):
+        require_enlarged_input("vit", vit, 1.1)

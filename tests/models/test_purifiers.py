@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from pipeline.attack.draws import Draws
 from pipeline.errors import WeightsError
 from pipeline.models import registry
-from pipeline.models.defenses import answer
-from pipeline.models.load import TargetSpec
-from pipeline.models.purifiers import DenoiserNetwork, GuidedDenoiser, Purified, PurifierNetwork, RepresentationPurifier
+from pipeline.models.defenses import predict_defended
+from pipeline.models.purifier_networks import HgdNetwork, NrpNetwork
+from pipeline.models.purifiers import GuidedDenoiser, LoadedPurifier, RepresentationPurifier
+from pipeline.models.spec import TargetSpec
 from pipeline.storage import Storage
 from tests.samples import CLASSES, SIDE
 
@@ -24,8 +25,8 @@ def images(side: int = 24) -> Tensor:
     return torch.rand(2, 3, side, side)
 
 
-def seeded(network: torch.nn.Module) -> torch.nn.Module:
-    """Weights that leave something of the image, as trained ones do."""
+def with_random_weights(network: torch.nn.Module) -> torch.nn.Module:
+    """Random weights that keep a part of the image, as trained ones do."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -36,33 +37,33 @@ def seeded(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-def test_nrp_has_the_published_layers_and_computes_what_they_say() -> None:
-    network = seeded(PurifierNetwork())
+def test_nrp_has_the_published_layers_and_computes_the_published_function() -> None:
+    network = with_random_weights(NrpNetwork())
     state = network.state_dict()
     assert len(state) == 2 * (1 + 23 * 3 * 5 + 1)
     assert sum(tensor.numel() for tensor in state.values()) == pytest.approx(16.6e6, rel=0.01)
     assert state["RRDB_trunk.22.RDB3.conv5.weight"].shape == (64, 192, 3, 3)
     assert state["trunk_conv.bias"].shape == (3,)
 
-    def conv(name: str, seen: Tensor) -> Tensor:
-        return F.conv2d(seen, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+    def conv(name: str, features: Tensor) -> Tensor:
+        return F.conv2d(features, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
 
     out = conv("conv_first", images(8))
     for block in range(23):
         before = out
         for dense in ("RDB1", "RDB2", "RDB3"):
-            at = f"RRDB_trunk.{block}.{dense}"
-            x1 = F.leaky_relu(conv(f"{at}.conv1", out), 0.2)
-            x2 = F.leaky_relu(conv(f"{at}.conv2", torch.cat((out, x1), 1)), 0.2)
-            x3 = F.leaky_relu(conv(f"{at}.conv3", torch.cat((out, x1, x2), 1)), 0.2)
-            x4 = F.leaky_relu(conv(f"{at}.conv4", torch.cat((out, x1, x2, x3), 1)), 0.2)
-            out = conv(f"{at}.conv5", torch.cat((out, x1, x2, x3, x4), 1)) * 0.2 + out
+            block_name = f"RRDB_trunk.{block}.{dense}"
+            x1 = F.leaky_relu(conv(f"{block_name}.conv1", out), 0.2)
+            x2 = F.leaky_relu(conv(f"{block_name}.conv2", torch.cat((out, x1), 1)), 0.2)
+            x3 = F.leaky_relu(conv(f"{block_name}.conv3", torch.cat((out, x1, x2), 1)), 0.2)
+            x4 = F.leaky_relu(conv(f"{block_name}.conv4", torch.cat((out, x1, x2, x3), 1)), 0.2)
+            out = conv(f"{block_name}.conv5", torch.cat((out, x1, x2, x3, x4), 1)) * 0.2 + out
         out = out * 0.2 + before
     torch.testing.assert_close(network(images(8)), conv("trunk_conv", out))
 
 
-def test_hgd_has_the_published_layers_and_computes_what_they_say() -> None:
-    network = seeded(DenoiserNetwork())
+def test_hgd_has_the_published_layers_and_computes_the_published_function() -> None:
+    network = with_random_weights(HgdNetwork())
     state = network.state_dict()
     widths, depths = [64, 128, 256, 256, 256], [2, 3, 3, 3, 3]
     assert sum(name.startswith("fwd") and name.endswith("conv.weight") for name in state) == sum(depths)
@@ -70,34 +71,34 @@ def test_hgd_has_the_published_layers_and_computes_what_they_say() -> None:
     assert state["back.0.0.conv.weight"].shape == (64, 192, 3, 3)
     assert state["final.weight"].shape == (3, 64, 1, 1)
 
-    def block(at: str, seen: Tensor, stride: int = 1) -> Tensor:
-        out = F.conv2d(seen, state[f"{at}.conv.weight"], stride=stride, padding=1)
-        mean, var = state[f"{at}.bn.running_mean"], state[f"{at}.bn.running_var"]
-        return F.batch_norm(out, mean, var, state[f"{at}.bn.weight"], state[f"{at}.bn.bias"]).relu()
+    def block(name: str, features: Tensor, stride: int = 1) -> Tensor:
+        out = F.conv2d(features, state[f"{name}.conv.weight"], stride=stride, padding=1)
+        mean, var = state[f"{name}.bn.running_mean"], state[f"{name}.bn.running_var"]
+        return F.batch_norm(out, mean, var, state[f"{name}.bn.weight"], state[f"{name}.bn.bias"]).relu()
 
-    seen = images(37) * 2 - 1
-    out, kept, sides = seen, [], [37, 19, 10, 5, 3]
+    inputs = images(37) * 2 - 1
+    out, skips, sides = inputs, [], [37, 19, 10, 5, 3]
     for stage in range(5):
         for number in range(depths[stage]):
             out = block(f"fwd.{stage}.{number}", out, stride=2 if stage and not number else 1)
         assert out.shape[1:] == (widths[stage], sides[stage], sides[stage])
-        kept.append(out)
+        skips.append(out)
     for stage in (3, 2, 1, 0):
         out = F.interpolate(out, (sides[stage], sides[stage]), mode="bilinear", align_corners=True)
-        out = torch.cat((out, kept[stage]), 1)
+        out = torch.cat((out, skips[stage]), 1)
         for number in range(depths[stage]):
             out = block(f"back.{stage}.{number}", out)
-    torch.testing.assert_close(network(seen), seen + F.conv2d(out, state["final.weight"]))
+    torch.testing.assert_close(network(inputs), inputs + F.conv2d(out, state["final.weight"]))
 
 
 def published(kind: str, path: Path) -> Path:
-    """A checkpoint as its authors' program writes it."""
+    """A checkpoint as the authors' program writes it."""
     if kind == "nrp":
-        torch.save(seeded(PurifierNetwork()).state_dict(), path)
+        torch.save(with_random_weights(NrpNetwork()).state_dict(), path)
         return path
-    own = seeded(DenoiserNetwork()).state_dict()
+    denoiser = with_random_weights(HgdNetwork()).state_dict()
     prefix = "net.denoise." if kind == "hgd" else "module.net.denoise.0."
-    state = {f"{prefix}{name}": tensor for name, tensor in own.items()} | {"net.classif.bias": torch.zeros(3)}
+    state = {f"{prefix}{name}": tensor for name, tensor in denoiser.items()} | {"net.classif.bias": torch.zeros(3)}
     torch.save({"epoch": 12, "state_dict": state}, path, _use_new_zipfile_serialization=False)
     return path
 
@@ -109,63 +110,63 @@ def target(tiny_checkpoint: Path, defense: str, **purifier: Any) -> TargetSpec:
 
 
 @pytest.mark.parametrize("kind", ["nrp", "hgd", "hgd of a resnet"])
-def test_a_published_checkpoint_guards_a_target_from_the_store_alone(
+def test_a_published_checkpoint_defends_a_target_without_the_file(
     kind: str, storage: Storage, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    path = published(kind, tmp_path / "theirs.ckpt")
+    path = published(kind, tmp_path / "published.ckpt")
     name = kind[:3]
     purifier = (RepresentationPurifier if name == "nrp" else GuidedDenoiser)(str(path))
     spec = target(tiny_checkpoint, f"{name}+bits", **{name: purifier})
-    model = registry.resolve(spec, storage, classes=CLASSES)
-    assert [each["kind"] for each in model.identity["defenses"]] == [type(purifier).__name__, "BitDepth"]
-    assert str(tmp_path) not in str(model.identity), "what it is does not depend on where it lay"
+    model = registry.resolve_model(spec, storage, classes=CLASSES)
+    assert [defense["kind"] for defense in model.identity["defenses"]] == [type(purifier).__name__, "BitDepth"]
+    assert str(tmp_path) not in str(model.identity), "the identity does not contain the path"
     path.unlink()
     purified, bits = registry.load_defenses(model, storage, device=torch.device("cpu"))
-    assert isinstance(purified, Purified)
-    network = registry.load(model, storage, classes=CLASSES, device=torch.device("cpu"))
-    found, _ = answer(network, images(), [purified, bits], Draws(0, KEYS))
-    theirs = seeded(PurifierNetwork() if name == "nrp" else DenoiserNetwork())
+    assert isinstance(purified, LoadedPurifier)
+    network = registry.load_resolved(model, storage, classes=CLASSES, device=torch.device("cpu"))
+    found, _ = predict_defended(network, images(), [purified, bits], Draws(0, KEYS))
+    expected = with_random_weights(NrpNetwork() if name == "nrp" else HgdNetwork())
     with torch.inference_mode():
         if name == "nrp":
-            by_hand = network.classify(network.resized(bits(theirs(images()).clamp(0, 1), Draws(0, KEYS))))
-        else:  # at the network's input, after what is done to the image
+            by_hand = network.classify(network.resized(bits(expected(images()).clamp(0, 1), Draws(0, KEYS))))
+        else:  # at the network's input, after the defenses of the image
             inputs = network.resized(bits(images(), Draws(0, KEYS)))
-            by_hand = network.classify((theirs(inputs * 2 - 1) + 1) / 2)
+            by_hand = network.classify((expected(inputs * 2 - 1) + 1) / 2)
     torch.testing.assert_close(found, by_hand.softmax(dim=1))
 
 
-def test_a_changed_checkpoint_is_another_defense(storage: Storage, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    path = published("hgd", tmp_path / "theirs.ckpt")
+def test_a_changed_checkpoint_changes_the_identity(storage: Storage, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    path = published("hgd", tmp_path / "published.ckpt")
     spec = target(tiny_checkpoint, "hgd", hgd=GuidedDenoiser(str(path)))
-    first = registry.resolve(spec, storage, classes=CLASSES)
+    first = registry.resolve_model(spec, storage, classes=CLASSES)
     state = torch.load(path, weights_only=True)
     state["state_dict"]["net.denoise.final.weight"] += 1
     torch.save(state, path)
-    second = registry.resolve(spec, storage, classes=CLASSES)
+    second = registry.resolve_model(spec, storage, classes=CLASSES)
     assert first.id != second.id
-    assert first.weights == second.weights
+    assert first.weights_sha256 == second.weights_sha256
 
 
-def test_the_dynamic_noise_is_drawn_for_each_image_and_stays_small() -> None:
+def test_the_dynamic_noise_is_drawn_per_image_and_clipped() -> None:
     purifier = RepresentationPurifier("NRP.pth", noise=0.05)
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
 
-    def keep(moved: Tensor) -> Tensor:
-        seen.append(moved)
-        return moved
+    def record(noisy: Tensor) -> Tensor:
+        inputs.append(noisy)
+        return noisy
 
-    class Keep(torch.nn.Module):
-        forward = staticmethod(keep)
+    class Recorder(torch.nn.Module):
+        forward = staticmethod(record)
 
     for keys in (KEYS, KEYS[1:]):
         draws = Draws(0, keys)
-        draws.begin(0)
-        Purified(purifier, Keep())(images()[-len(keys) :], draws)
-    assert torch.equal(seen[0][1:], seen[1])
-    assert 0 < float((seen[0] - images()).abs().max()) <= 16 / 255 + 1e-6
+        draws.begin_step(0)
+        LoadedPurifier(purifier, Recorder())(images()[-len(keys) :], draws)
+    assert torch.equal(inputs[0][1:], inputs[1])
+    assert 0 < float((inputs[0] - images()).abs().max()) <= 16 / 255 + 1e-6
 
 
-def test_what_is_no_published_checkpoint_is_refused_with_the_one_that_is_wanted(
+def test_a_checkpoint_other_than_the_published_one_is_refused_by_name(
     storage: Storage, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     other = tmp_path / "other.safetensors"
@@ -174,9 +175,9 @@ def test_what_is_no_published_checkpoint_is_refused_with_the_one_that_is_wanted(
     for purifier, message in (
         (nrp(str(other)), r"other\.safetensors: does not fit .* 694 keys missing .* wanted is NRP\.pth, of"),
         (hgd(str(other)), r"other\.safetensors: does not fit .* wanted is denoise_incepv3_012\.ckpt, of"),
-        (nrp(str(tmp_path / "gone.pth")), r"checkpoint .*gone\.pth: no such object; wanted is NRP\.pth, of"),
+        (nrp(str(tmp_path / "missing.pth")), r"checkpoint .*missing\.pth: no such object; wanted is NRP\.pth, of"),
         (hgd(str(tmp_path)), r"checkpoint .*; wanted is denoise"),
     ):
         name = "nrp" if isinstance(purifier, nrp) else "hgd"
         with pytest.raises(WeightsError, match=message):
-            registry.resolve(target(tiny_checkpoint, name, **{name: purifier}), storage, classes=CLASSES)
+            registry.resolve_model(target(tiny_checkpoint, name, **{name: purifier}), storage, classes=CLASSES)

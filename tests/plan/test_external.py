@@ -1,4 +1,4 @@
-"""`gnp score`: adversarial images that another program made."""
+"""Another program's adversarial images: read, checked, and scored by `gnp score`."""
 
 import io
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from pipeline.errors import IntegrityError, MissingError, RecipeError, ShardErro
 from pipeline.ledger import Ledger
 from pipeline.maintenance import finalize, verify
 from pipeline.plan import external
-from pipeline.plan.external import ForeignAttack
+from pipeline.plan.external import ExternalAttack
 from pipeline.storage import Storage
 from tests.samples import sample, write_recipe, write_shard
 
@@ -45,44 +45,40 @@ def save(folder: Path, pixels: Tensor, *, labels: str = "") -> Path:
     return folder
 
 
-def an_attack() -> ForeignAttack:
-    return ForeignAttack("theirs", Fraction(8, 255), "linf")
+def external_attack() -> ExternalAttack:
+    return ExternalAttack("theirs", Fraction(8, 255), "linf")
 
 
-def test_images_are_taken_as_they_are_by_name(tmp_path: Path) -> None:
+def test_images_are_matched_by_name_and_kept_as_they_are(tmp_path: Path) -> None:
     images = originals()
     save(tmp_path, images.pixels + 8, labels="filename,label,targeted_label\nb.png,1,5\na.png, 3,4\n")
     (tmp_path / "log.txt").write_text("of another program")
-    folder = external.read(str(tmp_path), source="resnet50")
+    folder = external.read_external_images(str(tmp_path), source="resnet50")
     assert set(folder.files) == set(KEYS)
-    assert torch.equal(folder.pixels(images, an_attack()), images.pixels + 8)
+    assert torch.equal(folder.read_pixels(images, external_attack()), images.pixels + 8)
     assert (
-        folder.pixels(replace(images, keys=(), labels=images.labels[:0], pixels=images.pixels[:0]), an_attack()).shape[
-            0
-        ]
+        folder.read_pixels(
+            replace(images, keys=(), labels=images.labels[:0], pixels=images.pixels[:0]), external_attack()
+        ).shape[0]
         == 0
     )
 
 
-def too_far(folder: Path) -> None:
+def outside_budget(folder: Path) -> None:
     pixels = originals().pixels.clone()
     pixels[1, 0, 0, 0] += 9
     save(folder, pixels)
 
 
-def too_far_in_l2(folder: Path) -> None:
-    save(folder, originals().pixels + 8)
-
-
-def another_size(folder: Path) -> None:
+def wrong_size(folder: Path) -> None:
     save(folder, originals().pixels[..., :-1])
 
 
-def one_gone(folder: Path) -> None:
+def missing_image(folder: Path) -> None:
     (save(folder, originals().pixels) / "b.png").unlink()
 
 
-def no_image(folder: Path) -> None:
+def undecodable_image(folder: Path) -> None:
     (save(folder, originals().pixels) / "b.png").write_bytes(b"png")
 
 
@@ -91,40 +87,40 @@ def labels_from_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("break_folder", "message"),
     [
-        (too_far, r"/b\.png: 9/255 from its original, more than epsilon = 8/255; give the budget"),
-        (another_size, r"/a\.png: it and its original have 9 x 8 and 10 x 8 pixels; see data\.preparation"),
-        (one_gone, r"no image for 'b': b\.png is expected; --limit"),
-        (no_image, r"/b\.png: undecodable image"),
+        (outside_budget, r"/b\.png: 9/255 from its original, more than epsilon = 8/255; give the budget"),
+        (wrong_size, r"/a\.png: it and its original have 9 x 8 and 10 x 8 pixels; see data\.preparation"),
+        (missing_image, r"no image for 'b': b\.png is expected; --limit"),
+        (undecodable_image, r"/b\.png: undecodable image"),
         (labels_from_one, r"/a\.png: labels\.csv says 4, the original 3; classes count from 0"),
     ],
 )
-def test_what_is_no_adversarial_image_of_an_original_is_refused_by_name(
-    spoil: Callable[[Path], None], message: str, tmp_path: Path
+def test_an_image_that_does_not_match_its_original_is_refused_by_name(
+    break_folder: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
-    spoil(tmp_path)
-    folder = external.read(str(tmp_path), source="net")
+    break_folder(tmp_path)
+    folder = external.read_external_images(str(tmp_path), source="net")
     with pytest.raises(ShardError, match=message):
-        folder.pixels(originals(), an_attack())
+        folder.read_pixels(originals(), external_attack())
 
 
-def test_the_budget_is_measured_in_its_norm(tmp_path: Path) -> None:
+def test_the_budget_is_checked_in_its_norm(tmp_path: Path) -> None:
     images = originals()
     save(tmp_path, images.pixels + 8)
-    folder = external.read(str(tmp_path), source="net")
+    folder = external.read_external_images(str(tmp_path), source="net")
     length = Fraction(8) * Fraction(int(np.ceil(np.sqrt(3 * 8 * 10))), 255)
-    assert len(folder.pixels(images, ForeignAttack("theirs", length, "l2"))) == 2
+    assert len(folder.read_pixels(images, ExternalAttack("theirs", length, "l2"))) == 2
     with pytest.raises(ShardError, match=r"0\.4860 in L2 from its original, more than epsilon = 2/5"):
-        folder.pixels(images, ForeignAttack("theirs", Fraction(2, 5), "l2"))
+        folder.read_pixels(images, ExternalAttack("theirs", Fraction(2, 5), "l2"))
 
 
-def test_a_file_that_changes_under_a_run_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_changes_during_a_run_is_refused(tmp_path: Path) -> None:
     save(tmp_path, originals().pixels)
-    folder = external.read(str(tmp_path), source="net")
+    folder = external.read_external_images(str(tmp_path), source="net")
     save(tmp_path, originals().pixels + 1)
     with pytest.raises(IntegrityError, match=r"a\.png: changed since the run began"):
-        folder.pixels(originals(), an_attack())
+        folder.read_pixels(originals(), external_attack())
 
 
 @pytest.mark.parametrize(
@@ -134,41 +130,43 @@ def test_a_file_that_changes_under_a_run_is_refused(tmp_path: Path) -> None:
         ({"a.png": b"", "a.jpg": b""}, "a.png and a.jpg both have the key 'a'"),
         ({"a.png": b"", "labels.csv": b"name,label\na.png,3\n"}, "labels.csv: expected the columns filename,label"),
         ({"a.png": b"", "labels.csv": b"filename,label\na.png\n"}, "labels.csv: expected the columns filename,label"),
-        ({"a.png": b"", "labels.csv": b"filename,label\na.png,x\n"}, "labels.csv: the label of 'a.png' is no class"),
+        ({"a.png": b"", "labels.csv": b"filename,label\na.png,x\n"}, "labels.csv: the label of 'a.png' is not a class"),
         ({"a.png": b"", "labels.csv": b"\xff\xfe\x00"}, "labels.csv: expected the columns filename,label"),
     ],
 )
-def test_a_folder_that_makes_no_sense_is_one_line(files: dict[str, bytes], message: str, tmp_path: Path) -> None:
+def test_an_invalid_folder_is_refused_in_one_line(files: dict[str, bytes], message: str, tmp_path: Path) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(RecipeError, match=message):
-        external.read(str(tmp_path), source="net")
+        external.read_external_images(str(tmp_path), source="net")
 
 
-def test_a_source_has_a_name(tmp_path: Path) -> None:
+def test_an_empty_source_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="source = '': say what the other program attacked"):
-        external.read(str(tmp_path), source="")
+        external.read_external_images(str(tmp_path), source="")
 
 
-def test_the_nips_2017_sets_labels_count_from_1(tmp_path: Path) -> None:
+def test_labels_of_the_nips_2017_set_count_from_1(tmp_path: Path) -> None:
     images = originals()
     save(tmp_path, images.pixels)
     (tmp_path / "images.csv").write_text("ImageId,TrueLabel\nb,2\na,4\n")
-    assert {key: file.label for key, file in external.read(str(tmp_path), source="net").files.items()} == {
+    assert {
+        key: file.label for key, file in external.read_external_images(str(tmp_path), source="net").files.items()
+    } == {
         "a": 3,
         "b": 1,
     }
 
 
-def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="nowhere: no such folder"):
-        external.read(str(tmp_path / "nowhere"), source="net")
+        external.read_external_images(str(tmp_path / "nowhere"), source="net")
 
 
 @pytest.mark.journey
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_on_four_devices")
-def test_the_same_images_from_elsewhere_get_the_same_scores(
+def test_external_copies_of_our_images_get_the_same_scores(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(6)])
@@ -178,23 +176,23 @@ def test_the_same_images_from_elsewhere_get_the_same_scores(
     quiet = Console(file=io.StringIO(), width=200)
     assert generate.run(recipe, store, console=quiet) == 0
     ledger = Ledger(Storage(store))
-    for marker in ledger.markers(ledger.units("adversarial")):
-        images = parts.read(ledger.read(marker), name="ours")
+    for marker in ledger.read_markers(ledger.list_units("adversarial")):
+        images = parts.decode_tar(ledger.read_data(marker), name="ours")
         for key, pixels in zip(images.keys, images.pixels, strict=True):
             (theirs / f"{key}.png").write_bytes(codec.encode(pixels))
     (theirs / "image99999.png").write_bytes(codec.encode(pixels))
 
     def scored(epsilon: str, into: str = store) -> int:
-        return score.run(score.Told(str(theirs), "theirs", "tiny", epsilon), recipe, into, console=quiet)
+        return score.run(score.ExternalFolder(str(theirs), "theirs", "tiny", epsilon), recipe, into, console=quiet)
 
     assert scored("2/255", str(tmp_path / "other")) == 1
     assert "more than epsilon = 2/255" in capsys.readouterr().err
     assert scored("16/255") == 0
     assert "1 of 7 images of" in capsys.readouterr().err
     compared = compare(ledger, base="i", denominator="all")
-    (row,) = compared.each
+    (row,) = compared.by_target
     assert (row.attack, row.gradients, row.only_attack, row.only_base, row.n) == ("theirs", None, 0, 0, 6)
-    tables.show_comparisons(compared, denominator="all", console=quiet)
+    tables.print_comparisons(compared, denominator="all", console=quiet)
     assert not verify.audit(ledger).problems
     success = {row.attack: row.rates["all"] for row in summarise(ledger).success}
     assert success["theirs"] == success["i"]

@@ -8,13 +8,13 @@ from pipeline.data import codec
 from pipeline.data.codec import Preparation
 from pipeline.data.sample import Part
 from pipeline.errors import IntegrityError, SampleError
-from pipeline.ledger import KINDS, Ledger, leases
+from pipeline.ledger import UNIT_KINDS, Ledger, leases
 from pipeline.maintenance import garbage
 from pipeline.maintenance.finalize import finalize
 from pipeline.plan import quarantine
 from pipeline.storage import Storage
-from tests.samples import jpeg, resolve, sample, tiny_job, write_shard
-from tests.stages.test_stages import digests, run_all
+from tests.samples import jpeg, make_plan, sample, tiny_job, write_shard
+from tests.stages.runs import digests, run_stages
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 @pytest.fixture
-def whole(tmp_path: Path) -> Path:
+def shard(tmp_path: Path) -> Path:
     """A shard of three parts; an older decoder cannot read one image of the second."""
     return write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(12)])
 
 
-def forget_how_to_decode(image: bytes, patch: pytest.MonkeyPatch) -> None:
+def refuse_to_decode(image: bytes, patch: pytest.MonkeyPatch) -> None:
     real = codec.decode
 
     def decode(data: bytes, preparation: Preparation | None = None) -> Tensor:
@@ -39,48 +39,50 @@ def forget_how_to_decode(image: bytes, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(codec, "decode", decode)
 
 
-def test_an_image_that_a_later_decoder_can_read_is_used_and_the_rest_stays(
-    whole: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
+def test_a_part_is_made_again_when_a_newer_decoder_reads_its_image_and_the_rest_stays(
+    shard: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
     with pytest.MonkeyPatch.context() as patch:
-        forget_how_to_decode(jpeg(5), patch)
-        run_all(planned, ledger)
+        refuse_to_decode(jpeg(5), patch)
+        run_stages(planned, ledger)
         before = digests(ledger)
-        assert [row.key for row in quarantine.listed(ledger)] == ["image00005"]
-        assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == [], "it is as unreadable as it was"
+        assert [row.key for row in quarantine.list_quarantined(ledger)] == ["image00005"]
+        assert list(quarantine.revoke_usable_parts(planned, ledger, other_run=lambda: None)) == [], (
+            "it is as unreadable as it was"
+        )
         assert digests(ledger) == before
-    assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == [
+    assert list(quarantine.revoke_usable_parts(planned, ledger, other_run=lambda: None)) == [
         (Part("s", 1, 3), "quarantined images can be used now")
     ]
-    assert {unit.part.index for kind in KINDS for unit in ledger.units(kind)} == {0, 2}
-    assert run_all(planned, ledger) == (1, 2)
-    assert list(quarantine.listed(ledger)) == []
+    assert {unit.part.index for kind in UNIT_KINDS for unit in ledger.list_units(kind)} == {0, 2}
+    assert run_stages(planned, ledger) == (1, 2)
+    assert list(quarantine.list_quarantined(ledger)) == []
     after = digests(ledger)
     assert {unit: digest for unit, digest in after.items() if unit.part.index != 1} == {
         unit: digest for unit, digest in before.items() if unit.part.index != 1
     }
     fresh = Ledger(Storage(str(tmp_path / "fresh"), create=True))
-    run_all(planned, fresh)
+    run_stages(planned, fresh)
     assert digests(fresh) == after, "as if it had been readable from the start"
 
 
-def test_nothing_is_revoked_for_a_shard_of_other_content(
-    whole: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
+def test_nothing_is_revoked_for_a_changed_shard(
+    shard: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
     with pytest.MonkeyPatch.context() as patch:
-        forget_how_to_decode(jpeg(5), patch)
-        run_all(planned, ledger)
-    write_shard(whole, [sample(100 + index) for index in range(12)])
-    assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == []
+        refuse_to_decode(jpeg(5), patch)
+        run_stages(planned, ledger)
+    write_shard(shard, [sample(100 + index) for index in range(12)])
+    assert list(quarantine.revoke_usable_parts(planned, ledger, other_run=lambda: None)) == []
 
 
-def test_a_revocation_that_is_cut_off_leaves_what_is_whole(
-    whole: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_revocation_leaves_a_consistent_store(
+    shard: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    run_all(planned, ledger)
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
+    run_stages(planned, ledger)
     real, calls = Storage.delete, 0
 
     def delete(storage: Storage, keys: list[str]) -> None:
@@ -93,18 +95,18 @@ def test_a_revocation_that_is_cut_off_leaves_what_is_whole(
     monkeypatch.setattr(Storage, "delete", delete)
     with pytest.raises(KeyboardInterrupt):
         ledger.revoke(planned.dataset, {Part("s", 1, 3)})
-    standing = {unit.kind for kind in KINDS for unit in ledger.units(kind) if unit.part.index == 1}
+    standing = {unit.kind for kind in UNIT_KINDS for unit in ledger.list_units(kind) if unit.part.index == 1}
     assert standing == {"original", "adversarial"}
     monkeypatch.undo()
-    assert run_all(planned, ledger) == (0, 2)
+    assert run_stages(planned, ledger) == (0, 2)
 
 
-def test_what_a_finished_version_names_outlives_its_revocation(
-    whole: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
+def test_garbage_collection_keeps_revoked_objects_of_a_version(
+    shard: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    ledger.record_plan(planned.describe())
-    run_all(planned, ledger)
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
+    ledger.record_plan(planned.to_record())
+    run_stages(planned, ledger)
     finalize(ledger)
     ledger.revoke(planned.dataset, {Part("s", 1, 3)})
     orphan = "shards/original/x-0/s/00000-of-00001-0123456789abcdef.tar"
@@ -112,50 +114,58 @@ def test_what_a_finished_version_names_outlives_its_revocation(
     assert [item.key for item in garbage.find(ledger, age_s=0)] == [orphan]
 
 
-def test_a_key_that_stands_twice_makes_no_part_anew(ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_duplicate_key_revokes_no_part(ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0), sample(1), sample(0)])
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
-    run_all(planned, ledger)
-    assert [row.key for row in quarantine.listed(ledger)] == ["image00000"]
-    assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == [], "the first of them was used before"
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
+    run_stages(planned, ledger)
+    assert [row.key for row in quarantine.list_quarantined(ledger)] == ["image00000"]
+    assert list(quarantine.revoke_usable_parts(planned, ledger, other_run=lambda: None)) == [], (
+        "the first of them was used before"
+    )
 
 
-def test_nothing_is_revoked_while_another_run_is_at_work(
-    whole: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
+def test_nothing_is_revoked_while_another_run_is_active(
+    shard: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
     with pytest.MonkeyPatch.context() as patch:
-        forget_how_to_decode(jpeg(5), patch)
-        run_all(planned, ledger)
+        refuse_to_decode(jpeg(5), patch)
+        run_stages(planned, ledger)
     before = digests(ledger)
-    with leases.alone(ledger.storage) as other:
-        leases.beat(ledger.storage, "begun-since", plan="p", state="running", counts={})
-        assert list(quarantine.reconsider(planned, ledger, other=other)) == []
+    with leases.exclusive_access(ledger.storage) as other:
+        leases.write_heartbeat(ledger.storage, "begun-since", plan="p", state="running", counts={})
+        assert list(quarantine.revoke_usable_parts(planned, ledger, other_run=other)) == []
     assert digests(ledger) == before
 
 
-def test_what_was_made_of_an_original_that_is_another_now_is_refused_and_mended(
-    whole: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
+def test_results_of_a_replaced_original_are_refused_and_revoked(
+    shard: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    planned = resolve(tiny_job(tmp_path / "in", tiny_checkpoint))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
     with pytest.MonkeyPatch.context() as patch:
-        forget_how_to_decode(jpeg(5), patch)
-        run_all(planned, ledger)
+        refuse_to_decode(jpeg(5), patch)
+        run_stages(planned, ledger)
     late = [
-        marker for kind in KINDS[1:] for marker in ledger.markers(ledger.units(kind)) if marker.unit.part.index == 1
+        marker
+        for kind in UNIT_KINDS[1:]
+        for marker in ledger.read_markers(ledger.list_units(kind))
+        if marker.unit.part.index == 1
     ]
-    list(quarantine.reconsider(planned, ledger, other=lambda: None))
-    run_all(planned, ledger)
+    list(quarantine.revoke_usable_parts(planned, ledger, other_run=lambda: None))
+    run_stages(planned, ledger)
     sound = digests(ledger)
     # As if a writer, whose lease had run out while it slept, committed what it had made before.
     for marker in late:
-        ledger.storage.put_record(marker.unit.marker, asdict(marker), once=False)
-    ledger.record_plan(planned.describe())
-    with pytest.raises(IntegrityError, match="made of another original part than stands; run generate --retry-failed"):
+        ledger.storage.put_record(marker.unit.marker_key, asdict(marker), if_absent=False)
+    ledger.record_plan(planned.to_record())
+    with pytest.raises(
+        IntegrityError,
+        match="computed from another original part than the one that is committed; run generate --retry-failed",
+    ):
         finalize(ledger)
-    assert list(quarantine.reconsider(planned, ledger, other=lambda: None)) == [
+    assert list(quarantine.revoke_usable_parts(planned, ledger, other_run=lambda: None)) == [
         (Part("s", 1, 3), "it was attacked before its original was made again")
     ]
-    run_all(planned, ledger)
+    run_stages(planned, ledger)
     assert digests(ledger) == sound
     assert finalize(ledger).missing == 0

@@ -1,4 +1,4 @@
-"""What is done beside the device's work: begun early, ended in order, and never lost."""
+"""Background threads of the stages: started early, ended in order, errors and results never lost."""
 
 import threading
 import time
@@ -7,103 +7,105 @@ from functools import partial
 
 import pytest
 
-from pipeline.stages.prefetch import Ahead, Behind, Next, mapped
-from tests.samples import until
+from pipeline.stages.prefetch import BackgroundCalls, NextResult, Prefetched, map_in_order
+from tests.samples import wait_until
 
 
-def test_the_next_call_runs_while_this_one_is_used() -> None:
-    begun: list[int] = []
+def test_the_next_call_runs_while_a_result_is_used() -> None:
+    started: list[int] = []
 
-    def call(number: int) -> int:
-        begun.append(number)
+    def square(number: int) -> int:
+        started.append(number)
         return number * number
 
-    taken: list[tuple[str, int]] = []
-    for name, result in Ahead((str(number), partial(call, number)) for number in range(4)):
-        until(lambda: len(begun) == min(4, len(taken) + 2))
-        taken.append((name, result()))
-    assert taken == [("0", 0), ("1", 1), ("2", 4), ("3", 9)]
-    assert begun == [0, 1, 2, 3]
+    results: list[tuple[str, int]] = []
+    for key, result in Prefetched((str(number), partial(square, number)) for number in range(4)):
+        wait_until(lambda: len(started) == min(4, len(results) + 2))
+        results.append((key, result()))
+    assert results == [("0", 0), ("1", 1), ("2", 4), ("3", 9)]
+    assert started == [0, 1, 2, 3]
 
 
-def test_pairs_end_after_the_last_call() -> None:
-    """As a file that the calls read from is closed where they end."""
+def test_the_iterator_of_calls_ends_after_the_last_call() -> None:
+    """It may then close the file that the calls read."""
     events: list[str] = []
 
-    def pairs() -> Iterator[tuple[int, Callable[[], None]]]:
+    def calls() -> Iterator[tuple[int, Callable[[], None]]]:
         for number in range(3):
-            yield number, partial(slow, number)
+            yield number, partial(read_slowly, number)
         events.append("closed")
 
-    def slow(number: int) -> None:
+    def read_slowly(number: int) -> None:
         time.sleep(0.05)
         events.append(f"read {number}")
 
-    for _, result in Ahead(pairs()):
+    for _, result in Prefetched(calls()):
         result()
     assert events == ["read 0", "read 1", "read 2", "closed"]
 
 
-def test_what_a_call_raises_is_its_own() -> None:
+def test_an_error_is_raised_by_the_result_of_its_own_call() -> None:
     calls = [("a", partial(int, "1")), ("b", partial(int, "one")), ("c", partial(int, "3"))]
-    results = [result for _, result in Ahead(iter(calls))]
+    results = [result for _, result in Prefetched(iter(calls))]
     assert (results[0](), results[2]()) == (1, 3)
     with pytest.raises(ValueError, match="one"):
         results[1]()
 
 
-def test_closing_waits_for_the_call_that_is_under_way() -> None:
-    going, ended = threading.Event(), threading.Event()
+def test_closing_waits_for_the_running_call() -> None:
+    started, ended = threading.Event(), threading.Event()
 
     def second() -> None:
-        going.set()
+        started.set()
         time.sleep(0.2)
         ended.set()
 
-    pairs = Ahead(iter([("first", lambda: None), ("second", second)]))
-    next(iter(pairs))
-    assert going.wait(20)
-    pairs.close()
+    prefetched = Prefetched(iter([("first", lambda: None), ("second", second)]))
+    next(iter(prefetched))
+    assert started.wait(20)
+    prefetched.close()
     assert ended.is_set()
 
 
-class Kept:
+class Resource:
     def __init__(self, name: str) -> None:
-        self.name, self.closed = name, threading.Event()
+        self.name = name
+        self.closed = threading.Event()
 
     def close(self) -> None:
         self.closed.set()
 
 
-def test_what_is_next_is_had_by_its_name_and_else_closed() -> None:
-    made, following = {name: Kept(name) for name in "ab"}, Next[str, Kept]()
-    assert following.take("a") is None
-    following.begin("a", lambda: made["a"])
-    assert following.take("b") is None
-    following.begin("b", lambda: made["b"])
-    assert following.take("a") is None
-    assert made["a"].closed.wait(20)
-    assert following.take("b") is made["b"]
-    assert following.take("b") is None
-    assert not made["b"].closed.is_set()
+def test_the_next_result_is_taken_by_its_key_or_closed() -> None:
+    resources = {name: Resource(name) for name in "ab"}
+    next_result = NextResult[str, Resource]()
+    assert next_result.take("a") is None
+    next_result.start("a", lambda: resources["a"])
+    assert next_result.take("b") is None
+    next_result.start("b", lambda: resources["b"])
+    assert next_result.take("a") is None
+    assert resources["a"].closed.wait(20)
+    assert next_result.take("b") is resources["b"]
+    assert next_result.take("b") is None
+    assert not resources["b"].closed.is_set()
 
 
-def test_what_could_not_be_made_ahead_is_nothing() -> None:
-    def fail() -> Kept:
+def test_a_next_result_that_failed_is_none() -> None:
+    def fail() -> Resource:
         raise OSError("disk full")
 
-    following = Next[str, Kept]()
-    following.begin("a", fail)
-    assert following.take("a") is None
-    following.begin("a", fail)
-    following.begin("b", lambda: Kept("b"))
-    kept = following.take("b")
-    assert kept is not None
-    assert kept.name == "b"
+    next_result = NextResult[str, Resource]()
+    next_result.start("a", fail)
+    assert next_result.take("a") is None
+    next_result.start("a", fail)
+    next_result.start("b", lambda: Resource("b"))
+    resource = next_result.take("b")
+    assert resource is not None
+    assert resource.name == "b"
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_map_keeps_order_and_draws_no_more_than_it_works_at(threads: int) -> None:
+def test_a_map_keeps_the_order_and_draws_one_item_per_thread_in_advance(threads: int) -> None:
     drawn: list[int] = []
 
     def items() -> Iterator[int]:
@@ -111,34 +113,34 @@ def test_a_map_keeps_order_and_draws_no_more_than_it_works_at(threads: int) -> N
             drawn.append(number)
             yield number
 
-    for taken, result in enumerate(mapped(lambda number: number + 100, items(), threads=threads)):
-        assert result == taken + 100
-        assert len(drawn) <= taken + 1 + threads
+    for index, result in enumerate(map_in_order(lambda number: number + 100, items(), threads=threads)):
+        assert result == index + 100
+        assert len(drawn) <= index + 1 + threads
     assert drawn == list(range(20))
 
 
-def test_calls_behind_end_in_order_and_before_one_goes_on() -> None:
+def test_background_calls_run_in_order_and_end_before_the_context_does() -> None:
     ended: list[int] = []
 
     def call(number: int) -> None:
         time.sleep(0.01)
         ended.append(number)
 
-    with Behind() as behind:
+    with BackgroundCalls() as calls:
         for number in range(5):
-            behind.call(partial(call, number))
-            assert len(ended) >= number  # one is under way at most
+            calls.submit(partial(call, number))
+            assert len(ended) >= number  # at most one is running
     assert ended == list(range(5))
 
 
-def test_what_a_call_behind_raises_comes_out() -> None:
+def test_an_error_of_a_background_call_is_raised() -> None:
     def fail() -> None:
         raise OSError("disk full")
 
-    def run(*calls: Callable[[], None], error: Exception | None = None) -> None:
-        with Behind() as behind:
-            for call in calls:
-                behind.call(call)
+    def run(*functions: Callable[[], None], error: Exception | None = None) -> None:
+        with BackgroundCalls() as calls:
+            for function in functions:
+                calls.submit(function)
             if error is not None:
                 raise error
 
@@ -146,5 +148,5 @@ def test_what_a_call_behind_raises_comes_out() -> None:
         run(fail)
     with pytest.raises(OSError, match="disk full"):
         run(fail, lambda: None)
-    with pytest.raises(KeyError):  # what ended the block is not hidden by it
+    with pytest.raises(KeyError):  # it does not hide the error that ended the context
         run(fail, error=KeyError())

@@ -14,14 +14,14 @@ import pytest
 from ray import cloudpickle
 
 from infra import local_s3
-from pipeline.engine.worker import Receipt, Worker
+from pipeline.engine.worker import ItemResult, Worker
 from pipeline.errors import StorageError
 from pipeline.ledger import Ledger
-from pipeline.plan import recipe as config
-from pipeline.plan import resolve
+from pipeline.plan.recipe_reader import load_recipe
+from pipeline.plan.resolve import pickle_plan, resolve_job
 from pipeline.storage import Storage
 from tests.conftest import ROOT
-from tests.samples import pending, sample, write_recipe, write_shard
+from tests.samples import list_pending, sample, write_recipe, write_shard
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -96,10 +96,10 @@ def test_the_program_does_not_print_it(ran: Ran, secret: bytes) -> None:
 
 def test_nothing_that_is_sent_to_workers_or_back_holds_it(ran: Ran, s3: dict[str, str], secret: bytes) -> None:
     store = f"s3://demo/{ran.prefix}/store"
-    planned = resolve.resolve(config.load(ran.recipe).job(), Storage(store))
-    items = pending(planned, Ledger(Storage(store)))
+    planned = resolve_job(load_recipe(ran.recipe).job(), Storage(store))
+    items = list_pending(planned, Ledger(Storage(store)))
     assert items
-    for sent in (planned, resolve.seal(planned), items, store, Worker, Receipt("failed", "why"), planned.describe()):
+    for sent in (planned, pickle_plan(planned), items, store, Worker, ItemResult("failed", "why"), planned.to_record()):
         assert secret not in cloudpickle.dumps(sent)
         assert s3["AWS_ACCESS_KEY_ID"].encode() not in cloudpickle.dumps(planned)
 

@@ -1,18 +1,18 @@
 #!/bin/sh
-# Makes a RayJob like the one named gnp and waits for its end: the CronJob's concurrencyPolicy sees this process, not the
-# RayJob. It has the name of the Job that this belongs to, so that a second try (this pod's machine went) finds it and
-# waits on, and goes with that Job.
+# Creates a copy of the RayJob named gnp and waits for its end: the CronJob's concurrencyPolicy sees this process, not
+# the RayJob. The copy has the name of this Job, so that a retry on another machine finds it and continues to wait, and is
+# deleted with this Job.
 set -eu
 
 if ! kubectl get rayjob "$JOB_NAME" >/dev/null 2>&1; then
     labels=$(kubectl get rayjob gnp -o jsonpath='{.metadata.labels}')
-    # As it was applied, if that is known: what a queue has admitted has been given its machines (nodeSelector), too.
+    # The spec as it was applied, if that is recorded: a queue changes the spec on admission (nodeSelector).
     applied=$(kubectl get rayjob gnp \
         -o jsonpath='{.metadata.annotations.kubectl\.kubernetes\.io/last-applied-configuration}')
     case $applied in
     *'"spec":'*)
         spec=${applied#*'"spec":'}
-        spec=${spec%\}*} # the brace that closes the whole
+        spec=${spec%\}*} # the closing brace of the document
         ;;
     *) spec=$(kubectl get rayjob gnp -o jsonpath='{.spec}') ;;
     esac
@@ -31,7 +31,7 @@ EOF
 fi
 
 while true; do
-    # The API may be away for a while; that the RayJob is gone is an answer, too, and an empty one.
+    # The API may be unavailable for a while; the answer is empty if the RayJob was deleted.
     status=$(kubectl get rayjob "$JOB_NAME" --ignore-not-found \
         -o jsonpath='{.status.jobDeploymentStatus} {.status.jobStatus}') || status=unknown
     case $status in

@@ -1,4 +1,4 @@
-# Who may do what: results below one prefix, inputs for reading only.
+# Permissions: read and write results below one prefix, read inputs.
 
 data "aws_partition" "current" {}
 
@@ -6,14 +6,14 @@ locals {
   s3   = "arn:${data.aws_partition.current.partition}:s3:::"
   head = "${var.name}-head"
 
-  # With EC2 the head has a role of its own: it starts and ends the other machines.
+  # On EC2 the head has its own role: it starts and terminates the other machines.
   roles  = var.runs_on == "eks" ? [var.name] : [local.head, "${var.name}-worker"]
   issuer = var.oidc_provider_arn == null ? "" : split("oidc-provider/", var.oidc_provider_arn)[1]
 }
 
-# S3 answers 404 for a key that is not there, which a run must be able to tell from 403, only to who may list the bucket; and
-# that question has no prefix, whence IfExists. Names of keys elsewhere in the bucket can be listed, then, and not read:
-# give results a bucket of their own.
+# For a missing key, S3 answers 404 only if the role may list the bucket, and 403 otherwise; a run must be able to tell
+# these apart. Such a request has no prefix, hence IfExists. As a result, keys elsewhere in the bucket can be listed, though
+# not read: use a separate bucket for results.
 data "aws_iam_policy_document" "store" {
   statement {
     sid       = "Results"
@@ -33,7 +33,7 @@ data "aws_iam_policy_document" "store" {
     }
   }
 
-  # For `gnp gc`. S3 knows no prefix here.
+  # For `gnp gc`. S3 has no prefix condition for this action.
   statement {
     sid       = "ListUploads"
     actions   = ["s3:ListBucketMultipartUploads"]
@@ -70,7 +70,7 @@ resource "aws_iam_policy" "store" {
   policy = data.aws_iam_policy_document.store.json
 }
 
-# The service accounts are those of infra/k8s/base.
+# The service accounts are in infra/k8s/base.
 data "aws_iam_policy_document" "trust_eks" {
   statement {
     actions = ["sts:AssumeRoleWithWebIdentity"]

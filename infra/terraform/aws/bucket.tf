@@ -31,7 +31,7 @@ resource "aws_s3_bucket_versioning" "results" {
 resource "aws_s3_bucket_lifecycle_configuration" "results" {
   bucket = aws_s3_bucket.results.id
 
-  # Objects themselves never expire: what is of no use `gnp gc` knows.
+  # Objects never expire: `gnp gc` finds the ones that are not needed.
   rule {
     id     = "unfinished-uploads"
     status = "Enabled"
@@ -42,7 +42,7 @@ resource "aws_s3_bucket_lifecycle_configuration" "results" {
     }
   }
 
-  # Also where versioning was on once, and is not any more.
+  # Also applies if versioning was on once and is now off.
   rule {
     id     = "old-versions"
     status = "Enabled"

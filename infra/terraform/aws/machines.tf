@@ -1,4 +1,4 @@
-# What the machines of infra/ray/aws.yaml need beside the store; on EKS, none of it.
+# Permissions of the machines of infra/ray/aws.yaml other than for the store; not needed on EKS.
 
 locals {
   machines = toset(var.runs_on == "ec2" ? local.roles : [])
@@ -11,7 +11,7 @@ resource "aws_iam_instance_profile" "gnp" {
   role     = aws_iam_role.gnp[each.key].name
 }
 
-# The launcher's ssh goes through Systems Manager.
+# The launcher connects by ssh through Systems Manager.
 resource "aws_iam_role_policy_attachment" "systems_manager" {
   for_each   = local.machines
   role       = aws_iam_role.gnp[each.key].name
@@ -39,7 +39,7 @@ data "aws_iam_policy_document" "autoscaler" {
     }
   }
 
-  # The tag is the launcher's, and its value the cluster's name.
+  # The launcher sets this tag to the cluster's name.
   statement {
     sid       = "TagAndEndItsOwn"
     actions   = ["ec2:CreateTags", "ec2:TerminateInstances"]

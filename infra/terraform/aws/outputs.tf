@@ -1,14 +1,14 @@
 output "store" {
-  description = "What `gnp generate --store` is given."
+  description = "Value for `gnp generate --store`."
   value       = "s3://${aws_s3_bucket.results.bucket}/${var.prefix}"
 }
 
 output "role_arns" {
-  description = "By name; on EKS, what infra/k8s/overlays/eks writes on the service accounts."
+  description = "ARNs of the roles by name; on EKS, for the service accounts in infra/k8s/overlays/eks."
   value       = { for name, role in aws_iam_role.gnp : name => role.arn }
 }
 
 output "instance_profiles" {
-  description = "What infra/ray/aws.yaml calls IamInstanceProfile; none on EKS."
+  description = "Values for IamInstanceProfile in infra/ray/aws.yaml; none on EKS."
   value       = keys(aws_iam_instance_profile.gnp)
 }

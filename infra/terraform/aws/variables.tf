@@ -1,10 +1,10 @@
 variable "region" {
-  description = "Where the bucket lies: the machines' own region, for traffic between regions costs money and time."
+  description = "Region of the bucket: that of the machines, since traffic between regions costs money and time."
   type        = string
 }
 
 variable "bucket" {
-  description = "Name of the bucket for results, which is made here."
+  description = "Name of the bucket for results, which is created here."
   type        = string
 
   validation {
@@ -14,7 +14,7 @@ variable "bucket" {
 }
 
 variable "prefix" {
-  description = "Below which everything that gnp writes lies: its stores are s3://BUCKET/PREFIX, or below that."
+  description = "Prefix of everything that gnp writes: its stores are s3://BUCKET/PREFIX, or below that."
   type        = string
   default     = "results"
 
@@ -25,7 +25,7 @@ variable "prefix" {
 }
 
 variable "inputs" {
-  description = "Where images and checkpoints are read from, and never written to; an empty prefix is the whole bucket."
+  description = "Buckets and prefixes with images and checkpoints, read only; an empty prefix is the whole bucket."
   type        = list(object({ bucket = string, prefix = string }))
   default     = []
 
@@ -36,13 +36,13 @@ variable "inputs" {
 }
 
 variable "versioning" {
-  description = "Whether the bucket keeps what is overwritten or removed, for noncurrent_days."
+  description = "Whether the bucket keeps overwritten and deleted objects for noncurrent_days."
   type        = bool
   default     = false
 }
 
 variable "noncurrent_days" {
-  description = "How long a bucket with versioning keeps what was overwritten or removed."
+  description = "Days for which a bucket with versioning keeps overwritten and deleted objects."
   type        = number
   default     = 30
 
@@ -53,13 +53,13 @@ variable "noncurrent_days" {
 }
 
 variable "name" {
-  description = "What roles and policies are called, or begin with."
+  description = "Name of roles and policies, or prefix of their names."
   type        = string
   default     = "gnp"
 }
 
 variable "runs_on" {
-  description = "Who takes the role: `eks`, the pods of infra/k8s; `ec2`, the machines of infra/ray/aws.yaml."
+  description = "What uses the role: `eks`, the pods of infra/k8s; `ec2`, the machines of infra/ray/aws.yaml."
   type        = string
 
   validation {
@@ -75,12 +75,12 @@ variable "oidc_provider_arn" {
 
   validation {
     condition     = (var.runs_on == "eks") == (var.oidc_provider_arn != null)
-    error_message = "It is to be given with runs_on = \"eks\", and not otherwise."
+    error_message = "Required with runs_on = \"eks\", and not allowed otherwise."
   }
 }
 
 variable "namespace" {
-  description = "With `eks`: where infra/k8s is applied."
+  description = "With `eks`: the namespace of infra/k8s."
   type        = string
   default     = "gnp"
 }

@@ -1,5 +1,5 @@
 terraform {
-  required_version = ">= 1.9, < 2.0" # conditions of variables may look at other variables since 1.9
+  required_version = ">= 1.9, < 2.0" # since 1.9, validations of variables can refer to other variables
 
   required_providers {
     aws = {

@@ -1,11 +1,11 @@
-# A bucket on a store of your own (MinIO, Ceph, SeaweedFS and the like). Encryption and who may read without a key are
-# settings of the server there, not of the bucket.
+# A bucket on your own S3-compatible store (MinIO, Ceph, SeaweedFS …). Encryption and anonymous access are settings of the
+# server there, not of the bucket.
 
 resource "aws_s3_bucket" "results" {
   bucket = var.bucket
 }
 
-# Not every store knows versions, so it is asked for them only if they are wanted.
+# Not every store supports versioning, so it is configured only on request.
 resource "aws_s3_bucket_versioning" "results" {
   count  = var.versioning ? 1 : 0
   bucket = aws_s3_bucket.results.id
@@ -18,7 +18,7 @@ resource "aws_s3_bucket_versioning" "results" {
 resource "aws_s3_bucket_lifecycle_configuration" "results" {
   bucket = aws_s3_bucket.results.id
 
-  # Objects themselves never expire: what is of no use `gnp gc` knows.
+  # Objects never expire: `gnp gc` finds the ones that are not needed.
   rule {
     id     = "unfinished-uploads"
     status = "Enabled"
@@ -46,7 +46,7 @@ resource "aws_s3_bucket_lifecycle_configuration" "results" {
   depends_on = [aws_s3_bucket_versioning.results]
 }
 
-# Users are made by the store's own tool, which takes this policy: `terraform output -raw policy > policy.json`.
+# Users are created with the store's own tool, which takes this policy: `terraform output -raw policy > policy.json`.
 data "aws_iam_policy_document" "store" {
   statement {
     sid       = "Results"
@@ -66,7 +66,7 @@ data "aws_iam_policy_document" "store" {
     }
   }
 
-  # For `gnp gc`. S3 knows no prefix here.
+  # For `gnp gc`. S3 has no prefix condition for this action.
   statement {
     sid       = "ListUploads"
     actions   = ["s3:ListBucketMultipartUploads"]

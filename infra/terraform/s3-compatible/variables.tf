@@ -4,18 +4,18 @@ variable "endpoint" {
 
   validation {
     condition     = can(regex("^https://[^/]+$", var.endpoint))
-    error_message = "https:// and a host, perhaps with a port: keys and results do not go in the clear."
+    error_message = "https:// and a host, optionally with a port: keys and results must be encrypted in transit."
   }
 }
 
 variable "region" {
-  description = "What the store calls its region; most take any."
+  description = "Region name of the store; most accept any."
   type        = string
   default     = "us-east-1"
 }
 
 variable "bucket" {
-  description = "Name of the bucket for results, which is made here."
+  description = "Name of the bucket for results, which is created here."
   type        = string
 
   validation {
@@ -25,7 +25,7 @@ variable "bucket" {
 }
 
 variable "prefix" {
-  description = "Below which everything that gnp writes lies: its stores are s3://BUCKET/PREFIX, or below that."
+  description = "Prefix of everything that gnp writes: its stores are s3://BUCKET/PREFIX, or below that."
   type        = string
   default     = "results"
 
@@ -36,19 +36,19 @@ variable "prefix" {
 }
 
 variable "inputs" {
-  description = "Buckets that images and checkpoints are read from, and that are never written to."
+  description = "Buckets with images and checkpoints, read only."
   type        = list(string)
   default     = []
 }
 
 variable "versioning" {
-  description = "Whether the bucket keeps what is overwritten or removed, for noncurrent_days."
+  description = "Whether the bucket keeps overwritten and deleted objects for noncurrent_days."
   type        = bool
   default     = false
 }
 
 variable "noncurrent_days" {
-  description = "How long a bucket with versioning keeps what was overwritten or removed."
+  description = "Days for which a bucket with versioning keeps overwritten and deleted objects."
   type        = number
   default     = 30
 

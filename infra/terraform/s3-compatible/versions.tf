@@ -9,7 +9,7 @@ terraform {
   }
 }
 
-# Keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: a file would keep them.
+# Keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, so that no file has them.
 provider "aws" {
   region                      = var.region
   s3_use_path_style           = true

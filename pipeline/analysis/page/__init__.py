@@ -1,4 +1,4 @@
-"""A store as one page: it needs no network, and no program but a browser."""
+"""The report of a store as one HTML page, which needs no network and no other file."""
 
 import base64
 import hashlib
@@ -7,28 +7,29 @@ from importlib.resources import files
 
 import jinja2
 
-from pipeline.analysis import picture
-from pipeline.analysis.page.content import gather, points
+from pipeline.analysis.page.content import gather
+from pipeline.analysis.page.figures import as_points
 from pipeline.analysis.page.gallery import RULES
 from pipeline.analysis.report import budget
+from pipeline.analysis.sample_view import short
 from pipeline.ledger import Ledger
-from pipeline.results.predictions import COUNTED, Denominator
+from pipeline.results.predictions import DENOMINATOR_LABELS, Denominator
 from pipeline.version import VERSION
 
 
 def render(ledger: Ledger, *, store: str = "", base: str = "mi", denominator: Denominator = "target") -> str:
-    """The page's HTML, which holds all that it shows.
+    """The page as HTML, with its style, script and images inside.
 
-    What names in the store say is text, whatever it looks like: it is escaped, and no script but the page's own runs.
+    Names from the store are escaped, and only the page's own script runs.
 
     Args:
         ledger: The store.
-        store: What the page calls it; by default its address.
-        base: Name of the attack that gains are over.
+        store: Name of the store on the page; by default its address.
+        base: Name of the base attack of gains.
         denominator: Which images count in gains and figures.
 
     Raises:
-        IntegrityError: Something stored is damaged.
+        IntegrityError: A stored file is damaged.
         StorageError: The store failed.
     """
     template, style, script = (
@@ -40,14 +41,14 @@ def render(ledger: Ledger, *, store: str = "", base: str = "mi", denominator: De
     return environment.from_string(template).render(
         content=gather(ledger, base=base, denominator=denominator),
         store=store or ledger.storage.url,
-        counted_as=COUNTED,
+        denominator_labels=DENOMINATOR_LABELS,
         rules=RULES,
-        short=picture.short,
+        short=short,
         budget=budget,
-        points=points,
+        as_points=as_points,
         style=style,
         script=script,
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=VERSION,
-        when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -1,4 +1,4 @@
-"""Samples to look at, chosen by rule: at random, where an attack is strongest, and where it fails."""
+"""Sample gallery: samples of an attack chosen by rule: at random, its strongest, and its failures."""
 
 import base64
 import io
@@ -8,78 +8,71 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.analysis import picture
-from pipeline.analysis.picture import Said
-from pipeline.analysis.report import Overall
+from pipeline.analysis import picture, sample_view
+from pipeline.analysis.report import PooledSuccess
+from pipeline.analysis.sample_view import SampleView
 from pipeline.ledger import Ledger
 
-EACH = 3
+SAMPLES_PER_RULE = 3
 RULES = {
-    "random": "drawn by seed 0",
-    "strongest": "most targets fooled, then the least probability of the true class",
-    "failures": "fewest targets fooled of those that were right, then the greatest probability of the true class",
+    "random": "drawn with seed 0",
+    "strongest": "most targets fooled, then lowest probability of the true class",
+    "failures": "fewest targets fooled, then highest probability of the true class",
 }
 
 
 @dataclass(frozen=True)
-class Shown:
+class GallerySample:
     """One sample of the gallery.
 
     Attributes:
-        said: What is said of it.
-        original: A PNG as a `data:` address.
-        perturbation: Likewise, around grey.
-        adversarial: Likewise, as stored.
-        times: How many times larger the perturbation is made.
+        view: The sample.
+        original: The original, a PNG as a `data:` URL.
+        perturbation: The magnified perturbation around grey, a PNG as a `data:` URL.
+        adversarial: The adversarial image as stored, a PNG as a `data:` URL.
+        factor: How many times the perturbation is magnified.
     """
 
-    said: Said
+    view: SampleView
     original: str
     perturbation: str
     adversarial: str
-    times: float
+    factor: float
 
 
-def gallery(ledger: Ledger, row: Overall) -> dict[str, list[Shown]]:
-    """Rule → samples of an attack; a sample stands under one rule alone."""
-    return {rule: _shown(ledger, said) for rule, said in chosen(picture.some(ledger, *_names(row))).items()}
+def gallery(ledger: Ledger, row: PooledSuccess) -> dict[str, list[GallerySample]]:
+    """Rule → samples of an attack; no sample appears under two rules."""
+    views = sample_view.sample_views(ledger, row.dataset, row.source_id, row.attack_id)
+    return {rule: [_gallery_sample(ledger, view) for view in chosen] for rule, chosen in choose_samples(views).items()}
 
 
-def chosen(told: Sequence[Said], *, seed: int = 0) -> dict[str, list[Said]]:
-    """Rule → samples, `EACH` of each as far as there are so many."""
-    left = list(told)
+def choose_samples(views: Sequence[SampleView], *, seed: int = 0) -> dict[str, list[SampleView]]:
+    """Rule → at most `SAMPLES_PER_RULE` samples."""
+    remaining = list(views)
 
-    def take(ordered: Iterable[Said]) -> list[Said]:
-        taken = list(ordered)[:EACH]
-        for said in taken:
-            left.remove(said)
-        return taken
+    def take(ordered: Iterable[SampleView]) -> list[SampleView]:
+        chosen = list(ordered)[:SAMPLES_PER_RULE]
+        for view in chosen:
+            remaining.remove(view)
+        return chosen
 
-    order = np.random.default_rng(seed).permutation(len(left))
-    found = {"random": take(left[index] for index in order)}
-    found["strongest"] = take(
-        sorted((each for each in left if each.fooled), key=lambda said: (-said.fooled, said.probability))
-    )
-    failing = (each for each in left if any(answer.before.right and not answer.fooled for answer in each.answers))
-    found["failures"] = take(sorted(failing, key=lambda said: (said.fooled, -said.probability)))
-    return found
-
-
-def _names(row: Overall) -> tuple[str, str, str]:
-    return row.dataset, row.source_id, row.attack_id
+    order = np.random.default_rng(seed).permutation(len(remaining))
+    samples = {"random": take(remaining[index] for index in order)}
+    successful = [view for view in remaining if view.targets_fooled]
+    samples["strongest"] = take(sorted(successful, key=lambda view: (-view.targets_fooled, view.mean_probability)))
+    failing = [view for view in remaining if any(target.clean.correct and not target.fooled for target in view.targets)]
+    samples["failures"] = take(sorted(failing, key=lambda view: (view.targets_fooled, -view.mean_probability)))
+    return samples
 
 
-def _shown(ledger: Ledger, told: Sequence[Said]) -> list[Shown]:
-    found = []
-    for said in told:
-        original, adversarial = picture.images(ledger, said)
-        perturbation, times = picture.magnified(original, adversarial, epsilon=said.epsilon, norm=said.norm)
-        enlarged = (255 * perturbation).round().astype(np.uint8)
-        found.append(Shown(said, _address(original), _address(enlarged), _address(adversarial), times))
-    return found
+def _gallery_sample(ledger: Ledger, view: SampleView) -> GallerySample:
+    original, adversarial = sample_view.read_images(ledger, view)
+    perturbation, factor = picture.magnify(original, adversarial, epsilon=view.epsilon, norm=view.norm)
+    pixels = (255 * perturbation).round().astype(np.uint8)
+    return GallerySample(view, _data_url(original), _data_url(pixels), _data_url(adversarial), factor)
 
 
-def _address(pixels: np.ndarray) -> str:
+def _data_url(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

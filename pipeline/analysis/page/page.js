@@ -1,14 +1,14 @@
-// Filter, sort, and which denominator is shown. The page is whole without it.
+// Filters and sorts tables, and switches the denominator. Without it the page shows everything.
 "use strict";
 
 function sortBy(table, column, descending) {
   const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
   const number = (text) => (text === "" || Number.isNaN(Number(text)) ? null : Number(text));
   const order = (a, b) => {
-    const [one, other] = [value(a), value(b)];
-    const [left, right] = [number(one), number(other)];
-    if (one === "" || other === "") return (one === "") - (other === ""); // nothing comes last, either way
-    const difference = left !== null && right !== null ? left - right : one.localeCompare(other);
+    const [textA, textB] = [value(a), value(b)];
+    const [numberA, numberB] = [number(textA), number(textB)];
+    if (textA === "" || textB === "") return (textA === "") - (textB === ""); // empty cells last, in both directions
+    const difference = numberA !== null && numberB !== null ? numberA - numberB : textA.localeCompare(textB);
     return descending ? -difference : difference;
   };
   const body = table.tBodies[table.tBodies.length - 1];
@@ -28,7 +28,7 @@ for (const button of document.querySelectorAll("th button")) {
 
 for (const input of document.querySelectorAll("input[data-filters]")) {
   const tables = document.querySelectorAll(`table[data-filter="${input.dataset.filters}"]`);
-  const said = document.querySelector(`output[data-counts="${input.dataset.filters}"]`);
+  const counter = document.querySelector(`output[data-counts="${input.dataset.filters}"]`);
   const apply = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     for (const table of tables) {
@@ -37,7 +37,7 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
         const text = row.textContent.toLowerCase();
         row.hidden = !words.every((word) => text.includes(word));
       }
-      said.textContent = words.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows` : "";
+      counter.textContent = words.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows` : "";
     }
   };
   input.addEventListener("input", apply);

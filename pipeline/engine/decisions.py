@@ -1,0 +1,139 @@
+"""What the scheduler does next: pure functions of its state and the time; no Ray.
+
+They answer which workers to start or release, which item a worker is assigned, and when to give up: an item, starting
+workers, or a store that keeps failing.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.engine.state import Pool, SchedulerState, WorkerRecord, WorkerState
+from pipeline.plan.outline import Item
+
+# An item that failed this many times is listed as failed.
+ATTEMPTS = 3
+# A run ends after this many failed starts of one stage's workers in a row.
+START_TRIES = 5
+# An idle worker is kept this long: an item that failed, or that another run gives up, may still come to it.
+IDLE_S = 5.0
+# The longest pause between starts that fail.
+MAX_BACKOFF_S = 30.0
+# How many items of a queue are looked through for one that a node may be given.
+LOOK_AHEAD = 100
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An item for an idle worker, and the item whose shard it fetches meanwhile (None: nothing)."""
+
+    worker: WorkerRecord
+    item: Item
+    prefetch: Item | None
+
+
+def workers_wanted(state: SchedulerState, pool: Pool) -> int:
+    """How many workers of a pool there is work for."""
+    wanted = pool.waiting + len(pool.in_state(WorkerState.BUSY))
+    if pool is state.scorers and state.generators.has_started_worker:
+        # Scorers start while generators work, so that loading the targets delays nothing; but never before a generator
+        # is up, whose place on the cluster an idle scorer might have taken.
+        wanted = max(wanted, state.generators.waiting + len(state.busy))
+    return min(pool.shape.count, wanted)
+
+
+def to_release(state: SchedulerState, pool: Pool, now: float) -> list[WorkerRecord]:
+    """The workers of a pool that nothing is left for.
+
+    They go at once where the other pool waits for their place, else after `IDLE_S`, so that another run finds room.
+    """
+    other = state.scorers if pool is state.generators else state.generators
+    place_needed = bool(other.in_state(WorkerState.STARTING))
+    free = [
+        worker
+        for worker in pool.workers
+        if worker.state is WorkerState.STARTING
+        or (worker.state is WorkerState.IDLE and (place_needed or worker.since < now - IDLE_S))
+    ]
+    free.sort(key=lambda worker: (worker.state is not WorkerState.STARTING, worker.prefetch is not None))
+    return free[: max(0, len(pool.workers) - workers_wanted(state, pool))]
+
+
+def to_start(state: SchedulerState, pool: Pool, now: float) -> int:
+    """How many workers of a pool to start now."""
+    return 0 if now < pool.start_not_before else max(0, workers_wanted(state, pool) - len(pool.workers))
+
+
+def lacks_worker(state: SchedulerState, pool: Pool) -> bool:
+    """Whether there is work for a pool of which no worker is up."""
+    return workers_wanted(state, pool) > 0 and not pool.has_started_worker
+
+
+def start_failure(pool: Pool, now: float, *, limit_s: float) -> str | None:
+    """Why the run ends, where a pool that lacks a worker could start none in time; else None."""
+    waited_s = now - pool.without_worker_since
+    if pool.failed_starts < START_TRIES and waited_s <= limit_s:
+        return None
+    reason = pool.start_error or "the cluster has no room for it"
+    return f"no {pool.stage} could start, in {pool.failed_starts} tries and {waited_s / 60:.1f} minutes: {reason}"
+
+
+def backoff_s(failed_starts: int) -> float:
+    """The pause after this many failed starts in a row."""
+    return min(2.0**failed_starts, MAX_BACKOFF_S)
+
+
+def next_assignment(state: SchedulerState, pool: Pool) -> Assignment | None:
+    """The next item for the first idle worker that there is one for; None where there is nothing to assign."""
+    for worker in pool.in_state(WorkerState.IDLE):
+        if worker.node in state.draining:
+            continue
+        item = worker.prefetch or _next_item(state, pool, worker.node)
+        if item is not None:
+            still_queued = len(pool.queue) - (bool(pool.queue) and worker.prefetch is None)
+            return Assignment(worker, item, _next_prefetch(state, pool, item, still_queued))
+    return None
+
+
+def _next_item(state: SchedulerState, pool: Pool, node: str) -> Item | None:
+    """The next item for a worker on a node.
+
+    An item that failed on that node waits for another node, where the pool has one it has not failed on: a single node
+    whose disk is full or whose device is broken would use up every item's tries.
+    """
+    nodes = {worker.node for worker in pool.workers if worker.state is not WorkerState.STARTING}
+    for item, _ in zip(pool.queue, range(LOOK_AHEAD), strict=False):
+        failed_on = state.failed_on.get((pool.stage, item.name), set())
+        if node not in failed_on or failed_on >= nodes:
+            return item
+    if pool.queue:
+        return None
+    # An item that another worker only prefetches is better begun again by an idle one than waited for.
+    return next((worker.prefetch for worker in pool.workers if worker.prefetch is not None), None)
+
+
+def _next_prefetch(state: SchedulerState, pool: Pool, item: Item, still_queued: int) -> Item | None:
+    """The item whose shard a generator fetches while it works on another, if any.
+
+    An item that has failed is fetched and run alone, for it may be what kills workers. An item of the same shard from
+    another source waits until that shard's originals are committed. Idle workers, this one counted, come first.
+    """
+    if pool is not state.generators or _is_suspect(state, pool, item):
+        return None
+    if still_queued < max(1, len(pool.in_state(WorkerState.IDLE))):
+        return None
+    candidate = pool.queue[0] if pool.queue[0] != item else pool.queue[1]
+    same_images = candidate.selection.shard.name == item.selection.shard.name and candidate.source != item.source
+    return None if same_images or _is_suspect(state, pool, candidate) else candidate
+
+
+def _is_suspect(state: SchedulerState, pool: Pool, item: Item) -> bool:
+    return bool(state.tries[pool.stage, item.name]) or item.name in state.suspects
+
+
+def overdue(state: SchedulerState, now: float, *, limit_s: float) -> list[WorkerRecord]:
+    """The workers that have worked on their item for too long."""
+    return [worker for worker in state.busy if now - worker.since > limit_s]
+
+
+def store_keeps_failing(state: SchedulerState) -> bool:
+    """Whether the store failed so often, with nothing done between, that waiting for it makes no sense."""
+    return state.store_failures > 2 * sum(pool.shape.count for pool in state.pools) + 4

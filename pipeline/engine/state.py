@@ -1,0 +1,178 @@
+"""What the scheduler knows: the queue and the workers of each stage, and how often each item was tried.
+
+Plain data and its transitions: no Ray, no clock, no store. `decisions` reads it, `Scheduler` changes it. A worker:
+
+    STARTING ──started──▶ IDLE ──assigned──▶ BUSY
+                           ▲                  │
+                           └─────finished─────┘        from any state it may be removed (it died, or is not needed)
+"""
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from pipeline.ledger.progress import StageTotals
+from pipeline.plan.outline import Item
+from pipeline.plan.pools import WorkerShape
+
+StageName = Literal["generator", "scorer"]
+
+
+class WorkerState(Enum):
+    """A worker's state; the module's drawing has the transitions."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+
+
+@dataclass(eq=False)
+class WorkerRecord:
+    """A worker as the scheduler knows it.
+
+    Attributes:
+        stage: The stage that it works for.
+        since: When it entered its state, by `time.monotonic`.
+        state: Its state.
+        node: Id of the node that it runs on; empty while it starts.
+        item: The item that it works on, while it is busy.
+        prefetch: The item whose shard it fetches meanwhile, which it will probably be assigned next.
+        attempt: Which try of its item this is, from 1.
+        totals: What it has added to the store for its item, as far as it has reported.
+    """
+
+    stage: StageName
+    since: float
+    state: WorkerState = WorkerState.STARTING
+    node: str = ""
+    item: Item | None = None
+    prefetch: Item | None = None
+    attempt: int = 1
+    totals: StageTotals = field(default_factory=StageTotals)
+
+    def started(self, node: str, now: float) -> None:
+        """Its models are loaded, and it waits for an item."""
+        assert self.state is WorkerState.STARTING
+        self.state, self.node, self.since = WorkerState.IDLE, node, now
+
+    def assigned(self, item: Item, prefetch: Item | None, *, attempt: int, now: float) -> None:
+        """It works on an item."""
+        assert self.state is WorkerState.IDLE
+        self.state, self.since = WorkerState.BUSY, now
+        self.item, self.prefetch, self.attempt, self.totals = item, prefetch, attempt, StageTotals()
+
+    def finished(self, now: float) -> Item:
+        """It returned its item, done or not; `prefetch` stays with it."""
+        assert self.state is WorkerState.BUSY
+        assert self.item is not None
+        item, self.item = self.item, None
+        self.state, self.since = WorkerState.IDLE, now
+        return item
+
+
+@dataclass
+class Pool:
+    """The workers of one stage, and the items that wait for them.
+
+    Attributes:
+        stage: The stage.
+        shape: How many workers there may be, and what each is given.
+        without_worker_since: Since when it has needed a worker and had none that has started.
+        workers: Its workers, in any state.
+        queue: Items that wait for one.
+        failed_starts: How many starts in a row have failed.
+        start_error: Why the last one did.
+        start_not_before: No worker is started before this time.
+    """
+
+    stage: StageName
+    shape: WorkerShape
+    without_worker_since: float
+    workers: list[WorkerRecord] = field(default_factory=list)
+    queue: deque[Item] = field(default_factory=deque)
+    failed_starts: int = 0
+    start_error: str = ""
+    start_not_before: float = 0.0
+
+    def in_state(self, state: WorkerState) -> list[WorkerRecord]:
+        """Its workers in one state."""
+        return [worker for worker in self.workers if worker.state is state]
+
+    @property
+    def has_started_worker(self) -> bool:
+        """Whether at least one worker is up."""
+        return any(worker.state is not WorkerState.STARTING for worker in self.workers)
+
+    @property
+    def waiting(self) -> int:
+        """Number of items that no worker works on."""
+        return len(self.queue) + sum(worker.prefetch is not None for worker in self.workers)
+
+    def take(self, item: Item) -> None:
+        """Removes an item from where it waits: as some worker's prefetch, or in the queue."""
+        for worker in self.workers:
+            if worker.prefetch == item:
+                worker.prefetch = None
+                return
+        self.queue.remove(item)
+
+    def remove(self, worker: WorkerRecord) -> Item | None:
+        """Removes a worker and returns the item that it worked on; its prefetch is the next in the queue."""
+        if worker in self.workers:
+            self.workers.remove(worker)
+        if worker.prefetch is not None:
+            self.queue.appendleft(worker.prefetch)
+        item = worker.item
+        worker.item = worker.prefetch = None
+        return item
+
+
+@dataclass
+class SchedulerState:
+    """Everything that scheduling decisions depend on.
+
+    Attributes:
+        generators: Workers that attack.
+        scorers: Workers that score.
+        tries: Failed tries by (stage, item name).
+        failed_on: The nodes that an item failed on, by (stage, item name).
+        suspects: Names of items that were being prefetched when a worker died, and may be the reason.
+        draining: Ids of nodes that Ray is about to take away.
+        store_failures: Failures of the store since an item was last done.
+    """
+
+    generators: Pool
+    scorers: Pool
+    tries: Counter[tuple[StageName, str]] = field(default_factory=Counter)
+    failed_on: dict[tuple[StageName, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+    suspects: set[str] = field(default_factory=set)
+    draining: set[str] = field(default_factory=set)
+    store_failures: int = 0
+
+    @property
+    def pools(self) -> Sequence[Pool]:
+        """Both pools, generators first."""
+        return self.generators, self.scorers
+
+    def pool(self, stage: StageName) -> Pool:
+        """The pool of a stage."""
+        return self.generators if stage == "generator" else self.scorers
+
+    @property
+    def workers(self) -> list[WorkerRecord]:
+        """Every worker of both pools."""
+        return [*self.generators.workers, *self.scorers.workers]
+
+    @property
+    def busy(self) -> list[WorkerRecord]:
+        """Every worker that works on an item."""
+        return [worker for worker in self.workers if worker.state is WorkerState.BUSY]
+
+    def count_failed_try(self, stage: StageName, item: Item, node: str) -> int:
+        """Records a failed try of an item on a node; returns the number of its failed tries."""
+        key = stage, item.name
+        self.tries[key] += 1
+        self.failed_on[key].add(node)
+        return self.tries[key]

@@ -1,0 +1,49 @@
+"""Which parts are committed, read off the names of markers alone: one request lists 1,000."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.ledger.keys import Unit, parse_part_file
+from pipeline.storage import Storage
+
+
+@dataclass(frozen=True)
+class CommittedParts:
+    """The committed parts of some scopes, in some 100 bytes per shard and scope.
+
+    Attributes:
+        scopes: Scope → shard → (number of parts of the shard, committed parts as bits).
+    """
+
+    scopes: Mapping[str, Mapping[str, tuple[int, int]]]
+
+    def __contains__(self, unit: Unit) -> bool:
+        return bool(self.part_bits(unit.scope, unit.part.shard) >> unit.part.index & 1)
+
+    def part_count(self, shard: str) -> int | None:
+        """The number of parts of a shard; None while none is committed."""
+        return next((shards[shard][0] for shards in self.scopes.values() if shard in shards), None)
+
+    def part_bits(self, scope: str, shard: str) -> int:
+        """The committed parts of a shard in a scope: bit i for part i."""
+        return self.scopes[scope].get(shard, (0, 0))[1]
+
+
+def list_scope(storage: Storage, scope: str, *, shard: str = "") -> dict[str, tuple[int, int]]:
+    """The committed parts of one scope, as in `CommittedParts.scopes`.
+
+    Args:
+        storage: The store.
+        scope: Such as `clean/DATASET/TARGET`.
+        shard: Only this shard; by default all.
+    """
+    shards: dict[str, tuple[int, int]] = {}
+    start = len(f"markers/{scope}/")
+    for stored in storage.list(f"markers/{scope}/{shard}" if shard else f"markers/{scope}"):
+        name, _, file = stored.key[start:].rpartition("/")
+        part = parse_part_file(file)
+        if part is not None and "/" not in name:
+            index, count = part
+            _, bits = shards.get(name, (0, 0))
+            shards[name] = count, bits | 1 << index
+    return shards

@@ -1,0 +1,191 @@
+"""What the scheduler decides, on states made by hand: no Ray, no store."""
+
+from collections import deque
+from dataclasses import replace
+
+from pipeline.data.sample import ShardFile
+from pipeline.engine import decisions
+from pipeline.engine.decisions import IDLE_S, START_TRIES, Assignment
+from pipeline.engine.state import Pool, SchedulerState, StageName, WorkerRecord, WorkerState
+from pipeline.plan.outline import Item, ShardSelection
+from pipeline.plan.pools import WorkerShape
+
+NOW = 1000.0
+
+
+def item(number: int, source: str = "source") -> Item:
+    name = f"s-{number}"
+    return Item(ShardSelection(ShardFile(f"in/{name}.tar", name, 1, "v"), None), source)
+
+
+def worker(stage: StageName = "generator", node: str = "", *, since: float = NOW) -> WorkerRecord:
+    """A worker that has started on a node, or that still starts where none is named."""
+    record = WorkerRecord(stage, since)
+    if node:
+        record.started(node, since)
+    return record
+
+
+def busy(work: Item, stage: StageName = "generator", node: str = "n", prefetch: Item | None = None) -> WorkerRecord:
+    record = worker(stage, node)
+    record.assigned(work, prefetch, attempt=1, now=NOW)
+    return record
+
+
+def state(
+    *,
+    generators: list[WorkerRecord] = [],
+    scorers: list[WorkerRecord] = [],
+    queue: list[Item] = [],  # noqa: B006
+) -> SchedulerState:
+    """Pools of at most four generators and one scorer; the queue is the generators'."""
+    return SchedulerState(
+        Pool("generator", WorkerShape(4, 1.0, 1.0), NOW, list(generators), deque(queue)),
+        Pool("scorer", WorkerShape(1, 1.0, 1.0), NOW, list(scorers)),
+    )
+
+
+def apply(schedule: SchedulerState, assignment: Assignment | None) -> None:
+    """Carries out an assignment, as the scheduler does."""
+    assert assignment is not None
+    schedule.generators.take(assignment.item)
+    if assignment.prefetch is not None:
+        schedule.generators.take(assignment.prefetch)
+    assignment.worker.assigned(assignment.item, assignment.prefetch, attempt=1, now=NOW)
+
+
+def test_as_many_workers_as_items_are_started_and_no_more_than_the_pool_holds() -> None:
+    few, many = state(queue=[item(0), item(1)]), state(queue=[item(number) for number in range(9)])
+    assert decisions.to_start(few, few.generators, NOW) == 2
+    assert decisions.to_start(many, many.generators, NOW) == 4
+    assert decisions.to_start(many, many.scorers, NOW) == 0, "no generator is up, whose place a scorer might take"
+    many.generators.workers.append(worker(node="n"))
+    assert decisions.to_start(many, many.scorers, NOW) == 1, "its models load while the generators work"
+
+
+def test_starts_that_fail_are_repeated_after_a_pause_and_end_the_run_at_last() -> None:
+    schedule = state(queue=[item(0)])
+    pool = schedule.generators
+    assert decisions.lacks_worker(schedule, pool)
+    assert decisions.start_failure(pool, NOW + 60, limit_s=61) is None
+    assert decisions.start_failure(pool, NOW + 62, limit_s=61) == (
+        "no generator could start, in 0 tries and 1.0 minutes: the cluster has no room for it"
+    )
+    pool.failed_starts, pool.start_error, pool.start_not_before = START_TRIES, "no device", NOW + 1
+    assert decisions.to_start(schedule, pool, NOW) == 0
+    assert decisions.to_start(schedule, pool, NOW + 1) == 1
+    assert decisions.start_failure(pool, NOW, limit_s=61) == (
+        "no generator could start, in 5 tries and 0.0 minutes: no device"
+    )
+    assert [decisions.backoff_s(tries) for tries in (1, 2, 3, 10)] == [2, 4, 8, 30]
+
+
+def test_an_item_that_failed_on_a_node_goes_to_another_node_where_there_is_one() -> None:
+    bad, good = worker(node="bad"), worker(node="good")
+    first, second = item(0), item(1)
+    schedule = state(generators=[bad, good], queue=[first])
+    assert schedule.count_failed_try("generator", first, "bad") == 1
+    schedule.generators.queue.append(second)
+    apply(schedule, decisions.next_assignment(schedule, schedule.generators))
+    assert (bad.item, good.item) == (second, None)
+    apply(schedule, decisions.next_assignment(schedule, schedule.generators))
+    assert good.item == first
+    schedule.generators.queue.append(good.finished(NOW))
+    schedule.count_failed_try("generator", first, "good")
+    bad.finished(NOW)
+    apply(schedule, decisions.next_assignment(schedule, schedule.generators))
+    assert bad.item == first, "it has failed on every node"
+
+
+def test_an_idle_worker_is_kept_for_a_while_unless_the_other_stage_needs_its_place() -> None:
+    fresh, old, starting = worker(node="n"), worker(node="n", since=NOW - IDLE_S - 1), worker()
+    schedule = state(generators=[fresh, old, starting])
+    released = decisions.to_release(schedule, schedule.generators, NOW)
+    assert released == [starting, old], "one was idle for long, and one that starts is not needed"
+    schedule.scorers.workers.append(worker("scorer"))
+    assert set(decisions.to_release(schedule, schedule.generators, NOW)) == {fresh, old, starting}
+
+
+def test_workers_that_there_is_work_for_are_not_released() -> None:
+    schedule = state(generators=[busy(item(0)), worker(node="n", since=NOW - 60)], queue=[item(1)])
+    assert decisions.to_release(schedule, schedule.generators, NOW) == []
+
+
+def test_nothing_is_assigned_on_a_draining_node() -> None:
+    schedule = state(generators=[worker(node="going")], queue=[item(0)])
+    schedule.draining = {"going"}
+    assert decisions.next_assignment(schedule, schedule.generators) is None
+
+
+def test_a_generator_prefetches_the_next_item_and_an_idle_one_takes_it_instead() -> None:
+    one, two = worker(node="n"), worker(node="n")
+    items = [item(number) for number in range(5)]
+    schedule = state(generators=[one, two], queue=items[:3])
+    pool = schedule.generators
+    apply(schedule, decisions.next_assignment(schedule, pool))
+    apply(schedule, decisions.next_assignment(schedule, pool))
+    assert (one.item, one.prefetch) == (items[0], items[1])
+    assert (two.item, two.prefetch) == (items[2], None)
+    assert (pool.waiting, list(pool.queue)) == (1, [])
+    two.finished(NOW)
+    apply(schedule, decisions.next_assignment(schedule, pool))
+    assert (two.item, one.prefetch, pool.waiting) == (items[1], None, 0), "an idle worker begins it again at once"
+    one.finished(NOW)
+    pool.queue.extend(items[3:])
+    apply(schedule, decisions.next_assignment(schedule, pool))
+    assert (one.item, one.prefetch) == (items[3], items[4])
+    assert pool.remove(one) == items[3]
+    assert list(pool.queue) == [items[4]], "what was only being prefetched counts as no try"
+
+
+def test_what_may_kill_workers_or_waits_for_originals_is_not_prefetched() -> None:
+    def prefetched(work: Item, queued: Item, *, failed: str = "", suspect: str = "", idle: int = 1) -> Item | None:
+        schedule = state(generators=[worker(node="n") for _ in range(idle)], queue=[work, queued])
+        if failed:
+            schedule.tries["generator", failed] = 1
+        schedule.suspects = {suspect}
+        assignment = decisions.next_assignment(schedule, schedule.generators)
+        assert assignment is not None
+        assert assignment.item == work
+        return assignment.prefetch
+
+    first, second = item(0), item(1)
+    assert prefetched(first, second) == second
+    assert prefetched(first, second, idle=2) is None, "another worker is idle"
+    assert prefetched(first, second, failed=first.name) is None, "an item that failed runs alone"
+    assert prefetched(first, second, failed=second.name) is None
+    assert prefetched(first, second, suspect=second.name) is None, "it may have been what killed a worker"
+    assert prefetched(first, replace(first, source="another")) is None, "its originals are being made"
+
+
+def test_scorers_prefetch_nothing() -> None:
+    schedule = state(scorers=[worker("scorer", "n")])
+    schedule.scorers.queue.extend([item(0), item(1)])
+    assert decisions.next_assignment(schedule, schedule.scorers) == Assignment(
+        schedule.scorers.workers[0], item(0), None
+    )
+
+
+def test_only_busy_workers_can_be_overdue() -> None:
+    late = busy(item(0))
+    schedule = state(generators=[late, worker(node="n", since=NOW - 100)])
+    assert decisions.overdue(schedule, NOW + 5, limit_s=10) == []
+    assert decisions.overdue(schedule, NOW + 11, limit_s=10) == [late]
+
+
+def test_a_store_that_fails_again_and_again_with_nothing_done_ends_the_run() -> None:
+    schedule = state()
+    schedule.store_failures = 2 * 5 + 4
+    assert not decisions.store_keeps_failing(schedule)
+    schedule.store_failures += 1
+    assert decisions.store_keeps_failing(schedule)
+
+
+def test_a_worker_s_states_follow_the_drawing() -> None:
+    record = worker()
+    assert record.state is WorkerState.STARTING
+    record.started("n", NOW)
+    record.assigned(item(0), item(1), attempt=2, now=NOW + 1)
+    assert (record.state, record.item, record.attempt, record.since) == (WorkerState.BUSY, item(0), 2, NOW + 1)
+    assert record.finished(NOW + 2) == item(0)
+    assert (record.state, record.item, record.prefetch) == (WorkerState.IDLE, None, item(1))
