@@ -1,4 +1,4 @@
-"""Functions called in processes of their own."""
+"""Functions called in child processes."""
 
 import os
 import re
@@ -20,11 +20,11 @@ from pipeline.errors import CapacityError, MissingError
 ROOT = Path(__file__).parents[1]
 
 
-def quit_with(code: int) -> None:
+def exit_with(code: int) -> None:
     os._exit(code)
 
 
-def kill_itself() -> None:
+def kill_own_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -36,50 +36,52 @@ def divide(by: int) -> float:
     return 1 / by
 
 
-def sleep_and_tell(path: Path) -> None:
+def write_pid_and_sleep(path: Path) -> None:
     path.write_text(str(os.getpid()))
     time.sleep(600)
 
 
-def test_it_returns_what_the_function_does_from_another_process() -> None:
+def test_the_result_of_a_function_comes_from_another_process() -> None:
     assert run_in_child_process(os.getpid, task="asking", timeout_minutes=1) != os.getpid()
     assert run_in_child_process(partial(divide, 4), task="dividing", timeout_minutes=1) == 0.25
 
 
-def test_what_a_user_can_mend_comes_back_as_it_was() -> None:
+def test_a_user_error_is_raised_unchanged() -> None:
     with pytest.raises(MissingError, match=r"^s3://b/k: no such object$"):
         run_in_child_process(refuse, task="refusing", timeout_minutes=1)
 
 
-def test_a_defect_comes_back_with_its_traceback() -> None:
+def test_a_defect_is_raised_with_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError) as raised:
         run_in_child_process(partial(divide, 0), task="dividing", timeout_minutes=1)
     assert "in divide" in raised.value.__notes__[0]
 
 
-ENDS = [(kill_itself, "killed by signal 9; out of memory?"), (partial(quit_with, 3), "exit code 3")]
+ENDS = [(kill_own_process, "killed by signal 9; out of memory?"), (partial(exit_with, 3), "exit code 3")]
 
 
 @pytest.mark.parametrize(("end", "how"), ENDS)
-def test_a_process_that_dies_is_an_error_with_a_reason(end: partial[None], how: str) -> None:
+def test_a_process_that_dies_is_a_capacity_error_with_a_reason(end: partial[None], how: str) -> None:
     with pytest.raises(CapacityError, match=re.escape(f"loading the models: its process died ({how})")):
         run_in_child_process(end, task="loading the models", timeout_minutes=1)
 
 
-def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+def test_a_process_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     with pytest.raises(CapacityError, match=r"^loading the models took longer than 0\.2 minutes$"):
-        run_in_child_process(partial(sleep_and_tell, tmp_path / "pid"), task="loading the models", timeout_minutes=0.2)
+        run_in_child_process(
+            partial(write_pid_and_sleep, tmp_path / "pid"), task="loading the models", timeout_minutes=0.2
+        )
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own group that has a function called that sleeps; the caller's pid is in the file `pid`."""
+def caller(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a new group that calls a sleeping function in a child; the file `pid` has the child's pid."""
     code = (
         "import sys\nfrom functools import partial\nfrom pathlib import Path\n"
         "from pipeline.child_process import run_in_child_process\n"
-        "from tests.test_child_process import sleep_and_tell\n"
-        "try:\n    run_in_child_process(partial(sleep_and_tell, Path(sys.argv[1])), task='x', timeout_minutes=1)\n"
+        "from tests.test_child_process import write_pid_and_sleep\n"
+        "try:\n    run_in_child_process(partial(write_pid_and_sleep, Path(sys.argv[1])), task='x', timeout_minutes=1)\n"
         "except KeyboardInterrupt:\n    sys.exit(130)\n"
     )
     process = subprocess.Popen(
@@ -95,7 +97,7 @@ def asked(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, within a while."""
+    """Whether a process ends within ten seconds."""
     until = time.monotonic() + 10
     while time.monotonic() < until:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
@@ -104,20 +106,20 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-def test_ctrl_c_ends_it_with_its_caller_and_says_nothing(asked: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    os.killpg(asked.pid, signal.SIGINT)  # as a terminal does
-    _, errors = asked.communicate(timeout=60)
-    assert (asked.returncode, errors) == (130, b"")
+def test_ctrl_c_ends_caller_and_child_without_output(caller: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    os.killpg(caller.pid, signal.SIGINT)  # as a terminal does
+    _, errors = caller.communicate(timeout=60)
+    assert (caller.returncode, errors) == (130, b"")
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
-def test_it_does_not_outlive_a_caller_that_was_killed(asked: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    asked.kill()
+def test_the_child_ends_when_its_caller_is_killed(caller: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    caller.kill()
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
-def test_a_caller_that_is_stopped_while_it_starts_says_nothing_of_it() -> None:
-    # What is sent to the process exceeds a pipe: its caller waits for it to be read while the signal arrives.
+def test_a_caller_that_is_stopped_during_the_start_prints_nothing() -> None:
+    # The arguments exceed a pipe's buffer: the caller is still writing them when the signal arrives.
     code = (
         "import os, signal, sys, threading, time, psutil\nfrom functools import partial\n"
         "from pipeline.child_process import run_in_child_process\n"
@@ -134,7 +136,7 @@ def test_a_caller_that_is_stopped_while_it_starts_says_nothing_of_it() -> None:
     assert (run.returncode, run.stderr) == (130, b"")
 
 
-def test_a_signal_while_the_thread_that_starts_it_begins_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_start_of_the_thread_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = threading.Thread.start
 
     def interrupted(thread: threading.Thread) -> None:
@@ -144,5 +146,5 @@ def test_a_signal_while_the_thread_that_starts_it_begins_leaves_no_process(monke
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_in_child_process(partial(time.sleep, 100), task="sleeping", timeout_minutes=1)
-    time.sleep(2)  # one that is forgotten would start meanwhile
+    time.sleep(2)  # a forgotten process would start meanwhile
     assert not any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children())

@@ -112,6 +112,7 @@ def read_parquet(data: bytes, *, name: str) -> Table:
     """
     try:
         table = pq.read_table(io.BytesIO(data))
+        table.validate(full=True)  # reading alone does not notice text that is not UTF-8
         names = ", ".join(table.column_names)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{name}: not a Parquet file") from error

@@ -16,7 +16,7 @@ from tests.samples import jpeg
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (17, 23), (224, 224)])
 @pytest.mark.parametrize("kind", ["noise", "flat", "slope"])
-def test_png_is_lossless_and_the_same_bytes_each_time(height: int, width: int, kind: str) -> None:
+def test_png_is_lossless_and_deterministic(height: int, width: int, kind: str) -> None:
     torch.manual_seed(0)
     pixels = {
         "noise": torch.randint(0, 256, (3, height, width), dtype=torch.uint8),
@@ -29,18 +29,18 @@ def test_png_is_lossless_and_the_same_bytes_each_time(height: int, width: int, k
     assert encoded == codec.encode(pixels.clone())
 
 
-def test_png_of_noise_is_hardly_larger_than_pils() -> None:
+def test_png_of_noise_is_at_most_a_tenth_larger_than_pils() -> None:
     torch.manual_seed(0)
     slope = torch.arange(224).view(1, 1, -1).expand(3, 224, 224)
     pixels = (slope + 16 * (2 * torch.randint(0, 2, (3, 224, 224)) - 1)).clamp(0, 255).to(torch.uint8)
-    theirs = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(theirs, "PNG")
-    assert len(codec.encode(pixels)) < 1.1 * len(theirs.getvalue())
+    pil_png = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(pil_png, "PNG")
+    assert len(codec.encode(pixels)) < 1.1 * len(pil_png.getvalue())
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.fractions(Fraction(1, 255), 1), st.integers(0, 2**31))
-def test_a_quantised_image_never_leaves_the_ball(epsilon: Fraction, seed: int) -> None:
+def test_a_quantised_image_is_inside_the_ball(epsilon: Fraction, seed: int) -> None:
     torch.manual_seed(seed)
     original = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
     wild = codec.to_float(original) + (torch.rand(original.shape) * 2 - 1) * 2 * float(epsilon)
@@ -48,18 +48,18 @@ def test_a_quantised_image_never_leaves_the_ball(epsilon: Fraction, seed: int) -
     assert Fraction(int((stored.int() - original.int()).abs().max()), 255) <= epsilon
 
 
-def test_quantising_rounds_to_nearest_and_does_not_truncate() -> None:
+def test_quantise_rounds_to_nearest() -> None:
     original = torch.full((1, 3, 1, 1), 100, dtype=torch.uint8)
     found = codec.quantise(torch.full((1, 3, 1, 1), 103.6 / 255), original, Fraction(16, 255))
     assert set(found.flatten().tolist()) == {104}
 
 
-def test_levels_are_exact_where_floats_are_not() -> None:
+def test_levels_are_computed_exactly() -> None:
     assert [codec.levels(Fraction(n, 255)) for n in range(256)] == list(range(256))
     assert codec.levels(Fraction("0.03")) == 7
 
 
-def test_every_uint8_survives_float() -> None:
+def test_every_uint8_is_restored_from_float() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     assert torch.equal(codec.quantise(codec.to_float(pixels), pixels, Fraction(1, 255)), pixels)
 
@@ -73,21 +73,21 @@ def test_preparation_resizes_the_shortest_side_and_crops_the_centre() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16"])
-def test_any_colour_mode_becomes_rgb(mode: str) -> None:
+def test_any_colour_mode_is_decoded_as_rgb(mode: str) -> None:
     image = Image.fromarray(np.full((50, 50), 77, np.uint16)) if mode == "I;16" else Image.new(mode, (50, 50), 77)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
     assert codec.decode(buffer.getvalue()).shape == (3, 50, 50)
 
 
-def bomb() -> bytes:
+def decompression_bomb() -> bytes:
     buffer = io.BytesIO()
-    Image.new("1", (12000, 10000)).save(buffer, "PNG")  # below PIL's own error, above our bound
+    Image.new("1", (12000, 10000)).save(buffer, "PNG")  # below the limit of PIL's error, above ours
     return buffer.getvalue()
 
 
-def strip() -> bytes:
-    """Small as a file and in memory, 10,000 times as large once its short side is 256 pixels."""
+def narrow_strip() -> bytes:
+    """A PNG that is small until its short side is resized to 256 pixels: then 10,000 times as large."""
     buffer = io.BytesIO()
     Image.new("RGB", (1, 30000)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -109,21 +109,21 @@ def gif() -> bytes:
         codec.encode(torch.zeros((3, 9, 9), dtype=torch.uint8))[:-30],
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         gif(),
-        bomb(),
+        decompression_bomb(),
     ],
-    ids=["empty", "junk", "headless", "truncated jpeg", "truncated png", "postscript", "gif", "bomb"],
+    ids=["empty", "junk", "headless", "truncated jpeg", "truncated png", "postscript", "gif", "decompression_bomb"],
 )
-def test_what_cannot_be_decoded_in_full_is_a_sample_error(data: bytes) -> None:
+def test_an_undecodable_image_is_a_sample_error(data: bytes) -> None:
     with pytest.raises(SampleError):
         codec.decode(data)
 
 
-def test_an_image_that_grows_without_measure_is_a_sample_error() -> None:
+def test_an_image_that_resizing_makes_huge_is_a_sample_error() -> None:
     with pytest.raises(SampleError, match="256x7680000 pixels: more than"):
-        codec.decode(strip(), Preparation())
+        codec.decode(narrow_strip(), Preparation())
 
 
-def test_a_reason_holds_no_address_in_memory() -> None:
+def test_a_reason_has_no_memory_address() -> None:
     with pytest.raises(SampleError) as refused:
         codec.decode(b"junk")
     assert "0x" not in str(refused.value)
@@ -135,6 +135,6 @@ def test_an_image_smaller_than_the_crop_is_a_sample_error() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"crop": 0}, {"resize": 100, "crop": 101}])
-def test_impossible_preparations_are_refused(wrong: dict[str, int]) -> None:
+def test_an_invalid_preparation_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="crop"):
         Preparation(**wrong)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ def image_folder(folder: Path) -> Path:
     return folder
 
 
-def test_an_image_folder_becomes_shards(tmp_path: Path) -> None:
+def test_an_image_folder_is_packed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     names, left_out = pack.pack_folder(image_folder(tmp_path / "in"), str(out), name="pets", per_shard=2)
     assert names == ["pets-000000.tar", "pets-000001.tar"]
@@ -31,14 +31,14 @@ def test_an_image_folder_becomes_shards(tmp_path: Path) -> None:
     assert (out / "classes.json").read_text().split() == ["{", '"cat":', "0,", '"dog":', "1", "}"]
 
 
-def test_shards_are_not_written_among_others_of_their_name(tmp_path: Path) -> None:
+def test_existing_shards_of_the_same_name_are_an_error(tmp_path: Path) -> None:
     image_folder(tmp_path / "in")
     pack.pack_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=1)
     with pytest.raises(RecipeError, match="exists already"):
         pack.pack_folder(tmp_path / "in", str(tmp_path / "out"), name="pets", per_shard=10)
 
 
-def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
+def test_a_folder_with_labels_csv_is_packed(tmp_path: Path) -> None:
     for name in ("x.jpg", "y.jpg"):
         (tmp_path / name).write_bytes(jpeg(2))
     (tmp_path / "labels.csv").write_text("filename,label,extra\ny.jpg,7,\nx.jpg,3,\n")
@@ -47,7 +47,7 @@ def test_a_folder_with_labels_becomes_shards(tmp_path: Path) -> None:
     assert [(each.key, each.label) for each in found if isinstance(each, Sample)] == [("y", 7), ("x", 3)]
 
 
-def test_the_nips_2017_set_becomes_shards(tmp_path: Path) -> None:
+def test_the_nips_2017_set_is_packed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0c7ac4a8c9dfa802.png").write_bytes(jpeg(2))
     table = "ImageId,URL,x1,TrueLabel,TargetClass\n0c7ac4a8c9dfa802,https://example.org/a,0,6,10\n"
@@ -55,13 +55,13 @@ def test_the_nips_2017_set_becomes_shards(tmp_path: Path) -> None:
     pack.pack_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
     (found,) = read((tmp_path / "out" / "images-000000.tar").read_bytes())
     assert isinstance(found, Sample)
-    assert (found.key, found.label, found.target_class) == ("0c7ac4a8c9dfa802", 5, 9), "it counts from 1"
+    assert (found.key, found.label, found.target_class) == ("0c7ac4a8c9dfa802", 5, 9), "its tables count from 1"
     (tmp_path / "images.csv").write_text(table.replace(",6,", ",0,"))
     with pytest.raises(RecipeError, match="the label '-1' is no class index"):
         pack.pack_folder(tmp_path, str(tmp_path / "again"), name="images", per_shard=10)
 
 
-def test_transferattacks_folder_is_packed_under_the_names_that_its_images_keep(tmp_path: Path) -> None:
+def test_transferattacks_folder_is_packed_and_keys_are_its_file_names(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "ILSVRC2012_val_00000003.png").write_bytes(jpeg(2))
     (tmp_path / "labels.csv").write_text("filename,label\nILSVRC2012_val_00000003.png,7\n")
@@ -71,7 +71,7 @@ def test_transferattacks_folder_is_packed_under_the_names_that_its_images_keep(t
     assert (found.key, found.label) == ("ILSVRC2012_val_00000003", 7)
 
 
-def test_a_labels_file_may_say_what_targeted_attacks_want(tmp_path: Path) -> None:
+def test_labels_csv_may_name_target_classes(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(jpeg(2))
     (tmp_path / "labels.csv").write_text("filename,label,targeted_label\nx.jpg,3,9\n")
     pack.pack_folder(tmp_path, str(tmp_path / "out"), name="images", per_shard=10)
@@ -94,7 +94,7 @@ def test_a_labels_file_may_say_what_targeted_attacks_want(tmp_path: Path) -> Non
         ("label,filename\n1\n", "no file"),
     ],
 )
-def test_a_wrong_labels_file_is_refused_by_line(tmp_path: Path, csv: str, message: str) -> None:
+def test_a_wrong_labels_csv_is_refused_with_its_line(tmp_path: Path, csv: str, message: str) -> None:
     (tmp_path / "secret.jpg").write_bytes(jpeg(0))
     folder = tmp_path / "in"
     folder.mkdir()
@@ -104,7 +104,7 @@ def test_a_wrong_labels_file_is_refused_by_line(tmp_path: Path, csv: str, messag
         pack.pack_folder(folder, str(tmp_path / "out"), name="images", per_shard=10)
 
 
-def test_coinciding_keys_are_refused(tmp_path: Path) -> None:
+def test_equal_keys_are_refused(tmp_path: Path) -> None:
     for name in ("c/a.b.jpg", "c/a_b.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(jpeg(0))

@@ -1,5 +1,6 @@
 """Fuzzed JSON records of a store (markers, plans, failures, runs, claims): all their readers read or refuse them."""
 
+import copy
 import json
 import random
 import time
@@ -65,9 +66,10 @@ def corrupted_record(valid: dict[str, Any], rng: random.Random) -> bytes:
         if edit == 0:
             del node[field]
         elif edit == 1:
-            node[rng.choice(("x", "", "unit", "seal", "run", "part"))] = rng.choice(HOSTILE_VALUES)
+            node[rng.choice(("x", "", "unit", "seal", "run", "part"))] = copy.deepcopy(rng.choice(HOSTILE_VALUES))
         else:
-            node[field] = rng.choice([*HOSTILE_VALUES, nested(rng.choice((50, 400)))])
+            # A copy, as later edits may change it.
+            node[field] = copy.deepcopy(rng.choice([*HOSTILE_VALUES, nested(rng.choice((50, 400)))]))
         if not node:
             break
     record.pop("seal", None)
