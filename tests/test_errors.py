@@ -1,4 +1,4 @@
-"""docs/errors.md, row by row: each line there is provoked, and is what comes out, alone."""
+"""Every row of docs/errors.md: a command that fails so prints exactly that line."""
 
 import os
 import re
@@ -21,7 +21,7 @@ ROW = re.compile(r"^\| `(?P<line>[^`]+)` \| (?P<code>\d) \| ")
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """A folder with a shard in `in`, a recipe for it, and a store with results of two attacks."""
 
     folder: Path
@@ -35,7 +35,7 @@ class Place:
     def network(self) -> str:
         return f'model = "test_resnet"\ncheckpoint = "{self.checkpoint}"'
 
-    def altered(self, old: str, new: str, *, times: int = -1) -> Path:
+    def edited(self, old: str, new: str, *, times: int = -1) -> Path:
         text = self.recipe.read_text()
         assert old in text
         path = self.folder / "altered.toml"
@@ -47,128 +47,128 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_checkpoint: Path) -> Place:
+def setup(tmp_path: Path, tiny_checkpoint: Path) -> Setup:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(3)])
     write_recipe(tmp_path, tiny_checkpoint)
     planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), attack("mi"))))
     ledger = Ledger(Storage(str(tmp_path / "store"), create=True))
     ledger.record_plan(planned.to_record())
     run_stages(planned, ledger)
-    return Place(tmp_path, tiny_checkpoint)
+    return Setup(tmp_path, tiny_checkpoint)
 
 
-def truncated(place: Place) -> list[object]:
-    shard = place.folder / "in" / "s.tar"
+def truncated_shard(setup: Setup) -> list[object]:
+    shard = setup.folder / "in" / "s.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
-    return place.generate(place.recipe)
+    return setup.generate(setup.recipe)
 
 
-def damaged(place: Place) -> list[object]:
-    result = next((place.folder / "store" / "results" / "transfer").rglob("*.parquet"))
+def damaged_result(setup: Setup) -> list[object]:
+    result = next((setup.folder / "store" / "results" / "transfer").rglob("*.parquet"))
     result.write_bytes(result.read_bytes()[:-1] + b"x")
-    return ["report", place.folder / "store"]
+    return ["report", setup.folder / "store"]
 
 
-def incomplete(place: Place) -> list[object]:
-    next((place.folder / "store" / "markers" / "transfer").rglob("*.json")).unlink()
-    return ["finalize", place.folder / "store"]
+def incomplete_store(setup: Setup) -> list[object]:
+    next((setup.folder / "store" / "markers" / "transfer").rglob("*.json")).unlink()
+    return ["finalize", setup.folder / "store"]
 
 
-def zipped(place: Place) -> list[object]:
-    (place.folder / "in" / "s.tar").rename(place.folder / "in" / "s.tar.gz")
-    return place.generate(place.altered("*.tar", "s.tar.gz"))
+def zipped_shard(setup: Setup) -> list[object]:
+    (setup.folder / "in" / "s.tar").rename(setup.folder / "in" / "s.tar.gz")
+    return setup.generate(setup.edited("*.tar", "s.tar.gz"))
 
 
-def unfit(place: Place) -> list[object]:
-    return place.generate(place.altered("classes = 10", "classes = 11"))
+def wrong_class_count(setup: Setup) -> list[object]:
+    return setup.generate(setup.edited("classes = 10", "classes = 11"))
 
 
-def twice(place: Place) -> list[object]:
-    (place.folder / "photos" / "cat").mkdir(parents=True)
-    (place.folder / "photos" / "cat" / "1.jpg").write_bytes(jpeg(0))
-    (place.folder / "out").mkdir()
-    (place.folder / "out" / "images-000000.tar").touch()
-    return ["shards", place.folder / "photos", place.folder / "out"]
+def existing_shards(setup: Setup) -> list[object]:
+    (setup.folder / "photos" / "cat").mkdir(parents=True)
+    (setup.folder / "photos" / "cat" / "1.jpg").write_bytes(jpeg(0))
+    (setup.folder / "out").mkdir()
+    (setup.folder / "out" / "images-000000.tar").touch()
+    return ["shards", setup.folder / "photos", setup.folder / "out"]
 
 
-def no_labels(place: Place) -> list[object]:
-    (place.folder / "photos").mkdir()
-    (place.folder / "photos" / "labels.csv").write_text("file,class\n")
-    return ["shards", place.folder / "photos", place.folder / "out"]
+def no_labels(setup: Setup) -> list[object]:
+    (setup.folder / "photos").mkdir()
+    (setup.folder / "photos" / "labels.csv").write_text("file,class\n")
+    return ["shards", setup.folder / "photos", setup.folder / "out"]
 
 
-def in_the_way(place: Place) -> list[object]:
-    (place.folder / "file").touch()
-    return ["compare", place.folder / "store", "--out", place.folder / "file"]
+def file_as_output_folder(setup: Setup) -> list[object]:
+    (setup.folder / "file").touch()
+    return ["compare", setup.folder / "store", "--out", setup.folder / "file"]
 
 
-def no_images(place: Place) -> list[object]:
-    (place.folder / "nowhere").mkdir()
-    return ["score", place.folder / "nowhere", place.recipe, "--store", place.folder / "new", "--name", "theirs"]
+def no_images(setup: Setup) -> list[object]:
+    (setup.folder / "nowhere").mkdir()
+    return ["score", setup.folder / "nowhere", setup.recipe, "--store", setup.folder / "new", "--name", "theirs"]
 
 
-def unusable(place: Place) -> list[object]:
-    write_shard(place.folder / "in" / "s.tar", [{**sample(0), "jpg": b"no image"}])
-    return place.generate(place.recipe)
+def unusable_images(setup: Setup) -> list[object]:
+    write_shard(setup.folder / "in" / "s.tar", [{**sample(0), "jpg": b"no image"}])
+    return setup.generate(setup.recipe)
 
 
-def train_command(place: Place, old: str = "", new: str = "") -> list[object]:
-    recipe = write_training_recipe(place.folder, place.folder / "store", place.checkpoint)
+def train_command(setup: Setup, old: str = "", new: str = "") -> list[object]:
+    recipe = write_training_recipe(setup.folder, setup.folder / "store", setup.checkpoint)
     assert old in recipe.read_text()
     recipe.write_text(recipe.read_text().replace(old, new))
-    return ["train", recipe, "--store", place.folder / "new"]
+    return ["train", recipe, "--store", setup.folder / "new"]
 
 
-def of_nobody(place: Place) -> list[object]:
-    finalize.finalize(Ledger(Storage(str(place.folder / "store"))))
-    return train_command(place, "classes = 10", 'classes = 10\nsources = "nobody"')
+def unknown_training_source(setup: Setup) -> list[object]:
+    finalize.finalize(Ledger(Storage(str(setup.folder / "store"))))
+    return train_command(setup, "classes = 10", 'classes = 10\nsources = "nobody"')
 
 
-# What is run for each line of the table.
-PROVOKED: dict[str, Callable[[Place], list[object]]] = {
-    "cannot be read": lambda place: place.generate(place.folder / "nobody.toml"),
-    "not TOML": lambda place: place.generate(place.altered("[data]", "[data")),
-    "missing": lambda place: place.generate(place.altered(f'shards = "{place.folder}/in/*.tar"\n', "")),
-    "unknown": lambda place: place.generate(place.altered("classes = 10", "classes = 10\nclases = 10")),
-    "bare tag": lambda place: place.generate(place.altered(place.network, 'model = "resnet50"', times=1)),
-    "combination": lambda place: place.generate(place.altered('"i"', '"gpn+mi"')),
-    "epsilon": lambda place: place.generate(place.altered("[data]", "[budget]\nepsilon = 0.001\n[data]")),
-    "no shard": lambda place: place.generate(place.altered("*.tar", "other.tar")),
-    "no folder": lambda place: place.generate(place.altered("/in/", "/nowhere/")),
-    "zipped": zipped,
-    "truncated": truncated,
-    "no target class": lambda place: place.generate(place.altered('"i"', '{ attack = "mi", target_class = "shard" }')),
-    "unusable": unusable,
-    "not cached": lambda place: place.generate(place.altered(place.network, 'model = "resnet50.tv_in1k"')),
-    "no weights": lambda place: place.generate(place.altered(str(place.checkpoint), f"{place.folder}/nobody.pt")),
-    "no fit": unfit,
-    "no store": lambda place: ["report", place.folder / "results"],
-    "a file": lambda place: ["generate", place.recipe, "--store", place.recipe],
-    "no run": lambda place: ["report", place.folder / "in"],
+# The command for each row of the table, in order.
+COMMANDS: dict[str, Callable[[Setup], list[object]]] = {
+    "cannot be read": lambda setup: setup.generate(setup.folder / "nobody.toml"),
+    "not TOML": lambda setup: setup.generate(setup.edited("[data]", "[data")),
+    "missing": lambda setup: setup.generate(setup.edited(f'shards = "{setup.folder}/in/*.tar"\n', "")),
+    "unknown": lambda setup: setup.generate(setup.edited("classes = 10", "classes = 10\nclases = 10")),
+    "bare tag": lambda setup: setup.generate(setup.edited(setup.network, 'model = "resnet50"', times=1)),
+    "combination": lambda setup: setup.generate(setup.edited('"i"', '"gpn+mi"')),
+    "epsilon": lambda setup: setup.generate(setup.edited("[data]", "[budget]\nepsilon = 0.001\n[data]")),
+    "no shard": lambda setup: setup.generate(setup.edited("*.tar", "other.tar")),
+    "no folder": lambda setup: setup.generate(setup.edited("/in/", "/nowhere/")),
+    "zipped": zipped_shard,
+    "truncated": truncated_shard,
+    "no target class": lambda setup: setup.generate(setup.edited('"i"', '{ attack = "mi", target_class = "shard" }')),
+    "unusable": unusable_images,
+    "not cached": lambda setup: setup.generate(setup.edited(setup.network, 'model = "resnet50.tv_in1k"')),
+    "no weights": lambda setup: setup.generate(setup.edited(str(setup.checkpoint), f"{setup.folder}/nobody.pt")),
+    "no fit": wrong_class_count,
+    "no store": lambda setup: ["report", setup.folder / "results"],
+    "a file": lambda setup: ["generate", setup.recipe, "--store", setup.recipe],
+    "no run": lambda setup: ["report", setup.folder / "in"],
     "no scheme": lambda _: ["report", "s3:bucket/prefix"],
     "no credentials": lambda _: ["report", "s3://bucket/prefix"],
-    "damaged": damaged,
-    "incomplete": incomplete,
-    "no Ray": lambda place: place.generate(place.recipe, "--address", "foo"),
-    "nobody listens": lambda place: place.generate(place.recipe, "--address", "127.0.0.1:9"),
-    "jobs": lambda place: place.generate(place.recipe, "--address", "http://127.0.0.1:8265"),
-    "no room": lambda place: place.generate(place.altered("[engine]", "[engine]\ngenerators = 100")),
-    "no epochs": lambda place: train_command(place, "epochs = 3", "epochs = 0"),
+    "damaged": damaged_result,
+    "incomplete": incomplete_store,
+    "no Ray": lambda setup: setup.generate(setup.recipe, "--address", "foo"),
+    "nobody listens": lambda setup: setup.generate(setup.recipe, "--address", "127.0.0.1:9"),
+    "jobs": lambda setup: setup.generate(setup.recipe, "--address", "http://127.0.0.1:8265"),
+    "no room": lambda setup: setup.generate(setup.edited("[engine]", "[engine]\ngenerators = 100")),
+    "no epochs": lambda setup: train_command(setup, "epochs = 3", "epochs = 0"),
     "not finalized": train_command,
-    "of nobody": of_nobody,
-    "no base": lambda place: ["compare", place.folder / "store", "--base", "nobody", "--out", place.folder],
-    "no grid": lambda place: ["ablation", place.folder / "store", "--attack", "mi", "--out", place.folder],
-    "no key": lambda place: ["show", place.folder / "store", "nobody", "--out", place.folder],
-    "two formats": lambda place: ["report", place.folder / "store", "--json", "--csv"],
-    "in the way": in_the_way,
+    "of nobody": unknown_training_source,
+    "no base": lambda setup: ["compare", setup.folder / "store", "--base", "nobody", "--out", setup.folder],
+    "no grid": lambda setup: ["ablation", setup.folder / "store", "--attack", "mi", "--out", setup.folder],
+    "no key": lambda setup: ["show", setup.folder / "store", "nobody", "--out", setup.folder],
+    "two formats": lambda setup: ["report", setup.folder / "store", "--json", "--csv"],
+    "in the way": file_as_output_folder,
     "no images": no_images,
-    "no such attack": lambda place: [
-        *("landscape", place.recipe, "--store", place.folder / "store", "--attack", "nobody", "--out", place.folder)
+    "no such attack": lambda setup: [
+        *("landscape", setup.recipe, "--store", setup.folder / "store", "--attack", "nobody", "--out", setup.folder)
     ],
-    "no log": lambda place: place.generate(place.recipe, "--log", place.folder),
-    "no photographs": lambda place: ["shards", place.folder / "in", place.folder / "out"],
+    "no log": lambda setup: setup.generate(setup.recipe, "--log", setup.folder),
+    "no photographs": lambda setup: ["shards", setup.folder / "in", setup.folder / "out"],
     "no labels": no_labels,
-    "twice": twice,
+    "twice": existing_shards,
 }
 
 
@@ -179,24 +179,24 @@ def rows() -> Iterator[tuple[str, int]]:
             yield found["line"], int(found["code"])
 
 
-def provoked(place: Place, name: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "jobs", *map(str, PROVOKED[name](place))]
-    # Of no hub, no cloud and no cluster.
+def run_command(setup: Setup, name: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "jobs", *map(str, COMMANDS[name](setup))]
+    # Without a model hub, a cloud and a cluster.
     quiet = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_ADDRESS", "HF_"))}
-    environment = {**quiet, "HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(place.folder)}
+    environment = {**quiet, "HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(setup.folder)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_every_row_is_provoked() -> None:
-    assert len(list(rows())) == len(PROVOKED)
+def test_every_row_has_a_command() -> None:
+    assert len(list(rows())) == len(COMMANDS)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("name", "row"), list(zip(PROVOKED, rows(), strict=False)), ids=list(PROVOKED))
-def test_a_failure_is_the_one_line_that_the_docs_have(name: str, row: tuple[str, int], place: Place) -> None:
+@pytest.mark.parametrize(("name", "row"), list(zip(COMMANDS, rows(), strict=False)), ids=list(COMMANDS))
+def test_a_failing_command_prints_the_line_in_the_docs(name: str, row: tuple[str, int], setup: Setup) -> None:
     line, code = row
-    done = provoked(place, name)
-    # Ray's C++ side has a line of its own, and an item that is tried again a warning for each try.
-    (said,) = (each for each in done.stderr.splitlines() if "logging.cc" not in each and "of 3: " not in each)
+    done = run_command(setup, name)
+    # Ray's C++ code prints another line, and each retry of an item a warning.
+    (printed,) = (text for text in done.stderr.splitlines() if "logging.cc" not in text and "of 3: " not in text)
     assert done.returncode == code
-    assert re.fullmatch(".+".join(map(re.escape, line.split("…"))), said), said
+    assert re.fullmatch(".+".join(map(re.escape, line.split("…"))), printed), printed

@@ -1,7 +1,7 @@
 """What version 0.1 stored stays readable, and what it recorded stays what identities are made of.
 
-`fixtures/store-0.1.tar.xz` is a whole store with its recipe, shards and checkpoint (made-up weights and images), written
-by the code as it was before the packages were put in order, and `store-0.1.json` what that code read in it.
+`fixtures/store-0.1.tar.xz` is a whole store with its recipe, shards and checkpoint (made-up weights and images),
+written by the code as it was before it was divided into packages, and `store-0.1.json` what that code read in it.
 `identities.json` is what that code recorded for the two recipes beside it.
 """
 
@@ -85,9 +85,8 @@ def described_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
 def test_attacks_defenses_and_data_are_recorded_as_before() -> None:
     whole = load_recipe(FIXTURES / "identities.toml").job()
-    assert {make_id(attack.name, attack_provenance(attack)): attack_provenance(attack) for attack in whole.attacks} == IDENTITIES[
-        "attacks"
-    ]
+    records = {make_id(attack.name, attack_provenance(attack)): attack_provenance(attack) for attack in whole.attacks}
+    assert records == IDENTITIES["attacks"]
     digests = {"/nrp.pth": "0" * 64, "/hgd.pth": "1" * 64}
     behind = {target.name: describe_defenses(target.defenses, digests) for target in whole.targets if target.defenses}
     assert behind == IDENTITIES["defenses"]

@@ -194,8 +194,8 @@ def _update_failures(
 ) -> tuple[Failure, ...]:
     """Removes from the store the failures of earlier runs that are void or to be retried; returns the others.
 
-    A failure is void if the item is complete by now, its shard has changed or is not part of the run, or the store was to
-    blame.
+    A failure is void if the item is complete by now, if its shard has changed or is not part of the run, or if the
+    store was to blame.
     """
     failures = ledger.list_failures(plan_id)
     selections = {selection.shard.name: selection for selection in outline.selections}

@@ -1,6 +1,7 @@
 """What the scheduler decides, on states made by hand: no Ray, no store."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.data.sample import ShardFile
@@ -34,9 +35,9 @@ def busy(work: Item, stage: StageName = "generator", node: str = "n", prefetch: 
 
 def state(
     *,
-    generators: list[WorkerRecord] = [],
-    scorers: list[WorkerRecord] = [],
-    queue: list[Item] = [],  # noqa: B006
+    generators: Sequence[WorkerRecord] = (),
+    scorers: Sequence[WorkerRecord] = (),
+    queue: Sequence[Item] = (),
 ) -> SchedulerState:
     """Pools of at most four generators and one scorer; the queue is the generators'."""
     return SchedulerState(

@@ -205,9 +205,7 @@ def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_ch
     killer = threading.Thread(target=kill_idle_scorers)
     killer.start()
     try:
-        outcome = engine.run_plan(
-            pickle_plan(planned), str(tmp_path / "store"), pools=Pools(generators=1, scorers=3)
-        )
+        outcome = engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools(generators=1, scorers=3))
     finally:
         done.set()
         killer.join()

@@ -114,10 +114,10 @@ def test_the_table_shows_only_as_many_attacks_as_fit() -> None:
 def test_the_log_has_a_line_of_json_per_item(tmp_path: Path) -> None:
     item = Item(ShardSelection(ShardFile("file:///s.tar", "s", 1, "v"), None), "a-1", 0, 1)
     fields = {"run": "r", "end": "done", "reason": "", "seconds": 1.0}
-    log_item("generator", item, made=StageTotals(), **fields)  # type: ignore[arg-type]  # no log is open
+    log_item("generator", item, totals=StageTotals(), **fields)  # type: ignore[arg-type]  # no log is open
     with item_log(tmp_path / "items.jsonl"):
-        log_item("scorer", item, made=SCORED, **fields)  # type: ignore[arg-type]
-        log_item("generator", item, made=StageTotals(1, 2, 3, {"gradient": 4.0}), attempt=2, **fields)  # type: ignore[arg-type]
+        log_item("scorer", item, totals=SCORED, **fields)  # type: ignore[arg-type]
+        log_item("generator", item, totals=StageTotals(1, 2, 3, {"gradient": 4.0}), attempt=2, **fields)  # type: ignore[arg-type]
     first, second = map(json.loads, (tmp_path / "items.jsonl").read_text().splitlines())
     assert {"source": "a", "attack": "mi", "target": "one", "fooled": 15, "of": 20} in first["success"]
     assert (second["stage"], second["item"], second["attempt"]) == ("generator", item.name, 2)
