@@ -7,8 +7,8 @@ from tabulate import tabulate
 
 from pipeline.analysis.matrix import success_matrix
 from pipeline.analysis.report import PooledSuccess, Report, Success
+from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator
 from pipeline.results.intervals import PooledRate, Rate
-from pipeline.results.predictions import DENOMINATOR_LABELS, Denominator
 
 _COLUMNS = (
     "dataset",

@@ -12,8 +12,8 @@ from pipeline.analysis.attack_pairs import Comparisons, PooledComparison, Target
 from pipeline.analysis.matrix import success_matrix
 from pipeline.analysis.report import Report, budget
 from pipeline.maintenance.status import PlanStatus
+from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator
 from pipeline.results.intervals import PooledRate, Rate
-from pipeline.results.predictions import DENOMINATOR_LABELS, Denominator
 
 if TYPE_CHECKING:  # these import matplotlib, for which `gnp status` should not wait
     from pipeline.analysis.ablation import Point

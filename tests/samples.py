@@ -20,7 +20,8 @@ from pipeline.data.codec import Preparation
 from pipeline.ledger import Ledger
 from pipeline.models.spec import ModelSpec, TargetSpec
 from pipeline.plan import outline
-from pipeline.plan.job import DataSpec, Job
+from pipeline.plan.data_spec import DataSpec
+from pipeline.plan.job import Job
 from pipeline.plan.resolve import Plan, resolve_job
 from pipeline.storage import Storage
 

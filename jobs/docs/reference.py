@@ -22,7 +22,7 @@ from pipeline.data import codec
 from pipeline.engine import metrics
 from pipeline.models import spec
 from pipeline.models.defenses import DEFENSES
-from pipeline.plan import job, pools, recipe
+from pipeline.plan import data_spec, pools, recipe
 from pipeline.results import schema as results
 from pipeline.training import recipe as training_recipe
 from pipeline.training import settings
@@ -89,7 +89,7 @@ def _sections(kinds: Mapping[str, type]) -> str:
 def _kind(name: str) -> Any:
     """The class of a recipe model, by its name."""
     classes = {kind.__name__: kind for kind in {**INPUT_TRANSFORMS, **GRADIENT_TRANSFORMS, **DEFENSES}.values()}
-    namespaces = [vars(module) for module in (settings, training_recipe, recipe, job, pools, spec, codec)]
+    namespaces = [vars(module) for module in (settings, training_recipe, recipe, data_spec, pools, spec, codec)]
     return ChainMap(classes, *namespaces)[name]
 
 

@@ -18,7 +18,7 @@ from pipeline.data.sample import Sample
 from pipeline.errors import RecipeError, SampleError
 from pipeline.models.load import load_model
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.job import DataSpec
+from pipeline.plan.data_spec import DataSpec
 from pipeline.plan.recipe_reader import load_recipe
 
 

@@ -9,8 +9,8 @@ from pipeline.analysis.report import Report
 from pipeline.attack.recipe import GRADIENT_TRANSFORMS, INPUT_TRANSFORMS
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger, Unit
+from pipeline.results.denominators import Denominator
 from pipeline.results.intervals import PooledRate
-from pipeline.results.predictions import Denominator
 
 SettingValue = str | float | int
 # Class of a transform → its name in recipes.

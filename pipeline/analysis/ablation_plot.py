@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from pipeline.analysis import drawing
 from pipeline.analysis.ablation import Point, SettingValue, varying_settings
 from pipeline.errors import RecipeError
+from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator
 from pipeline.results.intervals import PooledRate
-from pipeline.results.predictions import DENOMINATOR_LABELS, Denominator
 
 # One along the horizontal axis, one as colours, one as rows and one as columns of panels.
 _MAX_SETTINGS = 4

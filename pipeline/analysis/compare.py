@@ -14,14 +14,12 @@ import numpy as np
 
 from pipeline.analysis.attack_pairs import Comparisons, PooledComparison, TargetComparison
 from pipeline.ledger import Ledger, Unit
+from pipeline.results.denominators import Denominator, all_correct, denominator_masks, joint_targets
 from pipeline.results.intervals import PooledGain
 from pipeline.results.predictions import (
-    Denominator,
     StoredPredictions,
-    all_correct,
     group_by_part,
     is_white_box,
-    joint_targets,
     read_model_identities,
     read_predictions,
 )
@@ -53,7 +51,7 @@ def compare(ledger: Ledger, *, base: str, denominator: Denominator = "target") -
             continue
         joint_correct = all_correct(tables, joint[dataset])
         attacks = [
-            _CountedPredictions(table, table.denominator_masks(tables[table.unit.target], joint_correct)[denominator])
+            _CountedPredictions(table, denominator_masks(table, tables[table.unit.target], joint_correct)[denominator])
             for table in read_predictions(ledger, attacked[dataset, part])
         ]
         pairs = [_part_comparison(attack, other, gradients) for attack, other in _pairs(attacks, base, gradients)]

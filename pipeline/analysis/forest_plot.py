@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pipeline.analysis import drawing
 from pipeline.analysis.attack_pairs import PooledComparison
 from pipeline.analysis.report import budget
-from pipeline.results.predictions import DENOMINATOR_LABELS, Denominator
+from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator
 
 _EQUAL_COST, _UNEQUAL_COST = drawing.COLOURS[:2]
 

@@ -4,8 +4,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from pipeline.analysis.report import Accuracy, Report, Success
+from pipeline.results.denominators import Denominator
 from pipeline.results.intervals import PooledRate, Rate
-from pipeline.results.predictions import Denominator
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,12 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.ledger import Ledger, open_ledger
+from pipeline.results.denominators import Denominator, all_correct, denominator_masks, joint_targets
 from pipeline.results.intervals import PooledRate, Rate
 from pipeline.results.predictions import (
-    Denominator,
     StoredPredictions,
-    all_correct,
     group_by_part,
     is_white_box,
-    joint_targets,
     read_model_identities,
     read_predictions,
 )
@@ -165,7 +163,7 @@ def summarise(ledger: Ledger) -> Report:
         groups: dict[tuple[str, ...], list[_CountedPredictions]] = defaultdict(list)
         for table in read_predictions(ledger, attacked[dataset, part]):
             unit = table.unit
-            counted = _CountedPredictions(table, table.denominator_masks(tables[unit.target], joint_correct))
+            counted = _CountedPredictions(table, denominator_masks(table, tables[unit.target], joint_correct))
             totals.add_success(counted)
             white_box = is_white_box(unit, sources, targets)
             if white_box and "defenses" in targets[unit.target]:

@@ -1,66 +1,12 @@
 """Jobs: a recipe in the components' own terms."""
 
-import hashlib
-import re
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.attack.recipe import Attack
-from pipeline.data.codec import Preparation
-from pipeline.models.settings import require_setting
 from pipeline.models.spec import EnsembleSpec, ModelSpec, TargetSpec
+from pipeline.plan.data_spec import DataSpec
 from pipeline.plan.external import ExternalAttack, ExternalImages
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """Which images, and how they are prepared.
-
-    Attributes:
-        name: The data's name in results.
-        shards: URLs, brace ranges or globs of WebDataset tars.
-        preparation: Resize and crop.
-        part_size: Images in a part, the unit of commit.
-        classes: Number of classes; labels lie in [0, classes).
-        fraction: The share of the images to take, chosen by a hash of (seed, shard, key).
-        seed: Seed of that choice.
-        limit: Takes only the first images of the shards, at most this number; a fraction is taken of these.
-    """
-
-    name: str
-    shards: tuple[str, ...]
-    preparation: Preparation = field(default_factory=Preparation)
-    part_size: int = 512
-    classes: int = 1000
-    fraction: float = 1.0
-    seed: int = 0
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            raise ValueError(f"name = {self.name[:30]!r}: at most 100 letters, digits, '.', '_' and '-'")
-        if not self.shards:
-            raise ValueError("shards: none are named")
-        require_setting(self.part_size >= 1, "part_size", self.part_size, "must be at least 1")
-        require_setting(self.classes >= 2, "classes", self.classes, "must be at least 2")
-        require_setting(0 < self.fraction <= 1, "fraction", self.fraction, "must lie in (0, 1]")
-        require_setting(self.limit is None or self.limit >= 1, "limit", self.limit, "must be at least 1")
-
-    @property
-    def image_settings(self) -> dict[str, Any]:
-        """The settings that determine the prepared images of given shards, as JSON values."""
-        return {
-            **asdict(self.preparation),
-            "part_size": self.part_size,
-            "classes": self.classes,
-            "fraction": self.fraction,
-            "seed": self.seed,
-        }
-
-    def includes(self, shard: str, key: str) -> bool:
-        """Whether a sample belongs to the seeded subset."""
-        digest = hashlib.sha256(f"{self.seed}/{shard}/{key}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") < self.fraction * 2**64
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pipeline.attack.ball import BallNorm
 from pipeline.attack.recipe import require_budget
 from pipeline.errors import RecipeError
 from pipeline.models.spec import EnsembleSpec, ModelSpec, TargetSpec, require_model_exists
-from pipeline.plan.job import DataSpec
+from pipeline.plan.data_spec import DataSpec
 from pipeline.plan.numbers import parse_fractions, parse_number
 from pipeline.storage import absolute_url
 

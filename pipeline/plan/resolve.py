@@ -12,8 +12,9 @@ from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger, Unit, fingerprint, make_id
 from pipeline.models import registry
 from pipeline.models.registry import ResolvedModel, ResolvedSource
+from pipeline.plan.data_spec import DataSpec
 from pipeline.plan.external import ExternalAttack, ExternalImages
-from pipeline.plan.job import DataSpec, Job
+from pipeline.plan.job import Job
 from pipeline.plan.outline import Outline, PickledPlan, ShardSelection
 from pipeline.storage import Storage
 

@@ -1,9 +1,9 @@
 """Stored predictions, one file per unit: where a target was correct, and where an attack succeeded."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +11,6 @@ from pipeline.data.sample import Part
 from pipeline.errors import IntegrityError
 from pipeline.ledger import Ledger, Marker, Unit, name_in_id, slug
 from pipeline.results import schema
-
-Denominator = Literal["all", "target", "joint"]
-# The images that each denominator counts, in words for reports.
-DENOMINATOR_LABELS: dict[Denominator, str] = {
-    "all": "all images",
-    "target": "images that the target classifies correctly when clean",
-    "joint": "images that every target classifies correctly when clean",
-}
 
 
 @dataclass(frozen=True)
@@ -61,23 +53,6 @@ class StoredPredictions:
         target_class = self.table.column("target_class")
         return np.asarray(np.asarray(target_class.fill_null(-1)) != self.column("label"))
 
-    def denominator_masks(self, clean: "StoredPredictions", all_correct: np.ndarray) -> dict[Denominator, np.ndarray]:
-        """Which images each denominator counts, (rows,) bool.
-
-        Args:
-            clean: The same target's predictions on the same images, clean.
-            all_correct: Where every target is correct when clean, (rows,) bool.
-
-        Raises:
-            IntegrityError: The two files hold different images.
-        """
-        self.require_same_images(clean)
-        return {
-            "all": self.attacked,
-            "target": self.attacked & clean.correct,
-            "joint": self.attacked & all_correct,
-        }
-
     def require_same_images(self, other: "StoredPredictions") -> None:
         """Checks that two files hold the same images in the same order.
 
@@ -115,28 +90,6 @@ def group_by_part(units: Iterable[Unit]) -> dict[tuple[str, Part], list[Unit]]:
     for unit in sorted(units):
         grouped[unit.dataset, unit.part].append(unit)
     return grouped
-
-
-def joint_targets(clean: Iterable[Unit]) -> dict[str, list[str]]:
-    """For each dataset, the targets with clean predictions on every part that any target has."""
-    scored: dict[str, dict[str, set[Part]]] = defaultdict(lambda: defaultdict(set))
-    for unit in clean:
-        scored[unit.dataset][unit.target].add(unit.part)
-    return {
-        dataset: sorted(target for target, parts in targets.items() if parts == set().union(*targets.values()))
-        for dataset, targets in scored.items()
-    }
-
-
-def all_correct(clean: Mapping[str, StoredPredictions], targets: Sequence[str]) -> np.ndarray:
-    """Where all of some targets are correct when clean, (rows,) bool; nowhere if no targets are given.
-
-    If no target has predictions on every part, the joint denominator is then empty, rather than a different one in each
-    part.
-    """
-    if targets:
-        return np.asarray(np.logical_and.reduce([clean[target].correct for target in targets]))
-    return np.zeros(len(next(iter(clean.values())).correct), bool)
 
 
 def is_white_box(unit: Unit, sources: Mapping[str, set[str]], targets: Mapping[str, Mapping[str, Any]]) -> bool:

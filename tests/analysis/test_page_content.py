@@ -13,8 +13,8 @@ from pipeline.analysis.page.gallery import SAMPLES_PER_RULE, choose_samples
 from pipeline.analysis.report import PooledSuccess
 from pipeline.analysis.sample_view import Prediction, SampleView, TargetPredictions
 from pipeline.ledger import Ledger
+from pipeline.results.denominators import DENOMINATOR_LABELS
 from pipeline.results.intervals import PooledRate
-from pipeline.results.predictions import DENOMINATOR_LABELS
 from tests.analysis.conftest import IMAGES
 from tests.samples import CLASSES
 

@@ -13,7 +13,8 @@ from pipeline.ledger.progress import measure_progress
 from pipeline.models import load
 from pipeline.models.spec import ModelSpec
 from pipeline.plan import outline
-from pipeline.plan.job import DataSpec, Job
+from pipeline.plan.data_spec import DataSpec
+from pipeline.plan.job import Job
 from pipeline.plan.resolve import Plan, require_unchanged_shards, resolve_job
 from pipeline.storage import Storage, sha256
 from tests.samples import attack, list_pending, make_plan, sample, tiny_job, write_shard

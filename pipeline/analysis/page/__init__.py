@@ -13,7 +13,7 @@ from pipeline.analysis.page.gallery import RULES
 from pipeline.analysis.report import budget
 from pipeline.analysis.sample_view import short
 from pipeline.ledger import Ledger
-from pipeline.results.predictions import DENOMINATOR_LABELS, Denominator
+from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator
 from pipeline.version import VERSION
 
 
@@ -32,13 +32,15 @@ def render(ledger: Ledger, *, store: str = "", base: str = "mi", denominator: De
         IntegrityError: A stored file is damaged.
         StorageError: The store failed.
     """
-    template, style, script = (
-        (files(__name__) / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
-    )
+    style, script = ((files(__name__) / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader(__name__, ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(template).render(
+    return environment.get_template("page.html").render(
         content=gather(ledger, base=base, denominator=denominator),
         store=store or ledger.storage.url,
         denominator_labels=DENOMINATOR_LABELS,

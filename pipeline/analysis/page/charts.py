@@ -13,8 +13,8 @@ from pipeline.analysis.ablation import SettingValue
 from pipeline.analysis.page.details import PerturbationNorms
 from pipeline.analysis.report import PooledSuccess, budget
 from pipeline.attack.ball import BallNorm
+from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator
 from pipeline.results.intervals import PooledRate
-from pipeline.results.predictions import DENOMINATOR_LABELS, Denominator
 
 COLOURS = (*drawing.COLOURS, "#888888")
 # Of a grid, only this number of lines is drawn: the strongest.

@@ -18,8 +18,8 @@ from pipeline.ledger import Failure, Ledger
 from pipeline.maintenance.status import PlanStatus, status
 from pipeline.plan import quarantine
 from pipeline.plan.quarantine import QuarantinedImage
+from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator
 from pipeline.results.intervals import PooledRate
-from pipeline.results.predictions import DENOMINATOR_LABELS, Denominator
 
 # Lists on the page are cut at these lengths; the full number stands beside them.
 MAX_QUARANTINED = 200

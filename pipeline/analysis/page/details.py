@@ -11,14 +11,12 @@ from pipeline.analysis.report import PooledSuccess
 from pipeline.analysis.sample_view import evenly_spaced
 from pipeline.data import shards
 from pipeline.ledger import Ledger, Unit
+from pipeline.results.denominators import Denominator, all_correct, denominator_masks, joint_targets
 from pipeline.results.intervals import PooledRate
 from pipeline.results.predictions import (
-    Denominator,
     StoredPredictions,
-    all_correct,
     group_by_part,
     is_white_box,
-    joint_targets,
     read_model_identities,
     read_predictions,
 )
@@ -95,7 +93,7 @@ def _success_by_class(
     joint_correct: np.ndarray,
     denominator: Denominator,
 ) -> Iterator[tuple[int, PooledRate]]:
-    counted = [table.denominator_masks(clean[table.unit.target], joint_correct)[denominator] for table in tables]
+    counted = [denominator_masks(table, clean[table.unit.target], joint_correct)[denominator] for table in tables]
     fooled_targets = np.sum([table.fooled & mask for table, mask in zip(tables, counted, strict=True)], axis=0)
     counted_targets = np.sum(counted, axis=0)
     labels = tables[0].column("label")

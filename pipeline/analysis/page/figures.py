@@ -14,7 +14,7 @@ from pipeline.analysis.report import PooledSuccess, Report, Success, budget
 from pipeline.attack.ball import BallNorm
 from pipeline.errors import RecipeError
 from pipeline.ledger import Ledger
-from pipeline.results.predictions import Denominator
+from pipeline.results.denominators import Denominator
 
 # Setting, norm of the budget, label of the axis, factor from the setting's value to the axis.
 _CURVES: tuple[tuple[str, BallNorm, str, float], ...] = (
