@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pipeline import Recipe, attack, dataset, generate
 from pipeline.analysis import report
-from pipeline.analysis.sample_view import Prediction
 from pipeline.attack import recipe
 from pipeline.attack.gradient_norm_penalty import GradientNormPenalty
 from pipeline.errors import RecipeError
@@ -125,10 +124,3 @@ def test_importing_the_attack_imports_neither_ray_nor_storage() -> None:
     code += "assert not {'ray', 'obstore', 'boto3', 'pyarrow', 'pydantic', 'timm'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_an_abstention_is_marked_and_never_correct() -> None:
-    names = ["espresso, coffee", "loupe"]
-    assert Prediction(0, 0.9, True, False).text(names.__getitem__) == "✓ espresso"
-    assert Prediction(1, 0.1, False, False).text(names.__getitem__) == "✗ loupe"
-    assert Prediction(0, 0.4, False, True).text(names.__getitem__) == "✗ espresso (abstains)"

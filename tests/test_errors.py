@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import cli
 from pipeline.ledger import Ledger
 from pipeline.maintenance import finalize
 from pipeline.storage import Storage
@@ -49,7 +51,7 @@ class Setup:
 @pytest.fixture
 def setup(tmp_path: Path, tiny_checkpoint: Path) -> Setup:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(3)])
-    write_recipe(tmp_path, tiny_checkpoint)
+    write_recipe(tmp_path, tiny_checkpoint, engine="generators = 1")
     planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), attack("mi"))))
     ledger = Ledger(Storage(str(tmp_path / "store"), create=True))
     ledger.record_plan(planned.to_record())
@@ -152,7 +154,7 @@ COMMANDS: dict[str, Callable[[Setup], list[object]]] = {
     "no Ray": lambda setup: setup.generate(setup.recipe, "--address", "foo"),
     "nobody listens": lambda setup: setup.generate(setup.recipe, "--address", "127.0.0.1:9"),
     "jobs": lambda setup: setup.generate(setup.recipe, "--address", "http://127.0.0.1:8265"),
-    "no room": lambda setup: setup.generate(setup.edited("[engine]", "[engine]\ngenerators = 100")),
+    "no room": lambda setup: setup.generate(setup.edited("generators = 1", "generators = 100")),
     "no epochs": lambda setup: train_command(setup, "epochs = 3", "epochs = 0"),
     "not finalized": train_command,
     "of nobody": unknown_training_source,
@@ -179,12 +181,34 @@ def rows() -> Iterator[tuple[str, int]]:
             yield found["line"], int(found["code"])
 
 
-def run_command(setup: Setup, name: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "jobs", *map(str, COMMANDS[name](setup))]
-    # Without a model hub, a cloud and a cluster.
-    quiet = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_ADDRESS", "HF_"))}
-    environment = {**quiet, "HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(setup.folder)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture
+def quiet_environment(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a model hub, a cloud and a cluster."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "RAY_ADDRESS", "HF_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(setup.folder))
+
+
+def run_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit code of a command, and what it prints to standard error.
+
+    In this process, on the Ray that it has; in a process of its own where the address of a Ray is what is wrong.
+    """
+    if "--address" in arguments:
+        command = [sys.executable, "-m", "jobs", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["gnp", *arguments])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            code = cli.run()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return code, capsys.readouterr().err
 
 
 def test_every_row_has_a_command() -> None:
@@ -192,11 +216,14 @@ def test_every_row_has_a_command() -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_on_four_devices", "quiet_environment")
 @pytest.mark.parametrize(("name", "row"), list(zip(COMMANDS, rows(), strict=False)), ids=list(COMMANDS))
-def test_a_failing_command_prints_the_line_in_the_docs(name: str, row: tuple[str, int], setup: Setup) -> None:
+def test_a_failing_command_prints_the_line_in_the_docs(
+    name: str, row: tuple[str, int], setup: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
     line, code = row
-    done = run_command(setup, name)
+    found_code, stderr = run_command([*map(str, COMMANDS[name](setup))], capsys)
     # Ray's C++ code prints another line, and each retry of an item a warning.
-    (printed,) = (text for text in done.stderr.splitlines() if "logging.cc" not in text and "of 3: " not in text)
-    assert done.returncode == code
+    (printed,) = (text for text in stderr.splitlines() if "logging.cc" not in text and "of 3: " not in text)
+    assert found_code == code
     assert re.fullmatch(".+".join(map(re.escape, line.split("…"))), printed), printed

@@ -33,9 +33,9 @@ def main() -> int:
     ledger = Ledger(Storage(store))
     report = summarise(ledger)
     tables.print_report(report, denominator="target", console=console)
-    said = sample_view.best_sample(ledger, sample_view.strongest_attack(report))
+    sample = sample_view.best_sample(ledger, sample_view.strongest_attack(report))
     path = FOLDER / "picture.png"
-    path.write_bytes(drawing.png(picture.draw(said, *sample_view.read_images(ledger, said), class_name=class_name)))
+    path.write_bytes(drawing.png(picture.draw(sample, *sample_view.read_images(ledger, sample), class_name=class_name)))
     console.print(f"[bold]4[/bold]  gnp report {store} --html {FOLDER / 'report'}")
     whole = FOLDER / "report" / "index.html"
     whole.parent.mkdir(exist_ok=True)

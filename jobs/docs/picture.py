@@ -42,8 +42,8 @@ def main() -> None:
         sys.exit(f"error: {outcome.failed}")
     ledger = Ledger(store)
     OUT.parent.mkdir(exist_ok=True)
-    said = sample_view.best_sample(ledger, sample_view.strongest_attack(summarise(ledger)))
-    figure = picture.draw(said, *sample_view.read_images(ledger, said), class_name=class_name)
+    sample = sample_view.best_sample(ledger, sample_view.strongest_attack(summarise(ledger)))
+    figure = picture.draw(sample, *sample_view.read_images(ledger, sample), class_name=class_name)
     OUT.write_bytes(drawing.png(figure))
     sys.stdout.write(f"{OUT}\n")
 

@@ -64,3 +64,10 @@ def test_classes_other_than_imagenets_are_named_by_index(scored: Ledger) -> None
     (dataset_id,) = report.summarise(scored).images
     assert sample_view.class_names(scored, dataset_id)(3) == "3"
     assert json.loads(json.dumps(scored.read_plan(scored.plan_keys()[0])))["data"]["classes"] == CLASSES
+
+
+def test_an_abstention_is_marked_and_never_correct() -> None:
+    names = ["espresso, coffee", "loupe"]
+    assert sample_view.Prediction(0, 0.9, True, False).text(names.__getitem__) == "✓ espresso"
+    assert sample_view.Prediction(1, 0.1, False, False).text(names.__getitem__) == "✗ loupe"
+    assert sample_view.Prediction(0, 0.4, False, True).text(names.__getitem__) == "✗ espresso (abstains)"

@@ -216,7 +216,7 @@ def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_ch
 def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:
     for number in range(4):
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
-    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=200),)))
+    planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=80),)))
     stop = threading.Event()
 
     def stop_at_the_first_part(counts: Progress, _: Tally) -> None:
