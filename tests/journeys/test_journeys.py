@@ -18,6 +18,7 @@ import polars
 import pyarrow.dataset
 import pyarrow.fs
 import pytest
+import ray
 import timm
 import torch
 import torchvision
@@ -69,6 +70,9 @@ input_size = 224
 interpolation = "bilinear"
 mean = [0.48501961, 0.45795686, 0.40760392]
 std = [0.00392157, 0.00392157, 0.00392157]
+[engine]
+generators = 1
+scorers = 1
 """
 IMAGES = 12  # the limit: the first shard's ten and two of the second
 
@@ -98,8 +102,19 @@ def gnp(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.fixture(scope="module")
+def _shared_ray(ray_on_four_devices: None) -> Iterator[None]:
+    """Every run here joins the Ray of the test process instead of starting one."""
+    del ray_on_four_devices
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        yield
+
+
 @pytest.fixture(scope="module", params=["folder", "s3"])
-def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, demo_assets: Path) -> Journey:
+def journey(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, demo_assets: Path, _shared_ray: None
+) -> Journey:
     folder = tmp_path_factory.mktemp("journey")
     store = str(folder / "store")
     if request.param == "s3":
