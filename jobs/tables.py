@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.output import print_line
-from pipeline.analysis.attack_pairs import Comparisons, PooledComparison, TargetComparison
 from pipeline.analysis.matrix import success_matrix
+from pipeline.analysis.paired_statistics import Comparisons, PooledComparison, TargetComparison
 from pipeline.analysis.report import Report, budget
 from pipeline.maintenance.status import PlanStatus
 from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator

@@ -29,8 +29,8 @@ def compare(
     from jobs import tables
     from pipeline.analysis import compare as comparing
     from pipeline.analysis import forest_plot
-    from pipeline.analysis.attack_pairs import PooledComparison
     from pipeline.analysis.json_values import comparison_values
+    from pipeline.analysis.paired_statistics import PooledComparison
 
     ledger = open_ledger(store)
     compared = comparing.compare(ledger, base=base, denominator=denominator)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.analysis.attack_pairs import Comparisons, PooledComparison, TargetComparison
+from pipeline.analysis.paired_statistics import Comparisons, PooledComparison, TargetComparison
 from pipeline.ledger import Ledger, Unit
 from pipeline.results.denominators import Denominator, all_correct, denominator_masks, joint_targets
 from pipeline.results.intervals import PooledGain

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pipeline.analysis import drawing
-from pipeline.analysis.attack_pairs import PooledComparison
+from pipeline.analysis.paired_statistics import PooledComparison
 from pipeline.analysis.report import budget
 from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator
 

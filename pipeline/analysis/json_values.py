@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.analysis.attack_pairs import Comparisons
+from pipeline.analysis.paired_statistics import Comparisons
 from pipeline.analysis.report import PooledSuccess, Report, Success
 from pipeline.results.intervals import CONFIDENCE, PooledGain, PooledRate, Rate
 

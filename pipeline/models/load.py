@@ -20,7 +20,8 @@ from pipeline.attack.draws import Draws
 from pipeline.errors import RecipeError, WeightsError
 from pipeline.models.checkpoint import first_line, load_serialized_weights, load_strictly, read_state_dict
 from pipeline.models.classifier import Classifier
-from pipeline.models.defenses import RandomResizePad, describe_defenses, predict_defended
+from pipeline.models.defenses import RandomResizePad, describe_defenses
+from pipeline.models.predict import predict_defended
 from pipeline.models.purifiers import Purifier
 from pipeline.models.spec import HUB_PREFIXES, TORCHVISION_PREFIX, ModelSpec, TargetSpec
 

@@ -1,16 +1,19 @@
 """Predictions of a model, with or without defenses, on stored pixels."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.attack.draws import Draws
 from pipeline.data import codec
 from pipeline.models.batch_size import run_in_batches
-from pipeline.models.defenses import DefendedNetwork, ReadyDefense, predict_defended
+from pipeline.models.defenses import RandomisedSmoothing, ReadyDefense
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,62 @@ class BatchPredictions:
     label_probability: Tensor
     abstained: Tensor
     batch_size: int
+
+
+class DefendedNetwork(Protocol):
+    """A network whose input defenses can change between resizing and classification."""
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] at the network's input size."""
+        ...
+
+    def classify(self, inputs: Tensor) -> Tensor:
+        """Logits (B, classes) of resized images."""
+        ...
+
+
+def predict_defended(
+    network: DefendedNetwork, images: Tensor, defenses: Sequence[ReadyDefense], draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """Class probabilities of a network behind defenses.
+
+    Args:
+        network: The network.
+        images: (B, 3, H, W) float32 in [0, 1].
+        defenses: In order; those of the input are applied after those of the image.
+        draws: Random numbers of these images.
+
+    Returns:
+        Mean probabilities, or shares of votes, (B, classes); and whether the defense abstains, (B,) bool.
+    """
+    smoothing = next((defense for defense in defenses if isinstance(defense, RandomisedSmoothing)), None)
+    total: Tensor | float = 0.0
+    for number, _ in enumerate(itertools.product(*(range(defense.forward_passes) for defense in defenses))):
+        draws.begin_step(number)
+        probabilities = _defended_forward(network, images, defenses, draws).softmax(dim=1)
+        if smoothing:
+            votes = F.one_hot(probabilities.argmax(dim=1), probabilities.shape[1])
+            total = total + votes.to(probabilities)
+        else:
+            total = total + probabilities
+    assert isinstance(total, Tensor)
+    never = torch.zeros(len(images), dtype=torch.bool)
+    passes = math.prod(defense.forward_passes for defense in defenses)
+    return total / passes, smoothing.abstains(total) if smoothing else never
+
+
+def _defended_forward(
+    network: DefendedNetwork, images: Tensor, defenses: Sequence[ReadyDefense], draws: Draws
+) -> Tensor:
+    """Logits (B, classes) of one forward pass."""
+    for defense in defenses:
+        if defense.applies_to == "image":
+            images = defense(images, draws)
+    inputs = network.resized(images)
+    for defense in defenses:
+        if defense.applies_to == "input":
+            inputs = defense(inputs, draws)
+    return network.classify(inputs)
 
 
 @dataclass(frozen=True)

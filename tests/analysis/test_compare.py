@@ -12,8 +12,8 @@ from scipy.stats import binomtest, norm, t
 
 from jobs import cli, tables
 from pipeline.analysis import compare, forest_plot
-from pipeline.analysis.attack_pairs import TargetComparison
 from pipeline.analysis.json_values import comparison_values
+from pipeline.analysis.paired_statistics import TargetComparison
 from pipeline.data.sample import Part
 from pipeline.ledger import Ledger, Unit
 from pipeline.results import schema

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pipeline.attack.draws import Draws
 from pipeline.models import predict
-from pipeline.models.defenses import DEFENSES, Defense, RandomisedSmoothing, RandomResizePad, predict_defended
+from pipeline.models.defenses import DEFENSES, Defense, RandomisedSmoothing, RandomResizePad
 from pipeline.models.image_filters import BitDepth, FeatureDistillation, Jpeg, Median, TotalVariation
+from pipeline.models.predict import predict_defended
 
 KEYS = ["a", "b", "c"]
 # Defenses without weights.

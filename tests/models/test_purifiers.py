@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pipeline.attack.draws import Draws
 from pipeline.errors import WeightsError
 from pipeline.models import registry
-from pipeline.models.defenses import predict_defended
+from pipeline.models.predict import predict_defended
 from pipeline.models.purifier_networks import HgdNetwork, NrpNetwork
 from pipeline.models.purifiers import GuidedDenoiser, LoadedPurifier, RepresentationPurifier
 from pipeline.models.spec import TargetSpec

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.analysis import ablation, compare, matrix, report, sample_view
-from pipeline.analysis.attack_pairs import Comparisons, PooledComparison, TargetComparison
 from pipeline.analysis.matrix import MatrixRow
 from pipeline.analysis.page import figures
 from pipeline.analysis.page.details import AttackDetails, attack_details
 from pipeline.analysis.page.figures import CaptionedFigure
 from pipeline.analysis.page.gallery import GallerySample, gallery
+from pipeline.analysis.paired_statistics import Comparisons, PooledComparison, TargetComparison
 from pipeline.analysis.report import Accuracy, PooledSuccess, Report
 from pipeline.analysis.sample_view import short
 from pipeline.ledger import Failure, Ledger

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from pipeline.analysis import ablation, ablation_plot, drawing, forest_plot
-from pipeline.analysis.attack_pairs import PooledComparison
 from pipeline.analysis.page import charts
 from pipeline.analysis.page.details import AttackDetails, perturbation_norms
+from pipeline.analysis.paired_statistics import PooledComparison
 from pipeline.analysis.report import PooledSuccess, Report, Success, budget
 from pipeline.attack.ball import BallNorm
 from pipeline.errors import RecipeError
