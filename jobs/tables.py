@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.output import print_line
+from jobs.output import counted, print_line
 from pipeline.analysis.matrix import success_matrix
 from pipeline.analysis.paired_statistics import Comparisons, PooledComparison, TargetComparison
 from pipeline.analysis.report import Report, budget
@@ -41,7 +41,8 @@ def print_missing(missing: tuple[int, int], *, console: Console) -> None:
     if any(missing):
         shards, results = missing
         console.print(
-            f"incomplete: {shards} planned shards and {results} planned results are missing; gnp verify names them"
+            f"incomplete: {counted(shards, 'planned shard')} and {counted(results, 'planned result')} are missing; "
+            "gnp verify names them"
         )
 
 

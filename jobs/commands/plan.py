@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.app import Recipe, StoreOption, app, console, parse_since
-from jobs.output import print_line
+from jobs.output import counted, print_line
 
 if TYPE_CHECKING:
     from pipeline.plan.forecast import Forecast
@@ -74,9 +74,9 @@ def plan(
 def _print_table(forecast: "Forecast") -> None:
     from rich.table import Table
 
-    counted = f", {forecast.shards_known} of them counted" if forecast.shards_known < forecast.shards else ""
-    shards = f"{_number(forecast.shards, 'shard')}{counted} ({_bytes(forecast.input_bytes)})"
-    table = Table(title=f"{_number(forecast.images, 'image')} in {shards}")
+    known = f", {forecast.shards_known} of them counted" if forecast.shards_known < forecast.shards else ""
+    shards = f"{counted(forecast.shards, 'shard')}{known} ({_bytes(forecast.input_bytes)})"
+    table = Table(title=f"{counted(forecast.images, 'image')} in {shards}")
     for column in ("", "done", "left", "gradients", "s per image", "one worker", "to store", "measured on"):
         table.add_column(column, justify="left" if column in ("", "measured on") else "right")
     for work in forecast.works:
@@ -121,7 +121,7 @@ def _hours(forecast: "Forecast", generators: int, scorers: int, price: float | N
     hours = max(generating / generators, scoring / scorers)
     lines = [
         f"worker time: {_time(generating)} of generators and {_time(scoring)} of scorers (predictions only)",
-        f"{_time(hours)} with {_number(generators, 'generator')} and {_number(scorers, 'scorer')}; the {slower} take "
+        f"{_time(hours)} with {counted(generators, 'generator')} and {counted(scorers, 'scorer')}; the {slower} take "
         "longer",
     ]
     if price is not None:
@@ -132,10 +132,6 @@ def _hours(forecast: "Forecast", generators: int, scorers: int, price: float | N
             f"{reserved:,.2f} if all are kept until the end"
         )
     return lines
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _time(hours: float) -> str:

@@ -251,7 +251,7 @@ def test_a_table_shows_count_denominator_and_interval() -> None:
         "mi, 8/255",
         "20 images, 1 quarantined",
         "2 result files await",
-        "1 planned shards and 7 planned results",
+        "1 planned shard and 7 planned results",
     ):
         assert piece in shown
 
