@@ -45,7 +45,7 @@ chaos: $(VENV)/installed  ## the fault campaign: 200 faults and more, injected f
 cluster: $(VENV)/installed  ## the demo submitted to a Ray cluster of three nodes on this machine
 	$(BIN)/python -m infra.local_cluster ray job submit -- $(abspath $(BIN))/python -m jobs.demo --store $(abspath build/cluster)
 
-loop: $(VENV)/installed  ## attack, train, attack again, on digits: a few minutes
+loop: $(VENV)/installed  ## attack, train, attack again, on digits: 9 minutes
 	$(BIN)/python -m jobs.loop
 
 scale: $(VENV)/installed  ## 100,000 parts on a real S3 server, a 5 GB shard, 100,000 items: time, memory, requests

@@ -23,7 +23,7 @@ from pipeline.models.defenses import describe_defenses
 from pipeline.plan.recipe_reader import load_recipe
 from pipeline.plan.resolve import attack_provenance
 from pipeline.training import job
-from pipeline.training import recipe as training_recipe
+from pipeline.training.recipe_reader import load_training_recipe
 from tests.conftest import ROOT
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -94,4 +94,4 @@ def test_attacks_defenses_and_data_are_recorded_as_before() -> None:
 
 
 def test_a_training_run_is_recorded_as_before() -> None:
-    assert job._identity(training_recipe.load(FIXTURES / "identities-training.toml")) == IDENTITIES["training"]
+    assert job._identity(load_training_recipe(FIXTURES / "identities-training.toml")) == IDENTITIES["training"]

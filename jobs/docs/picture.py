@@ -1,4 +1,4 @@
-"""`make picture`: the README's picture, from the demo's recipe on a public-domain photograph.
+"""`make picture`: docs/picture.png, from the demo's recipe on a public-domain photograph.
 
 The photograph is scikit-image's `coffee.png`, by Rachel Michetti, CC0.
 """

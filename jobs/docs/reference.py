@@ -24,8 +24,8 @@ from pipeline.models import spec
 from pipeline.models.defenses import DEFENSES
 from pipeline.plan import data_spec, pools, recipe
 from pipeline.results import schema as results
-from pipeline.training import recipe as training_recipe
-from pipeline.training import settings
+from pipeline.training import recipe as settings
+from pipeline.training import recipe_reader as training_recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

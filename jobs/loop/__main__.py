@@ -27,7 +27,7 @@ from pipeline.plan.outline import PickledPlan
 from pipeline.plan.pools import Pools
 from pipeline.storage import Storage
 from pipeline.training import TrainingRecipe
-from pipeline.training import recipe as training_recipe
+from pipeline.training.recipe_reader import load_training_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 # timm's architectures: the first is trained, on attacks on the next three; it is measured on attacks on the others.
@@ -68,7 +68,7 @@ def main() -> int:
 
 def _training_recipes(path: Path, seed: int) -> list[TrainingRecipe]:
     """The recipe in a file, after two baselines: training on noise only, and on stored images only."""
-    loaded = training_recipe.load(path)
+    loaded = load_training_recipe(path)
     crafted = replace(loaded, schedule=replace(loaded.schedule, seed=seed))
     stored = replace(crafted, name="on-stored", schedule=replace(crafted.schedule, crafted=0.0))
     noise = replace(stored, name="on-noise", data=replace(stored.data, attacks=("noise",)))

@@ -11,7 +11,7 @@ from jobs.output import print_line
 from pipeline import training
 from pipeline.results.intervals import Rate
 from pipeline.training import TrainingOutcome, TrainingProgress, TrainingRecipe, card
-from pipeline.training import recipe as training_recipe
+from pipeline.training.recipe_reader import load_training_recipe
 
 
 def run(recipe: Path, store: str, *, console: Console, address: str | None = None, seed: int | None = None) -> int:
@@ -27,7 +27,7 @@ def run(recipe: Path, store: str, *, console: Console, address: str | None = Non
     Raises:
         GnpError: Training could not start or continue.
     """
-    loaded = training_recipe.load(recipe)
+    loaded = load_training_recipe(recipe)
     if seed is not None:
         loaded = replace(loaded, schedule=replace(loaded.schedule, seed=seed))
     return run_training(loaded, store, console=console, address=address)

@@ -49,8 +49,9 @@ def _require_distinct_names(shards: Sequence[ShardFile]) -> None:
     urls: dict[str, str] = {}
     for shard in shards:
         if shard.name in urls:
-            what = "is named twice" if urls[shard.name] == shard.url else f"would be called as {urls[shard.name]}"
-            raise RecipeError(f"shards: {shard.url} {what}, {shard.name!r}; leave one out or rename it")
+            other = urls[shard.name]
+            problem = "is named twice" if other == shard.url else f"gets the same name in results as {other}"
+            raise RecipeError(f"shards: {shard.url} {problem}, {shard.name!r}; leave one out or rename it")
         urls[shard.name] = shard.url
 
 

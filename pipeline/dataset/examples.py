@@ -218,7 +218,7 @@ def _rank_of_ranks(rank: int | None, ranks: int | None) -> tuple[int, int]:
         RecipeError: Only one of the two is given, or the rank is out of range.
     """
     if (rank is None) != (ranks is None):
-        raise RecipeError("rank, ranks: say both, or neither")
+        raise RecipeError("rank, ranks: set both or neither")
     if rank is None or ranks is None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0

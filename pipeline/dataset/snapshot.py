@@ -70,7 +70,7 @@ class Snapshot:
         """Fingerprint of all that is read: equal filters on equal stores give equal fingerprints."""
         return fingerprint(
             {
-                "pieces": [
+                "pieces": [  # a key of identities, whatever the class is called
                     [part.marker.object, part.marker.sha256, _array_sha256(part.indices), _array_sha256(part.success)]
                     for part in self.parts
                 ],

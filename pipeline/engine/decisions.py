@@ -17,8 +17,6 @@ START_TRIES = 5
 IDLE_S = 5.0
 # The longest pause between starts that fail.
 MAX_BACKOFF_S = 30.0
-# How many items of a queue are looked through for one that a node may be given.
-LOOK_AHEAD = 100
 
 
 @dataclass(frozen=True)
@@ -86,41 +84,48 @@ def next_assignment(state: SchedulerState, pool: Pool) -> Assignment | None:
     for worker in pool.in_state(WorkerState.IDLE):
         if worker.node in state.draining:
             continue
-        item = worker.prefetch or _next_item(state, pool, worker.node)
+        position = None if worker.prefetch else _next_position(state, pool, worker.node)
+        item = worker.prefetch if position is None else pool.queue[position]
+        if item is None and not pool.queue:
+            # What another worker only prefetches is better begun again by an idle one than waited for.
+            item = next((other.prefetch for other in pool.workers if other.prefetch is not None), None)
         if item is not None:
-            still_queued = len(pool.queue) - (bool(pool.queue) and worker.prefetch is None)
-            return Assignment(worker, item, _next_prefetch(state, pool, item, still_queued))
+            return Assignment(worker, item, _next_prefetch(state, pool, item, position))
     return None
 
 
-def _next_item(state: SchedulerState, pool: Pool, node: str) -> Item | None:
-    """The next item for a worker on a node.
+def _next_position(state: SchedulerState, pool: Pool, node: str) -> int | None:
+    """The position in the queue of the first item that a worker on a node may be given.
 
     An item that failed on that node waits for another node, where the pool has one it has not failed on: a single node
     whose disk is full or whose device is broken would use up every item's tries.
     """
     nodes = {worker.node for worker in pool.workers if worker.state is not WorkerState.STARTING}
-    for item, _ in zip(pool.queue, range(LOOK_AHEAD), strict=False):
+    for position, item in enumerate(pool.queue):
         failed_on = state.failed_on.get((pool.stage, item.name), set())
         if node not in failed_on or failed_on >= nodes:
-            return item
-    if pool.queue:
-        return None
-    # An item that another worker only prefetches is better begun again by an idle one than waited for.
-    return next((worker.prefetch for worker in pool.workers if worker.prefetch is not None), None)
+            return position
+    return None
 
 
-def _next_prefetch(state: SchedulerState, pool: Pool, item: Item, still_queued: int) -> Item | None:
+def _next_prefetch(state: SchedulerState, pool: Pool, item: Item, position: int | None) -> Item | None:
     """The item whose shard a generator fetches while it works on another, if any.
 
     An item that has failed is fetched and run alone, for it may be what kills workers. An item of the same shard from
     another source waits until that shard's originals are committed. Idle workers, this one counted, come first.
+
+    Args:
+        state: The schedule.
+        pool: The worker's pool.
+        item: The item that the worker is assigned.
+        position: Its position in the queue; None if it is not taken from there.
     """
     if pool is not state.generators or _is_suspect(state, pool, item):
         return None
+    still_queued = len(pool.queue) - (position is not None)
     if still_queued < max(1, len(pool.in_state(WorkerState.IDLE))):
         return None
-    candidate = pool.queue[0] if pool.queue[0] != item else pool.queue[1]
+    candidate = pool.queue[0 if position is None else (position + 1) % len(pool.queue)]
     same_images = candidate.selection.shard.name == item.selection.shard.name and candidate.source != item.source
     return None if same_images or _is_suspect(state, pool, candidate) else candidate
 

@@ -100,7 +100,7 @@ def run_plan(
     listed = _update_failures(outline, ledger, plan_id, committed, retry=retry_failed)
     ended = _Ended(committed)
     if _lacking(outline, committed, listed):
-        scheduler = _start(prepared, ledger, plan_id, listed, pools, address, on_notice)
+        scheduler = _start(prepared, ledger, plan_id, committed, listed, pools, address, on_notice)
         reports = progress_reports(outline.record, ledger, scheduler, on_progress)
         stop = stop or threading.Event()
         with heartbeats(scheduler, storage), reports, stopping_on_signals(stop):
@@ -136,6 +136,7 @@ def _start(
     prepared: PickledPlan,
     ledger: Ledger,
     plan_id: str,
+    committed: CommittedParts,
     listed: Sequence[Failure],
     pools: Pools,
     address: str | None,
@@ -150,7 +151,6 @@ def _start(
     log.info("%s", sizing)
     if notice := shared_nodes_notice(nodes):
         on_notice(notice)
-    committed = ledger.list_committed(all_scopes(outline))
     items = _lacking(outline, committed, listed, workers=sizing.generator.count)
     return Scheduler(prepared, plan_id, storage, sizing, pools, items)
 
@@ -223,10 +223,10 @@ def _is_listed(item: Item, listed: Sequence[Failure], committed: CommittedParts)
     )
 
 
-def _preflight(sealed: bytes, store: str) -> float:
+def _preflight(pickled: bytes, store: str) -> float:
     from pipeline.plan.preflight import preflight  # in the child process: it imports torch
 
-    return preflight(sealed, Storage(store))
+    return preflight(pickled, Storage(store))
 
 
 def _retry_quarantined(prepared: PickledPlan, store: str) -> list[str]:

@@ -26,8 +26,8 @@ class ItemResult:
     """What a worker returns for an item.
 
     Attributes:
-        end: `done`; `held`: claimed by another run; `stopped` on request; `failed`; `broken`: failed, and every later
-            item would fail too, since the device is broken.
+        end: `done`; `held`: another run has claimed it; `stopped` on request; `failed`; `broken`: failed, and so would
+            every later item, since the device is broken.
         reason: Why it is not done, in one line.
         totals: What was added to the store since `take_totals` was last called.
         store_failed: The store is to blame, not the item.
@@ -44,7 +44,7 @@ class ItemResult:
 class Worker:
     """A stage in an actor. A failing item gives an `ItemResult`; it never ends the actor."""
 
-    def __init__(self, stage: str, sealed: bytes, plan_id: str, store: str, threads: int, run: str) -> None:
+    def __init__(self, stage: str, pickled: bytes, plan_id: str, store: str, threads: int, run: str) -> None:
         from pipeline.engine import device
         from pipeline.plan.resolve import unpickle_plan
         from pipeline.stages import STAGES
@@ -57,7 +57,7 @@ class Worker:
         self._stopping = threading.Event()
         device.configure(threads)
         self._ledger = Ledger(Storage(store))
-        plan = unpickle_plan(sealed)
+        plan = unpickle_plan(pickled)
         self._outline = plan.outline
         self._stage = STAGES[stage](plan, self._ledger, device.worker_device(), self._stopping.is_set)
 

@@ -47,7 +47,7 @@ def checked_tables(ledger: Ledger, markers: Sequence[Marker]) -> Iterator[tuple[
             shard = (unit.dataset, unit.part.shard)
             owners = {}
         keys = table.column("key").to_pylist()
-        # Files of one part differ in a model, so a row can be duplicated only in a file, or by a key in two parts.
+        # Every file has its own target, source and attack: a duplicate row is a key twice in it, or in two parts.
         if len(set(keys)) < len(keys) or any(owners.setdefault(key, unit.part) != unit.part for key in keys):
             raise IntegrityError(f"{where}: holds a duplicate row; run verify")
         if keys:

@@ -69,11 +69,11 @@ def remove(ledger: Ledger, garbage: Iterable[Garbage], *, age_s: float, keep_ver
     """
     storage = ledger.storage
     removed = 0
-    with leases.exclusive_access(storage) as active_run:
-        _require_no_run(storage, active_run())
+    with leases.exclusive_access(storage) as renew_and_find_other:
+        _require_no_run(storage, renew_and_find_other())
         for index, item in enumerate(garbage):
             if index % _REMOVALS_PER_CHECK == 0:  # the lease may run out meanwhile, and a run begin
-                _require_no_run(storage, active_run())
+                _require_no_run(storage, renew_and_find_other())
                 cutoff = storage.read_clock() - age_s
                 in_use = _versions_in_use(ledger, cutoff, keep_versions)
             if item.upload:

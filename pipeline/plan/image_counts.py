@@ -77,12 +77,12 @@ class _Density:
 def _measure_density(plan: Plan, ledger: Ledger, committed: CommittedParts) -> _Density:
     """Measures some shards whose originals are all committed, or else the plan's first shard."""
     original = Unit(plan.dataset, Part("", 0, 1))
-    standing = committed.scopes[original.scope]
-    whole = [name for name, (count, bits) in standing.items() if bits == (1 << count) - 1]
+    committed_parts = committed.scopes[original.scope]
+    whole = [name for name, (count, bits) in committed_parts.items() if bits == (1 << count) - 1]
     counted: dict[str, int] = {}
     size = read = taken = 0
     for name in spread(whole):
-        count = standing[name][0]
+        count = committed_parts[name][0]
         first, last = (ledger.read_marker(replace(original, part=Part(name, index, count))) for index in (0, count - 1))
         size += int(first.fact("shard")["size_bytes"])
         counted[name] = _samples_in_part(first) * (count - 1) + _samples_in_part(last)

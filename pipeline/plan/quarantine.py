@@ -49,10 +49,10 @@ def retry_quarantined(prepared: PickledPlan, ledger: Ledger) -> list[str]:
     plan = replace(unpickle_plan(prepared.pickled), selections=prepared.outline.selections)
     lines: list[str] = []
     blocking: list[RunRecord] = []
-    with leases.exclusive_access(ledger.storage) as find_other_run:
+    with leases.exclusive_access(ledger.storage) as renew_and_find_other:
 
         def other_run() -> RunRecord | None:
-            run = find_other_run()
+            run = renew_and_find_other()
             if run is not None:
                 blocking.append(run)
             return run

@@ -103,8 +103,8 @@ class PooledRate(Pooled):
     def interval(self) -> tuple[float, float] | None:
         """A 95% interval, by the linearised variance of a ratio of sums over images, four images added to them.
 
-        Two of these succeed on every model and two on none: for one model it is Agresti and Coull's interval, except
-        for the use of t; and few images on which all models err alike do not count as many.
+        Of the four added images, two are successes on every model and two on none. For one model this is Agresti and
+        Coull's interval, except for the use of t. Images on which all models err alike do not count as several.
 
         References:
             Cochran, "Sampling Techniques" (1977), section 6.3: the ratio estimate.

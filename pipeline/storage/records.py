@@ -35,4 +35,4 @@ def decode_record(data: bytes) -> dict[str, Any]:
             return dict(record)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    raise ValueError("its content is not what it was sealed as")
+    raise ValueError("its content does not match its hash (`seal`)")

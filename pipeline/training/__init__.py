@@ -2,7 +2,7 @@
 
 from pipeline.training.job import TrainingOutcome, train
 from pipeline.training.progress import TrainingProgress
-from pipeline.training.settings import HeldOutSet, Schedule, TrainingData, TrainingRecipe, Workers
+from pipeline.training.recipe import HeldOutSet, Schedule, TrainingData, TrainingRecipe, Workers
 
 __all__ = [
     "HeldOutSet",

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from pipeline.attack.recipe import Attack
 from pipeline.data import codec
 from pipeline.dataset.batch import Batch
-from pipeline.training.settings import Schedule
+from pipeline.training.recipe import Schedule
 
 
 class Trainer:

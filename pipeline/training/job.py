@@ -23,8 +23,8 @@ from pipeline.models import registry
 from pipeline.storage import Storage
 from pipeline.training import card
 from pipeline.training.progress import TrainingProgress, report_progress
+from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.records import TrainingRecords
-from pipeline.training.settings import TrainingRecipe
 from pipeline.training.worker import WorkerConfig, train_rank
 
 log = logging.getLogger(__name__)
@@ -219,6 +219,7 @@ def _identity(recipe: TrainingRecipe) -> dict[str, Any]:
     for name in ("attack", "model"):
         del values[name]
     values["engine"] = {"workers": recipe.engine.workers}
+    # "words", "lesson" and "trainee" are keys that stores have had since before the classes were renamed.
     values |= {"attack": provenance(recipe.attack), "words": asdict(recipe.model)}
     return dict(json.loads(json.dumps(values, default=str)))
 

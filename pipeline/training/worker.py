@@ -23,8 +23,8 @@ from pipeline.storage import Storage
 from pipeline.training import card
 from pipeline.training.accuracy import Accuracy, measure_originals, measure_transfer, to_counts
 from pipeline.training.fit import Trainer
+from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.records import TrainingRecords
-from pipeline.training.settings import TrainingRecipe
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,16 @@ def test_an_item_that_failed_on_a_node_goes_to_another_node_where_there_is_one()
     assert bad.item == first, "it has failed on every node"
 
 
+def test_items_that_failed_on_a_node_do_not_keep_its_worker_from_those_behind_them() -> None:
+    items = [item(number) for number in range(203)]
+    idle, elsewhere = worker(node="bad"), busy(item(300), node="good")
+    schedule = state(generators=[idle, elsewhere], queue=items)
+    for failed in items[:200]:
+        schedule.count_failed_try("generator", failed, "bad")
+    assignment = decisions.next_assignment(schedule, schedule.generators)
+    assert assignment == Assignment(idle, items[200], items[201]), "and it prefetches the one behind its own"
+
+
 def test_an_idle_worker_is_kept_for_a_while_unless_the_other_stage_needs_its_place() -> None:
     fresh, old, starting = worker(node="n"), worker(node="n", since=NOW - IDLE_S - 1), worker()
     schedule = state(generators=[fresh, old, starting])

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.training.recipe import load
+from pipeline.training.recipe_reader import load_training_recipe
 from tests.conftest import ROOT
 
 RECIPE = ROOT / "jobs/recipes/closed-loop-training.toml"
 
 
 def test_the_recipe_of_the_closed_loop_is_valid() -> None:
-    recipe = load(RECIPE)
+    recipe = load_training_recipe(RECIPE)
     assert (recipe.name, recipe.model.name, recipe.data.classes) == ("hardened", "untrained", 10)
     assert [held_out.name for held_out in recipe.held_out] == ["nfnet", "mambaout"]
     assert (recipe.attack.epsilon, recipe.schedule.crafted) == (Fraction(64, 255), 0.5)
@@ -38,5 +38,5 @@ def test_an_error_names_the_field_and_the_remedy(tmp_path: Path, old: str, new: 
     assert old in text
     (path := tmp_path / "training.toml").write_text(text.replace(old, new))
     with pytest.raises(RecipeError) as caught:
-        load(path)
+        load_training_recipe(path)
     assert message in str(caught.value)
