@@ -3,6 +3,7 @@
 The photograph is scikit-image's `coffee.png`, by Rachel Michetti, CC0.
 """
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ def main() -> None:
     """Attacks the photograph and draws the result of the strongest attack."""
     assets.prepare(FOLDER)
     folder = Path("build/picture")
+    shutil.rmtree(folder, ignore_errors=True)
     assets.download(folder / "packages", "scikit-image==0.26.0")
     ((_, data),) = assets.members(folder / "packages", "scikit_image-*", r"skimage/data/coffee\.png$")
     photographs = folder / "photographs"

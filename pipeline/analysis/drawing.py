@@ -21,7 +21,7 @@ def escape_dollars(text: str) -> str:
 def png(figure: Figure) -> bytes:
     """A figure as a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")  # or text that the layout has no room for is cut
     return buffer.getvalue()
 
 

@@ -1,15 +1,18 @@
 """One sample by its key, the table of results, and `gnp show`."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import polars
 import pytest
+from PIL import Image
 
 from pipeline import dataset
-from pipeline.analysis import report, sample_view
-from pipeline.ledger import Ledger
+from pipeline.analysis import drawing, picture, report, sample_view
+from pipeline.data.sample import Part
+from pipeline.ledger import Ledger, Unit
 from tests.analysis.conftest import ATTACKS, IMAGES, TARGETS
 from tests.journeys.test_journeys import gnp
 from tests.samples import CLASSES
@@ -71,3 +74,19 @@ def test_an_abstention_is_marked_and_never_correct() -> None:
     assert sample_view.Prediction(0, 0.9, True, False).text(names.__getitem__) == "✓ espresso"
     assert sample_view.Prediction(1, 0.1, False, False).text(names.__getitem__) == "✗ loupe"
     assert sample_view.Prediction(0, 0.4, False, True).text(names.__getitem__) == "✗ espresso (abstains)"
+
+
+@pytest.mark.parametrize("targets", [1, 4, 12])
+def test_no_prediction_is_cut_off_the_picture(targets: int) -> None:
+    prediction = sample_view.Prediction(0, 0.9, True, False)
+    predictions = tuple(
+        sample_view.TargetPredictions(f"target-{number}", f"target-{number}-0", prediction, prediction, False)
+        for number in range(targets)
+    )
+    unit = Unit("d", Part("s", 0, 1), "source", "attack")
+    view = sample_view.SampleView(unit, "key", 0, "source", "mi", 8 / 255, "linf", None, predictions)
+    pixels = np.full((224, 224, 3), 128, np.uint8)
+    figure = picture.draw(view, pixels, pixels, class_name=lambda _: "espresso")
+    drawn = np.asarray(Image.open(io.BytesIO(drawing.png(figure))).convert("L"))
+    for border in (drawn[:2], drawn[-2:], drawn[:, :2], drawn[:, -2:]):
+        assert border.min() == 255, "text reaches the edge"
