@@ -63,7 +63,8 @@ def test_a_run_s_metrics_are_what_it_made(tmp_path: Path, tiny_checkpoint: Path)
     end = time.monotonic() + 60
     while True:  # nodes hand them on every few seconds
         exported = scraped()
-        if of_this_run("gnp_counted_total") and of_this_run("gnp_items_failed_total"):
+        awaited = "gnp_counted_total", "gnp_items_failed_total", "gnp_phase_seconds_total", "gnp_memory_bytes"
+        if all(of_this_run(name) for name in awaited):
             break
         assert time.monotonic() < end, exported.keys()
         time.sleep(1)
