@@ -51,7 +51,15 @@ def test_a_run_s_metrics_are_what_it_made(tmp_path: Path, tiny_checkpoint: Path)
     bad.write_bytes(bad.read_bytes()[:-10240])
     planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("i"), attack("noise"))))
     store = Storage(str(tmp_path / "store"))
-    outcome = engine.run_plan(pickle_plan(planned), store.url, pools=Pools(generators=1, scorers=1))
+    exported: dict[str, dict[str, float]] = {}
+
+    def merge_scraped(*_: object) -> None:
+        """Keeps the last value of every series: Ray stops to export a gauge that is not set again."""
+        for name, series in scraped().items():
+            exported.setdefault(name, {}).update(series)
+
+    pools = Pools(generators=1, scorers=1)
+    outcome = engine.run_plan(pickle_plan(planned), store.url, pools=pools, on_progress=merge_scraped)
     assert len(outcome.failed) == 1
     (seen,) = leases.list_runs(store, now=store.read_clock())
 
@@ -62,7 +70,7 @@ def test_a_run_s_metrics_are_what_it_made(tmp_path: Path, tiny_checkpoint: Path)
 
     end = time.monotonic() + 60
     while True:  # nodes hand them on every few seconds
-        exported = scraped()
+        merge_scraped()
         awaited = "gnp_counted_total", "gnp_items_failed_total", "gnp_phase_seconds_total", "gnp_memory_bytes"
         if all(of_this_run(name) for name in awaited):
             break
