@@ -47,17 +47,17 @@ def called(page: Path) -> str:
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=called)
 def test_what_is_made_of_the_program_is_up_to_date(page: Path) -> None:
-    said = page.read_text(encoding="utf-8")
-    assert reference.fill_blocks(said) == said, "make reference"
+    text = page.read_text(encoding="utf-8")
+    assert reference.fill_blocks(text) == text, "make reference"
 
 
 def test_the_recipe_s_page_has_every_key() -> None:
     """No model of the recipe is left out of it, nor any of its fields without a word of what it is."""
-    said = (DOCS / "recipe.md").read_text(encoding="utf-8")
+    text = (DOCS / "recipe.md").read_text(encoding="utf-8")
     schema = Recipe.model_json_schema()
     for model in [schema, *schema["$defs"].values()]:
         for field in model["properties"]:
-            rows = re.findall(rf"^\| `{field}` \|(.*)\|$", said, re.MULTILINE)
+            rows = re.findall(rf"^\| `{field}` \|(.*)\|$", text, re.MULTILINE)
             assert rows, field
             assert all(row.rsplit("|", 1)[1].strip() for row in rows), f"{field}: its docstring says nothing of it"
 
@@ -83,9 +83,9 @@ def anchors(page: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=called)
 def test_every_picture_says_which_command_makes_it(page: Path) -> None:
-    said = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"!\[[^\]]*\]\(([^)]+)\)", said):
-        near = said[max(0, found.start() - 3000) : found.end() + 400]
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"!\[[^\]]*\]\(([^)]+)\)", text):
+        near = text[max(0, found.start() - 3000) : found.end() + 400]
         assert re.search(r"`make [a-z-]+`|gnp (landscape|curvature|ablation|compare)\b", near), found[1]
 
 
@@ -102,7 +102,7 @@ def test_recipes_are_recipes(page: str, code: str, tmp_path: Path) -> None:
         "targets": '[[targets]]\nmodel = "resnet18.tv_in1k"',
     }
     path = tmp_path / "recipe.toml"
-    path.write_text("\n".join([code, *(lines for told, lines in rest.items() if told not in code)]))
+    path.write_text("\n".join([code, *(lines for name, lines in rest.items() if name not in code)]))
     assert load_recipe(path).job().attacks, page
 
 

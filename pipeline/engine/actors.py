@@ -60,9 +60,9 @@ class _Calls:
 class Actors:
     """The actors of one run, by worker."""
 
-    def __init__(self, prepared: PickledPlan, plan_id: str, store: str, run: str) -> None:
+    def __init__(self, plan: PickledPlan, plan_id: str, store: str, run: str) -> None:
         self._plan_id, self._store, self._run = plan_id, store, run
-        self._plan = ray.put(prepared.pickled)
+        self._plan = ray.put(plan.pickled)
         # One class per stage, whose name is the process's; exporting a class costs 40 ms.
         stages: tuple[StageName, ...] = ("generator", "scorer")
         self._classes = {stage: ray.remote(type(stage.capitalize(), (Worker,), {})) for stage in stages}

@@ -92,7 +92,7 @@ def live_nodes() -> set[str]:
 
 
 def draining_nodes() -> set[str]:
-    """The ids of the nodes that Ray has been told will go away."""
+    """The ids of the nodes that Ray is about to lose, such as a preempted spot machine."""
     return set(ray_state.get_draining_nodes())
 
 

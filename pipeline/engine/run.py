@@ -56,7 +56,7 @@ class Outcome:
 
 
 def run_plan(
-    prepared: PickledPlan,
+    plan: PickledPlan,
     store: str,
     *,
     pools: Pools,
@@ -69,7 +69,7 @@ def run_plan(
     """Makes what the store lacks of a plan.
 
     Args:
-        prepared: The plan.
+        plan: The plan, pickled for the workers, and its outline.
         store: URL of the store; every worker opens it from its own environment.
         pools: How many workers, and what each is given.
         address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
@@ -84,13 +84,13 @@ def run_plan(
         WeightsError: A model's stored weights are damaged.
     """
     started = time.monotonic()
-    outline = prepared.outline
+    outline = plan.outline
     storage = Storage(store, create=True)
     storage.check_put_if_absent()
     ledger = Ledger(storage)
     plan_id = ledger.record_plan(outline.record)
     if retry_failed:
-        retry = partial(_retry_quarantined, prepared, storage.url)
+        retry = partial(_retry_quarantined, plan, storage.url)
         notices = run_in_child_process(
             retry, task="trying quarantined images again", timeout_minutes=pools.item_minutes
         )
@@ -98,32 +98,32 @@ def run_plan(
             on_notice(line)
     committed = ledger.list_committed(all_scopes(outline))
     listed = _update_failures(outline, ledger, plan_id, committed, retry=retry_failed)
-    ended = _Ended(committed)
+    work = _WorkDone(committed)
     if _lacking(outline, committed, listed):
-        scheduler = _start(prepared, ledger, plan_id, committed, listed, pools, address, on_notice)
+        scheduler = _start(plan, ledger, plan_id, committed, listed, pools, address, on_notice)
         reports = progress_reports(outline.record, ledger, scheduler, on_progress)
         stop = stop or threading.Event()
         with heartbeats(scheduler, storage), reports, stopping_on_signals(stop):
             _wait_for_exclusive_run(storage, scheduler.run, stop, on_notice)
-            for line in _other_runs(storage, plan_id, scheduler.run):
+            for line in _notices_of_other_runs(storage, plan_id, scheduler.run):
                 on_notice(line)
-            ended = _work(scheduler, outline, ledger, listed, stop)
-            scheduler.state = "stopped" if ended.stopped else "done"
+            work = _work(scheduler, outline, ledger, listed, stop)
+            scheduler.state = "stopped" if work.stopped else "done"
     return Outcome(
-        items=ended.items,
-        failed=ended.failed,
+        items=work.items,
+        failed=work.failed,
         listed=listed,
-        incomplete=len(pending_items(outline, ended.committed)),
-        made=ended.totals,
+        incomplete=len(pending_items(outline, work.committed)),
+        made=work.totals,
         usable=not outline.selections or _has_usable_image(outline, ledger),
-        stopped=ended.stopped,
+        stopped=work.stopped,
         seconds=time.monotonic() - started,
     )
 
 
 @dataclass(frozen=True)
-class _Ended:
-    """What stands when the work ends; the defaults hold where there was none."""
+class _WorkDone:
+    """Results of the work, and the parts committed at its end; the defaults are for a plan that lacks nothing."""
 
     committed: CommittedParts
     items: int = 0
@@ -133,7 +133,7 @@ class _Ended:
 
 
 def _start(
-    prepared: PickledPlan,
+    plan: PickledPlan,
     ledger: Ledger,
     plan_id: str,
     committed: CommittedParts,
@@ -143,8 +143,8 @@ def _start(
     on_notice: Callable[[str], None],
 ) -> Scheduler:
     """Loads every model once, joins the cluster, and returns a scheduler for as many workers as it holds."""
-    outline, storage = prepared.outline, ledger.storage
-    preflight = partial(_preflight, prepared.pickled, storage.url)
+    outline, storage = plan.outline, ledger.storage
+    preflight = partial(_preflight, plan.pickled, storage.url)
     scoring_share = run_in_child_process(preflight, task="loading the models", timeout_minutes=pools.start_minutes)
     nodes = connect(address)
     sizing = size_pools(pools, nodes, scoring=scoring_share)
@@ -152,12 +152,12 @@ def _start(
     if notice := shared_nodes_notice(nodes):
         on_notice(notice)
     items = _lacking(outline, committed, listed, workers=sizing.generator.count)
-    return Scheduler(prepared, plan_id, storage, sizing, pools, items)
+    return Scheduler(plan, plan_id, storage, sizing, pools, items)
 
 
 def _work(
     scheduler: Scheduler, outline: Outline, ledger: Ledger, listed: Sequence[Failure], stop: threading.Event
-) -> _Ended:
+) -> _WorkDone:
     """Has items worked on until the store shows each of them done, or it was given up.
 
     Raises:
@@ -179,7 +179,7 @@ def _work(
     lost = {} if stopped else {item.name: "its results were lost again and again" for item in items}
     given_up = {item.name: scheduler.failed[item.name].reason for item in items if item.name in scheduler.failed}
     totals = scheduler.account.totals["generator"]
-    return _Ended(committed, len(scheduler.items), {**lost, **given_up}, totals, stopped)
+    return _WorkDone(committed, len(scheduler.items), {**lost, **given_up}, totals, stopped)
 
 
 def _lacking(outline: Outline, committed: CommittedParts, listed: Sequence[Failure], *, workers: int = 1) -> list[Item]:
@@ -229,10 +229,10 @@ def _preflight(pickled: bytes, store: str) -> float:
     return preflight(pickled, Storage(store))
 
 
-def _retry_quarantined(prepared: PickledPlan, store: str) -> list[str]:
+def _retry_quarantined(plan: PickledPlan, store: str) -> list[str]:
     from pipeline.plan import quarantine  # in the child process: it imports torch
 
-    return quarantine.retry_quarantined(prepared, Ledger(Storage(store)))
+    return quarantine.retry_quarantined(plan, Ledger(Storage(store)))
 
 
 def _wait_for_exclusive_run(
@@ -251,16 +251,13 @@ def _has_usable_image(outline: Outline, ledger: Ledger) -> bool:
     return any(ledger.read_marker(unit).fact("n_ok") for unit in ledger.list_units(f"original/{outline.dataset}"))
 
 
-def _other_runs(storage: Storage, plan_id: str, run: str) -> Iterator[str]:
-    """A line about each other live run of the same plan; records of runs that died on this machine are closed first."""
-    for other in leases.list_runs(storage, now=storage.stat(f"runs/{run}.json").modified):
-        if other.id == run or other.record["plan"] != plan_id or not other.live:
-            continue
-        if leases.mark_failed_if_process_is_gone(storage, other):
-            continue
+def _notices_of_other_runs(storage: Storage, plan_id: str, run: str) -> Iterator[str]:
+    """A line about each other live run of the same plan."""
+    for other in leases.mark_dead_and_yield_live(storage, run):
         record = other.record
-        yield (
-            f"run {other.id} on {record['host']} (process {record['pid']}) works on the same plan: "
-            f"{record['items_left']} of {record['items']} items left, {record['images']} images attacked in "
-            f"{record['seconds']:.0f} s; this run takes what that one has not claimed"
-        )
+        if record["plan"] == plan_id:
+            yield (
+                f"run {other.id} on {record['host']} (process {record['pid']}) works on the same plan: "
+                f"{record['items_left']} of {record['items']} items left, {record['images']} images attacked in "
+                f"{record['seconds']:.0f} s; this run takes what that one has not claimed"
+            )

@@ -50,7 +50,7 @@ class Scheduler:
 
     def __init__(
         self,
-        prepared: PickledPlan,
+        plan: PickledPlan,
         plan_id: str,
         storage: Storage,
         sizing: PoolSizes,
@@ -70,8 +70,8 @@ class Scheduler:
         self._schedule = SchedulerState(
             generators=Pool("generator", sizing.generator, now), scorers=Pool("scorer", sizing.scorer, now)
         )
-        self._actors = Actors(prepared, plan_id, storage.url, self.run)
-        self._claimed = ClaimedItems(prepared.outline, plan_id, Ledger(storage), self.run)
+        self._actors = Actors(plan, plan_id, storage.url, self.run)
+        self._claimed = ClaimedItems(plan.outline, plan_id, Ledger(storage), self.run)
         self._stopping = False
         self._live_nodes: set[str] = set()
         self._nodes_read_at = 0.0

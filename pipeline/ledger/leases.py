@@ -115,7 +115,7 @@ def exclusive_access(storage: Storage) -> Iterator[Callable[[], RunRecord | None
 
     def renew_and_find_other() -> RunRecord | None:
         write_heartbeat(storage, run, plan="", state="running", counts={"alone": True})
-        return next(_mark_dead_and_yield_live(storage, run), None)
+        return next(mark_dead_and_yield_live(storage, run), None)
 
     try:
         yield renew_and_find_other
@@ -125,10 +125,10 @@ def exclusive_access(storage: Storage) -> Iterator[Callable[[], RunRecord | None
 
 def find_exclusive_run(storage: Storage, run: str) -> RunRecord | None:
     """A live run with exclusive access, which a run whose record is written has to wait for; None if there is none."""
-    return next((other for other in _mark_dead_and_yield_live(storage, run) if other.exclusive), None)
+    return next((other for other in mark_dead_and_yield_live(storage, run) if other.exclusive), None)
 
 
-def _mark_dead_and_yield_live(storage: Storage, run: str) -> Iterator[RunRecord]:
+def mark_dead_and_yield_live(storage: Storage, run: str) -> Iterator[RunRecord]:
     """Live runs other than `run`, the latest first; those whose process is gone are marked as failed on the way."""
     for other in list_runs(storage, now=storage.stat(_run_key(run)).modified):
         if other.id != run and other.live and not mark_failed_if_process_is_gone(storage, other):

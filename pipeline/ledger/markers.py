@@ -198,7 +198,7 @@ class Ledger:
         return len(shards), len(units)
 
     def record_failure(self, failure: Failure) -> None:
-        """Records an item that a run gave up; later runs of the plan skip it until they are told to retry."""
+        """Records an item that a run gave up; later runs of the plan skip it unless they retry failures."""
         self.storage.put_record(failure.key, asdict(failure), if_absent=False)
 
     def list_failures(self, plan: str = "") -> list[Failure]:

@@ -29,7 +29,7 @@ class Failure:
         reason: One line.
         tries: Number of tries.
         run: Id of the run.
-        store_failed: The store failed, not the item: later runs retry it without being told to.
+        store_failed: The store failed, not the item: later runs retry it in any case.
     """
 
     plan: str

@@ -65,7 +65,7 @@ class ExternalImages:
     @property
     def identity(self) -> dict[str, Any]:
         """All that is known of the source: its name."""
-        return {"told": self.name}
+        return {"told": self.name}  # a key of stored identities
 
     @property
     def id(self) -> str:

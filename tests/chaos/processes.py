@@ -13,7 +13,7 @@ from tests.chaos.proxy import Fault
 from tests.chaos.scenario import Campaign, Row, new_store
 from tests.chaos.site import NODES, Damage, compare
 
-# A driver that is told to stop has to end within this time.
+# A driver has to end within this time after SIGTERM.
 _STOP_S = 30
 
 
