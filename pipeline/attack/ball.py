@@ -45,13 +45,16 @@ def random_direction(draws: Draws, shape: Sequence[int], norm: BallNorm) -> Tens
 
 
 def divided_by_mean(gradient: Tensor) -> Tensor:
-    """G / mean|g| per image; zero where g is zero."""
+    """The gradient divided by its mean magnitude, g/mean|g|, per image; zero where g is zero."""
     tiny = torch.finfo(gradient.dtype).tiny
     return gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
 
 
 def divided_by_largest(gradient: Tensor) -> Tensor:
-    """G / max|g| per image, so that the squares of a saturated model's tiny gradients do not underflow float32."""
+    """The gradient divided by its largest magnitude, g/max|g|, per image.
+
+    So the squares of a saturated model's tiny gradients do not underflow float32.
+    """
     tiny = torch.finfo(gradient.dtype).tiny
     return gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
 
