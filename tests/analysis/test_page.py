@@ -14,7 +14,7 @@ from pipeline.ledger import Ledger
 from pipeline.storage import Storage
 from tests.analysis.conftest import ATTACKS
 from tests.browser import browser
-from tests.journeys.test_journeys import gnp
+from tests.journeys.journey import gnp
 from tests.samples import make_plan, sample, tiny_job, write_shard
 
 # Contrast ratios by WCAG 2 of all rates, notes and texts in figures.

@@ -14,7 +14,7 @@ from pipeline.analysis import drawing, picture, report, sample_view
 from pipeline.data.sample import Part
 from pipeline.ledger import Ledger, Unit
 from tests.analysis.conftest import ATTACKS, IMAGES, TARGETS
-from tests.journeys.test_journeys import gnp
+from tests.journeys.journey import gnp
 from tests.samples import CLASSES
 
 

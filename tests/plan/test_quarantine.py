@@ -12,6 +12,7 @@ from pipeline.ledger import UNIT_KINDS, Ledger, leases
 from pipeline.maintenance import garbage
 from pipeline.maintenance.finalize import finalize
 from pipeline.plan import quarantine
+from pipeline.plan.resolve import Plan
 from pipeline.storage import Storage
 from tests.samples import jpeg, make_plan, sample, tiny_job, write_shard
 from tests.stages.runs import digests, run_stages
@@ -37,6 +38,13 @@ def refuse_to_decode(image: bytes, patch: pytest.MonkeyPatch) -> None:
         return real(data, preparation)
 
     patch.setattr(codec, "decode", decode)
+
+
+def run_with_older_decoder(planned: Plan, ledger: Ledger) -> None:
+    """Runs both stages with a decoder that cannot read the image of the shard's second part."""
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_to_decode(jpeg(5), patch)
+        run_stages(planned, ledger)
 
 
 def test_a_part_is_made_again_when_a_newer_decoder_reads_its_image_and_the_rest_stays(
@@ -71,9 +79,7 @@ def test_nothing_is_revoked_for_a_changed_shard(
     shard: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
-    with pytest.MonkeyPatch.context() as patch:
-        refuse_to_decode(jpeg(5), patch)
-        run_stages(planned, ledger)
+    run_with_older_decoder(planned, ledger)
     write_shard(shard, [sample(100 + index) for index in range(12)])
     assert list(quarantine.revoke_usable_parts(planned, ledger, other_run=lambda: None)) == []
 
@@ -128,9 +134,7 @@ def test_nothing_is_revoked_while_another_run_is_active(
     shard: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
-    with pytest.MonkeyPatch.context() as patch:
-        refuse_to_decode(jpeg(5), patch)
-        run_stages(planned, ledger)
+    run_with_older_decoder(planned, ledger)
     before = digests(ledger)
     with leases.exclusive_access(ledger.storage) as other:
         leases.write_heartbeat(ledger.storage, "begun-since", plan="p", state="running", counts={})
@@ -142,9 +146,7 @@ def test_results_of_a_replaced_original_are_refused_and_revoked(
     shard: Path, ledger: Ledger, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
-    with pytest.MonkeyPatch.context() as patch:
-        refuse_to_decode(jpeg(5), patch)
-        run_stages(planned, ledger)
+    run_with_older_decoder(planned, ledger)
     late = [
         marker
         for kind in UNIT_KINDS[1:]
