@@ -1,0 +1,1 @@
+"""Calls from Python with what people have at hand."""

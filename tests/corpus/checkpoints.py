@@ -1,0 +1,1 @@
+"""Files of weights, and models whose function a file of weights does not settle."""

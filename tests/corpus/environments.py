@@ -1,0 +1,1 @@
+"""Terminals, temporary folders, stores and credentials that are not as usual."""

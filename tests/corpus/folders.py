@@ -1,0 +1,1 @@
+"""Folders of images, and tables of labels, that people pack with `gnp shards`."""

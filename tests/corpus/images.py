@@ -1,0 +1,1 @@
+"""Image files whose pixels are easily read wrongly."""

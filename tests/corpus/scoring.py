@@ -1,0 +1,1 @@
+"""Folders of adversarial images that other tools made."""
