@@ -24,6 +24,7 @@ ORDER = (
     "data",
     "ledger",
     "models",
+    "packing",
     "results",
     "plan",
     "maintenance",
@@ -45,11 +46,11 @@ OWNERS: dict[str, set[str]] = {
     "botocore": {"storage"},
     "tenacity": {"storage"},
     "webdataset": {"data"},
-    "pyarrow": {"results"},
+    "pyarrow": {"packing", "results"},
     "pydantic": {"plan", "training"},
     "jinja2": {"analysis"},
     "matplotlib": {"analysis"},
-    "scipy": {"analysis", "models", "results"},
+    "scipy": {"analysis", "models", "packing", "results"},
     "skimage": {"models"},
 }
 MOST_LINES = 400

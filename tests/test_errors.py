@@ -77,20 +77,31 @@ def incomplete_store(setup: Setup) -> list[object]:
 
 
 def zipped_shard(setup: Setup) -> list[object]:
-    (setup.folder / "in" / "s.tar").rename(setup.folder / "in" / "s.tar.gz")
-    return setup.generate(setup.edited("*.tar", "s.tar.gz"))
+    (setup.folder / "in" / "s.tar").rename(setup.folder / "in" / "s.tar.xz")
+    return setup.generate(setup.edited("*.tar", "s.tar.xz"))
 
 
 def wrong_class_count(setup: Setup) -> list[object]:
     return setup.generate(setup.edited("classes = 10", "classes = 11"))
 
 
+def pack_classes(setup: Setup, *names: str) -> list[object]:
+    for name in names:
+        (setup.folder / "photos" / name).mkdir(parents=True)
+        (setup.folder / "photos" / name / "1.jpg").write_bytes(jpeg(0))
+    return ["shards", setup.folder / "photos", setup.folder / "out"]
+
+
+def other_classes(setup: Setup) -> list[object]:
+    (setup.folder / "out").mkdir()
+    (setup.folder / "out" / "classes.json").write_text('{"cat": 1}')
+    return pack_classes(setup, "cat")
+
+
 def existing_shards(setup: Setup) -> list[object]:
-    (setup.folder / "photos" / "cat").mkdir(parents=True)
-    (setup.folder / "photos" / "cat" / "1.jpg").write_bytes(jpeg(0))
     (setup.folder / "out").mkdir()
     (setup.folder / "out" / "images-000000.tar").touch()
-    return ["shards", setup.folder / "photos", setup.folder / "out"]
+    return pack_classes(setup, "cat")
 
 
 def no_labels(setup: Setup) -> list[object]:
@@ -169,6 +180,9 @@ COMMANDS: dict[str, Callable[[Setup], list[object]]] = {
     ],
     "no log": lambda setup: setup.generate(setup.recipe, "--log", setup.folder),
     "no photographs": lambda setup: ["shards", setup.folder / "in", setup.folder / "out"],
+    "splits": lambda setup: pack_classes(setup, "train/cat", "val/cat"),
+    "numbers and names": lambda setup: pack_classes(setup, "0", "cat"),
+    "other classes": other_classes,
     "no labels": no_labels,
     "twice": existing_shards,
 }

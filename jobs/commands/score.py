@@ -13,7 +13,7 @@ def score(
     folder: Annotated[
         str,
         typer.Argument(
-            help="Adversarial PNGs: a folder, or s3://bucket/prefix, without subfolders.", show_default=False
+            help="Adversarial images, in folders or not: a folder, or s3://bucket/prefix.", show_default=False
         ),
     ],
     recipe: Annotated[
@@ -33,9 +33,10 @@ def score(
 ) -> None:
     """Scores adversarial images of another tool on a recipe's targets, into the same store and reports.
 
-    Images are matched to the originals by name: `0001.png` is the image with key `0001`, as `gnp shards` names them
-    when it packs the originals. Each must lie within epsilon of its original. If the folder has a `labels.csv`
-    (filename,label), its labels must be those of the originals. `gnp compare` compares them with other attacks on the
+    Images are matched to the originals by name: `0001.png` is the image with key `0001`, and `cat/1.png` the one that
+    `gnp shards` packed from such a path; else the end of a path counts, where only one image has it. Each must lie
+    within epsilon of its original. If the folder has a `labels.csv` (filename,label), its labels must be those of the
+    originals. `gnp compare` compares them with other attacks on the
     same images.
 
     Example: `gnp score adv/mifgsm jobs/recipes/imagenet.toml --store results --name their-mi --source resnet50`

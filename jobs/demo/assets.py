@@ -23,7 +23,7 @@ import torchvision.models
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.data import pack
+from pipeline.packing.pack import pack
 
 # Gives two shards, so that a run has two items to schedule.
 PER_SHARD = 10
@@ -51,7 +51,7 @@ def prepare(folder: Path) -> None:
     save_file(squeezenet(data), weights / "squeezenet.safetensors")
     photographs = folder / "photographs"
     label_photographs(photographs, members(packages, "foolbox-*", r"data/imagenet_\d+_\d+\.jpg$"))
-    pack.pack_folder(photographs, str(folder / "shards"), name="photographs", per_shard=PER_SHARD)
+    pack(photographs, str(folder / "shards"), name="photographs", per_shard=PER_SHARD)
     done.touch()
 
 

@@ -12,9 +12,9 @@ from jobs.demo import FOLDER, RECIPE, assets
 from pipeline import engine
 from pipeline.analysis import drawing, picture, sample_view
 from pipeline.analysis.report import summarise
-from pipeline.data import pack
 from pipeline.ledger import Ledger
 from pipeline.models.class_names import class_name
+from pipeline.packing.pack import pack
 from pipeline.plan.recipe_reader import load_recipe
 from pipeline.plan.resolve import prepare_plan
 from pipeline.storage import Storage
@@ -34,7 +34,7 @@ def main() -> None:
     photographs.mkdir(exist_ok=True)
     (photographs / "coffee.png").write_bytes(data)
     (photographs / "labels.csv").write_text(f"filename,label\ncoffee.png,{ESPRESSO}\n", encoding="utf-8")
-    pack.pack_folder(photographs, str(folder / "shards"), name="free", per_shard=1)
+    pack(photographs, str(folder / "shards"), name="free", per_shard=1)
     recipe = load_recipe(RECIPE)
     job = recipe.job()
     store = Storage(str(folder / "store"), create=True)

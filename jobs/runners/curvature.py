@@ -87,7 +87,7 @@ def first_images(data: DataSpec, limit: int) -> Images:
     kept: list[tuple[Sample, torch.Tensor]] = []
     for shard in shard_list.find_shards(data.shards):
         with shards.download_shard(shard) as spooled:
-            for sample in spooled.samples(range(len(spooled)), classes=data.classes):
+            for sample in spooled.samples(range(len(spooled)), classes=data.classes, label=data.label):
                 if not isinstance(sample, Sample) or len(kept) == limit:
                     continue
                 try:

@@ -23,6 +23,8 @@ from pipeline.errors import SampleError
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 # ImageNet's largest photograph has 40 million pixels; a larger file is a decompression bomb.
 _MAX_PIXELS = 100_000_000
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,22 @@ class Preparation:
         resize: Shortest side in pixels after resizing; 0 keeps the native size.
         crop: Side of the square centre crop in pixels.
         interpolation: PIL's filter.
+        aspect: `keep` resizes both sides by one factor; `squash` resizes to `resize` x `resize` whatever the shape, as
+            TransferAttack does.
     """
 
     resize: int = 256
     crop: int = 224
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    aspect: Literal["keep", "squash"] = "keep"
 
     def __post_init__(self) -> None:
         if self.crop < 1:
             raise ValueError(f"crop = {self.crop}: must be at least 1 pixel")
         if self.resize != 0 and self.resize < self.crop:
             raise ValueError(f"resize = {self.resize}: must be at least crop = {self.crop}, or 0 for the native size")
+        if self.aspect == "squash" and not self.resize:
+            raise ValueError('aspect = "squash": resize must be the side to squash to, not 0')
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """The prepared image.
@@ -51,7 +58,9 @@ class Preparation:
         Raises:
             SampleError: The image is smaller than the crop.
         """
-        if self.resize:
+        if self.aspect == "squash":
+            image = vision.resize(image, [self.resize, self.resize], InterpolationMode(self.interpolation))
+        elif self.resize:
             scale = self.resize / min(image.size)
             _require_size(round(image.width * scale), round(image.height * scale))
             image = vision.resize(image, self.resize, InterpolationMode(self.interpolation))
@@ -73,19 +82,49 @@ def decode(data: bytes, preparation: Preparation | None = None) -> Tensor:
 def decode_hwc(data: bytes, preparation: Preparation | None = None) -> np.ndarray:
     """An encoded image's pixels in the layout of decoders: (H, W, 3) uint8, RGB.
 
+    Transparent pixels are shown on white; values of 16 bits are scaled to 8; the orientation that EXIF states is
+    ignored, as torchvision does; of an animation, the first frame is taken.
+
     Raises:
-        SampleError: The bytes are not an image, or cannot be decoded in full.
+        SampleError: The bytes are not an image, cannot be decoded in full, or have values without a range.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(_without_png_metadata(data)), formats=_FORMATS) as image:
             _require_size(image.width, image.height)
-            rgb = image.convert("RGB")
+            rgb = _to_rgb(image)
     except SampleError:
         raise
     except Exception as error:  # on untrusted bytes, decoders raise errors of any type
         message = re.sub(r" <_io.*?>", "", str(error))  # without memory addresses, which differ from run to run
         raise SampleError(f"undecodable image: {type(error).__name__}: {message}"[:200]) from error
     return np.array(rgb if preparation is None else preparation(rgb))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB; PIL alone would show the hidden colour of transparent pixels, and clip 16 bits."""
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque).convert("RGB")
+    if image.mode == "F":
+        raise SampleError("its pixels are floating-point numbers, whose range no field states")
+    if image.mode.startswith("I"):  # PNG's and PPM's grey of 16 bits, which PIL gives as 0..65535
+        grey = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _without_png_metadata(data: bytes) -> bytes:
+    """A PNG without its texts and profiles, whose size PIL limits; any other bytes as they are."""
+    if not data.startswith(_PNG_SIGNATURE):
+        return data
+    kept, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        end = position + 12 + length
+        if kind not in _PNG_METADATA:
+            kept.append(data[position:end])
+        position = end
+    return b"".join([*kept, data[position:]])
 
 
 def _require_size(width: int, height: int) -> None:
@@ -111,7 +150,7 @@ def encode(pixels: Tensor) -> bytes:
     deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, deflate, filters, not interlaced
     data = deflate.compress(rows.tobytes()) + deflate.flush()
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+    return _PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -66,10 +66,9 @@ def _shard_name(filename: str) -> str:
     """A shard's name in results: its file name without `.tar`, in characters that are safe in any key.
 
     Raises:
-        RecipeError: The file is not an uncompressed tar.
+        RecipeError: The file is not a tar, or compressed otherwise than by gzip.
     """
-    if not filename.endswith(".tar"):
-        raise RecipeError(
-            f"shards: {filename!r} is not a .tar; compressed shards are to be unpacked to plain tar first"
-        )
-    return re.sub(r"[^A-Za-z0-9._-]", "-", filename.removesuffix(".tar"))
+    stem = re.sub(r"\.(tar|tar\.gz|tgz)$", "", filename)
+    if stem == filename:
+        raise RecipeError(f"shards: {filename!r} is not a .tar or .tar.gz; shards in other formats are to be unpacked")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", stem)

@@ -7,32 +7,38 @@ it.
 """
 
 import contextlib
+import gzip
 import io
 import re
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
 import webdataset
-from webdataset.autodecode import basichandlers
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from pipeline.data import tars
 from pipeline.data.sample import RejectedSample, Sample, ShardFile
+from pipeline.data.sample_fields import image_extension, json_field, listed, require_class, whole_number
 from pipeline.errors import SampleError, ShardError, StorageError
 from pipeline.storage import Storage, split_url
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
 # No photograph is larger than this as a file; a tar may claim, or unpack to, anything.
 _MAX_MEMBER_BYTES = 1 << 28
 # Names that WebDataset reserves: it skips such folders and files, and samples with such an extension.
 _RESERVED = re.compile(r"__[^/]*__($|/)")
 # A label is a decimal number.
 _MAX_LABEL_BYTES = 100
-# Extensions of a sample's files that hold a class index → what messages call it.
-_CLASS_FILES = {"cls": "label", "target": "target class"}
+# Where a sample's label is, unless a recipe says otherwise: in its file with this extension.
+LABEL = "cls"
+_TARGET_CLASS = "target"
+_MAX_JSON_BYTES = 1 << 24
+_GZIP = b"\x1f\x8b"
+# A small file can unpack to any size: this much of the disk stays free.
+_MIN_FREE_BYTES = 1 << 28
 
 
 class Shard:
@@ -61,20 +67,27 @@ class Shard:
         keys = [str(record["__key__"]) for record in self._records]
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         self._repeated = {index for index, key in enumerate(keys) if first[key] != index}
+        for index in self._repeated:
+            if set(_extensions(self._records[index])).isdisjoint(_extensions(self._records[first[keys[index]]])):
+                raise ShardError(
+                    f"shard {name}: the files of sample {_readable(keys[index])!r} are not next to each other; pack it "
+                    "again, sorted: tar --sort=name"
+                )
 
     def __len__(self) -> int:
         return len(self._records) + len(self._rejected)
 
-    def samples(self, indices: Iterable[int], *, classes: int) -> Iterator[Sample | RejectedSample]:
+    def samples(self, indices: Iterable[int], *, classes: int, label: str = LABEL) -> Iterator[Sample | RejectedSample]:
         """Some of the samples, each usable or rejected with a reason.
 
         Args:
             indices: Indices of the samples, from 0; those beyond the last are ignored.
             classes: Labels must lie in [0, classes).
+            label: Where a sample's label is: the extension of a file, or `json:KEY` for a field of a JSON file.
         """
         for index in indices:
             if index < len(self._records):
-                yield self._sample(index, classes)
+                yield self._sample(index, classes, label)
             elif index < len(self):
                 yield self._rejected[index - len(self._records)]
 
@@ -86,7 +99,7 @@ class Shard:
                 for name, value in record.items()
             }
 
-    def _sample(self, index: int, classes: int) -> Sample | RejectedSample:
+    def _sample(self, index: int, classes: int, label: str) -> Sample | RejectedSample:
         record = self._records[index]
         key = str(record["__key__"])
         try:
@@ -96,23 +109,34 @@ class Shard:
                 raise SampleError("the key points outside its folder")
             if key != _readable(key):
                 raise SampleError("the key is not UTF-8")
-            if "cls" not in record:
-                raise SampleError("no label: no cls")
-            label, target_class = (self._class(record, name, classes) for name in ("cls", "target"))
-            assert label is not None
-            return Sample(key, self._bytes(_image(record)), label, target_class)
+            label_class = require_class(self._label(record, label), classes, called="label")
+            target_class = None
+            if _TARGET_CLASS in record:
+                value = self._number(record, _TARGET_CLASS, "target class")
+                target_class = require_class(value, classes, called="target class")
+            image = cast("tarfile.TarInfo", record[image_extension(_extensions(record))])
+            return Sample(key, self._bytes(image), label_class, target_class)
         except SampleError as error:
             return RejectedSample(_readable(key), str(error))
 
-    def _class(self, record: Mapping[str, Any], extension: str, classes: int) -> int | None:
-        """The class index in a sample's file with this extension; None where there is no such file."""
+    def _label(self, record: Mapping[str, Any], label: str) -> Any:
+        """What a sample has for its label."""
+        extension, _, field = label.partition(":")
         if extension not in record:
-            return None
+            files = listed(_extensions(record))
+            raise SampleError(f"no label: no {extension}; its files are {files}; data.label says where it is")
+        if not field:
+            return self._number(record, extension, "label")
         member = cast("tarfile.TarInfo", record[extension])
-        called = _CLASS_FILES[extension]
+        if member.size > _MAX_JSON_BYTES:
+            raise SampleError(f"no label: its JSON has {member.size:,} bytes: more than {_MAX_JSON_BYTES:,}")
+        return json_field(self._bytes(member), field)
+
+    def _number(self, record: Mapping[str, Any], extension: str, called: str) -> Any:
+        member = cast("tarfile.TarInfo", record[extension])
         if member.size > _MAX_LABEL_BYTES:
             raise SampleError(f"the {called} is no whole number: it has {member.size:,} bytes")
-        return _class_index(self._bytes(member), classes, called=called)
+        return whole_number(self._bytes(member))
 
     def _bytes(self, member: tarfile.TarInfo) -> bytes:
         most = _MAX_MEMBER_BYTES
@@ -138,9 +162,34 @@ def download_shard(shard: ShardFile) -> Iterator[Shard]:
             "free; set TMPDIR to a larger disk"
         )
     folder, name = split_url(shard.url)
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as unpacked:
         digest = Storage(folder).download(name, file)
-        yield Shard(file, name=shard.name, sha256=digest, size_bytes=file.seek(0, io.SEEK_END))
+        size_bytes = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        is_gzip = file.read(len(_GZIP)) == _GZIP
+        if is_gzip:
+            _unpack(file, unpacked, shard.url)
+        yield Shard(unpacked if is_gzip else file, name=shard.name, sha256=digest, size_bytes=size_bytes)
+
+
+def _unpack(file: BinaryIO, unpacked: BinaryIO, url: str) -> None:
+    """Decompresses a gzip file into another.
+
+    Raises:
+        ShardError: It is truncated or damaged.
+        StorageError: The disk has no room for what it unpacks to.
+    """
+    file.seek(0)
+    try:
+        with gzip.open(file) as stream:
+            while piece := stream.read(1 << 20):
+                if shutil.disk_usage(tempfile.gettempdir()).free < _MIN_FREE_BYTES:
+                    raise StorageError(
+                        f"{url}: unpacked, it does not fit into {tempfile.gettempdir()}; set TMPDIR to a larger disk"
+                    )
+                unpacked.write(piece)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ShardError(f"{url}: not a complete gzip file ({error}); fetch or make it again") from error
 
 
 def read_samples(data: bytes, *, name: str, classes: int) -> Iterator[Sample | RejectedSample]:
@@ -213,18 +262,5 @@ def _readable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _image(record: Mapping[str, Any]) -> tarfile.TarInfo:
-    for extension in IMAGE_EXTENSIONS:
-        if extension in record:
-            return cast("tarfile.TarInfo", record[extension])
-    raise SampleError(f"no image: none of {', '.join(IMAGE_EXTENSIONS)}")
-
-
-def _class_index(text: bytes, classes: int, *, called: str) -> int:
-    try:
-        label = int(basichandlers("cls", text))
-    except ValueError:
-        raise SampleError(f"the {called} is no whole number: {text[:40]!r}") from None
-    if not 0 <= label < classes:
-        raise SampleError(f"{called} {label} lies outside 0..{classes - 1}")
-    return label
+def _extensions(record: Mapping[str, Any]) -> list[str]:
+    return [_readable(name) for name in record if not _RESERVED.match(name)]

@@ -13,5 +13,12 @@ def class_name(index: int) -> str:
 
 
 @functools.cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """The synset of each ImageNet-1k class index, such as `n01440764` for 0."""
+    info = _imagenet_info()
+    return tuple(str(info.index_to_label_name(index)) for index in range(info.num_classes()))
+
+
+@functools.cache
 def _imagenet_info() -> Any:
     return timm.data.ImageNetInfo()

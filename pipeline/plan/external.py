@@ -1,14 +1,15 @@
 """Adversarial images that another program made: a folder of images that takes the place of an attack on a source.
 
-They are matched to the recipe's images by name, checked against the budget, and from then on scored, audited and
-reported like other adversarial images. Their bytes are hashed when a run begins, and checked when they are read: a file
-that changes during a run is an error, and so are other images under a name that a store already has.
+They are matched to the recipe's images by name (`ExternalImages.find`), checked against the budget, and from then on
+scored, audited and reported like other adversarial images. Their bytes are hashed when a run begins, and checked when
+they are read: a file that changes during a run is an error, and so are other images under a name that a store already
+has.
 """
 
-import csv
-import io
+import functools
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import PurePosixPath
@@ -19,11 +20,11 @@ from torch import Tensor
 
 from pipeline.attack.ball import BallNorm
 from pipeline.data import codec
-from pipeline.data.pack import LABEL_TABLES, normalized_row, sample_key
 from pipeline.data.parts import Images
-from pipeline.data.shards import IMAGE_EXTENSIONS
 from pipeline.errors import IntegrityError, MissingError, RecipeError, SampleError, ShardError
 from pipeline.ledger import Ledger, make_id
+from pipeline.packing.label_tables import CSV_TABLES, read_labels
+from pipeline.packing.labelled import has_image_extension, sample_key
 from pipeline.storage import Storage, sha256
 
 
@@ -49,7 +50,7 @@ class ExternalImages:
     Attributes:
         name: The source's name in results: the model that the other program attacked, as the user gave it.
         folder: A folder or `s3://` URL that every worker can read.
-        files: Sample key → image; keys are those that `gnp shards` gives to such file names.
+        files: Path below the folder → image.
     """
 
     name: str
@@ -72,6 +73,40 @@ class ExternalImages:
         """Name and fingerprint of the identity, as in keys of the store."""
         return make_id(self.name, self.identity)
 
+    def find(self, key: str) -> ImageFile | None:
+        """The image of an original: by its key, taken for a path, or for the key that `gnp shards` gives to a path.
+
+        Where neither is there, by the end of a path, such as its file name, if no other path ends so.
+        """
+        wanted = _plain(key)
+        for index, name in (
+            (self._by_path, wanted),
+            (self._by_key, wanted),
+            (self._by_end, wanted),
+            (self._by_end, PurePosixPath(wanted).name),
+        ):
+            if len(index.get(name, ())) == 1:
+                return index[name][0]
+        return None
+
+    @functools.cached_property
+    def _by_path(self) -> Mapping[str, Sequence[ImageFile]]:
+        return _grouped((_stem(PurePosixPath(path)), file) for path, file in self.files.items())
+
+    @functools.cached_property
+    def _by_key(self) -> Mapping[str, Sequence[ImageFile]]:
+        return _grouped((key, file) for path, file in self.files.items() for key in _keys(PurePosixPath(path)))
+
+    @functools.cached_property
+    def _by_end(self) -> Mapping[str, Sequence[ImageFile]]:
+        return _grouped(
+            (name, file)
+            for path, file in self.files.items()
+            for start in range(len(PurePosixPath(path).parts))
+            for end in [PurePosixPath(*PurePosixPath(path).parts[start:])]
+            for name in {_stem(end), *_keys(end)}
+        )
+
     def read_pixels(self, images: Images, attack: "ExternalAttack") -> Tensor:
         """Reads the adversarial image of each original, (N, 3, H, W) uint8, and checks it against the budget.
 
@@ -85,10 +120,17 @@ class ExternalImages:
         """
         storage = Storage(self.folder)
         pixels = [images.pixels[:0]]
+        used: dict[str, str] = {}
         for key, label, original in zip(images.keys, images.labels.tolist(), images.pixels, strict=True):
-            file = self.files.get(key)
+            file = self.find(key)
             if file is None:
-                raise ShardError(f"{self.folder}: no image for {key!r}: {key}.png is expected; --limit ends before it")
+                there = ", ".join(list(self.files)[:3])
+                raise ShardError(
+                    f"{self.folder}: no image for {key!r}: looked for {_plain(key)}.png, also in folders; there are "
+                    f"{len(self.files)} images, such as {there}; --limit N takes the first N only"
+                )
+            if used.setdefault(file.name, key) != key:
+                raise ShardError(f"{self.folder}/{file.name}: the only image for both {used[file.name]!r} and {key!r}")
             where = f"{self.folder}/{file.name}"
             if file.label not in (None, label):
                 raise ShardError(f"{where}: labels.csv says {file.label}, the original {label}; classes count from 0")
@@ -143,17 +185,21 @@ def read_external_images(folder: str, *, source: str) -> ExternalImages:
     if not source:
         raise RecipeError("source = '': say what the other program attacked, by a target's name or tag if it is one")
     storage = Storage(folder)
-    names = sorted(stored.key for stored in storage.list_folder())
-    table = next((name for name in LABEL_TABLES if name in names), "")
+    names = sorted(stored.key for stored in storage.list())
+    table = next((name for name in CSV_TABLES if name in names), "")
     labels = _read_labels(f"{folder}/{table}", storage.get(table)) if table else {}
     files: dict[str, ImageFile] = {}
+    paths: dict[str, str] = {}
     for name in names:
-        if PurePosixPath(name).suffix[1:].lower() not in IMAGE_EXTENSIONS:
+        path = PurePosixPath(name)
+        if not has_image_extension(name) or any(part.startswith(".") for part in path.parts):
             continue
-        key = sample_key(PurePosixPath(name))
-        if key in files:
-            raise RecipeError(f"{folder}: {name} and {files[key].name} both have the key {key!r}")
-        files[key] = ImageFile(name, sha256(storage.get(name)), labels.get(name))
+        plain = _stem(path)
+        if plain in paths:
+            raise RecipeError(f"{folder}: {paths[plain]} and {name} are two images of one name; remove one")
+        paths[plain] = name
+        label = next((labels[known] for known in (name, path.name, path.stem) if known in labels), None)
+        files[name] = ImageFile(name, sha256(storage.get(name)), label)
     if not files:
         raise RecipeError(f"{folder}: no images; a folder of PNG is expected, named as the originals are")
     return ExternalImages(source, storage.url, files)
@@ -163,7 +209,7 @@ def require_unchanged_images(images: ExternalImages, attack: ExternalAttack, led
     """Refuses images that differ from those that a store has under the attack's name; accepts additional images.
 
     Returns:
-        The keys of the folder's images that the store has.
+        The folder's images that the store has, by path.
 
     Raises:
         RecipeError: An image differs.
@@ -174,12 +220,13 @@ def require_unchanged_images(images: ExternalImages, attack: ExternalAttack, led
     for marker in ledger.read_markers(units):
         digests = marker.fact("files")
         for key, digest in digests.items():
-            if key not in images.files:
+            file = images.find(key)
+            if file is None:
                 continue
-            stored.add(key)
-            if images.files[key].sha256 != digest:
+            stored.add(file.name)
+            if file.sha256 != digest:
                 raise RecipeError(
-                    f"{images.folder}/{images.files[key].name}: not the image that {ledger.storage.url} holds of "
+                    f"{images.folder}/{file.name}: not the image that {ledger.storage.url} holds of "
                     f"{attack.name!r}; give these another --name"
                 )
     return stored
@@ -188,14 +235,30 @@ def require_unchanged_images(images: ExternalImages, attack: ExternalAttack, led
 def _read_labels(where: str, data: bytes) -> dict[str, int]:
     """File name → class, from the bytes of a CSV file."""
     try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        labels = {row["filename"]: row["label"].strip() for row in map(normalized_row, rows)}
-    except (UnicodeDecodeError, KeyError, AttributeError, csv.Error) as error:
-        raise RecipeError(f"{where}: expected the columns filename,label in every line") from error
-    invalid = next((name for name, label in labels.items() if not re.fullmatch(r"[0-9]{1,9}", label)), None)
-    if invalid is not None:
-        raise RecipeError(f"{where}: the label of {invalid!r} is not a class index")
-    return {name: int(label) for name, label in labels.items()}
+        return read_labels(data.decode("utf-8-sig"), where)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{where}: not UTF-8 text") from error
+
+
+def _plain(name: str) -> str:
+    """A key or path without a leading `./`, in Unicode's composed form, which file systems do not all keep."""
+    return unicodedata.normalize("NFC", name).removeprefix("./")
+
+
+def _stem(path: PurePosixPath) -> str:
+    return _plain(path.with_suffix("").as_posix())
+
+
+def _keys(path: PurePosixPath) -> set[str]:
+    """The keys that `gnp shards` gives to a path: today's, and earlier ones, in which much became an underscore."""
+    return {sample_key(path), re.sub(r"[^A-Za-z0-9_-]", "_", path.with_suffix("").as_posix())}
+
+
+def _grouped(pairs: Iterable[tuple[str, ImageFile]]) -> dict[str, list[ImageFile]]:
+    groups: dict[str, list[ImageFile]] = {}
+    for name, file in pairs:
+        groups.setdefault(name, []).append(file)
+    return groups
 
 
 def _read_image(storage: Storage, file: ImageFile, where: str) -> Tensor:

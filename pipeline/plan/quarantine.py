@@ -131,7 +131,8 @@ def _has_usable_image(plan: Plan, selection: ShardSelection, shard: Shard, marke
     first = marker.unit.part.index * spec.part_size
     total = len(shard) if selection.images is None else min(len(shard), selection.images)
     now = Counter[str]()
-    for sample in shard.samples(range(first, min(first + spec.part_size, total)), classes=spec.classes):
+    indices = range(first, min(first + spec.part_size, total))
+    for sample in shard.samples(indices, classes=spec.classes, label=spec.label):
         if sample.key not in before:
             continue
         try:

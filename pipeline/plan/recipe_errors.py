@@ -71,7 +71,7 @@ def _toml_steps(location: Iterable[Any], values: Any) -> Iterator[Any]:
         if isinstance(step, str) and isinstance(values, dict) and step not in SOURCE_TITLES:
             yield step
             values = values.get(step)
-        elif isinstance(step, int) and isinstance(values, list):
+        elif isinstance(step, int) and isinstance(values, list) and step < len(values):
             yield step
             values = values[step]
 

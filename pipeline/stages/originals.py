@@ -95,7 +95,7 @@ class OriginalParts:
         """Decodes and commits a part; returns what the store then holds, which another worker may have committed."""
         stage, item, started = self._stage, self._item, time.monotonic()
         spec = stage.plan.job.data
-        samples = shard.samples(indices, classes=spec.classes)
+        samples = shard.samples(indices, classes=spec.classes, label=spec.label)
         chosen = (sample for sample in samples if spec.includes(part.shard, sample.key))
         with stage.timed("decode", item):
             decoded = list(map_in_order(self._decode, chosen, threads=stage.threads))

@@ -93,7 +93,7 @@ class PartAttacks:
             predictions=[{} for _ in images.keys],
             facts={
                 "gradients": None,
-                "files": {key: source.files[key].sha256 for key in images.keys},
+                "files": {key: file.sha256 for key in images.keys if (file := source.find(key))},
                 **stage.execution_facts(batch_size=None, started=started, attempt=self._attempt),
             },
         )

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 from unittest import mock
 
-import pytest
-
 from jobs import cli
 from pipeline.errors import GnpError
 
@@ -133,9 +131,3 @@ def gnp(*arguments: object) -> str:
     if code:
         raise CommandError(err.getvalue().strip())
     return out.getvalue()
-
-
-def parametrize(*names: str) -> pytest.MarkDecorator:
-    """Parametrises a test over all cases, or those of some kinds."""
-    chosen = [one for one in CASES.values() if not names or one.kind in names]
-    return pytest.mark.parametrize("one", chosen, ids=[f"{one.kind}: {one.name}" for one in chosen])

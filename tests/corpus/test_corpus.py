@@ -2,17 +2,28 @@
 
 from pathlib import Path
 
-from tests.corpus import calls, checkpoints, environments, folders, images, scoring, tars
-from tests.corpus.cases import CASES, Case, judge, parametrize
+import pytest
 
-MODULES = (calls, checkpoints, environments, folders, images, scoring, tars)  # importing one registers its cases
+from tests.corpus import calls, checkpoints, environments, folders, images, scoring, tables, tars
+from tests.corpus.cases import CASES, judge
+
+MODULES = (
+    calls,
+    checkpoints,
+    environments,
+    folders,
+    images,
+    scoring,
+    tables,
+    tars,
+)  # importing one registers its cases
 
 
 def test_the_corpus_is_large() -> None:
     assert len(CASES) >= 120
 
 
-@parametrize()
-def test_outcome(one: Case, tmp_path: Path) -> None:
-    verdict = judge(one, tmp_path)
+@pytest.mark.parametrize("name", CASES)
+def test_outcome(name: str, tmp_path: Path) -> None:
+    verdict = judge(CASES[name], tmp_path)
     assert not verdict.fault, f"{verdict.outcome}: {verdict.fault}"

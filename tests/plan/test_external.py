@@ -54,7 +54,7 @@ def test_images_are_matched_by_name_and_kept_as_they_are(tmp_path: Path) -> None
     save(tmp_path, images.pixels + 8, labels="filename,label,targeted_label\nb.png,1,5\na.png, 3,4\n")
     (tmp_path / "log.txt").write_text("of another program")
     folder = external.read_external_images(str(tmp_path), source="resnet50")
-    assert set(folder.files) == set(KEYS)
+    assert set(folder.files) == {f"{key}.png" for key in KEYS}
     assert torch.equal(folder.read_pixels(images, external_attack()), images.pixels + 8)
     assert (
         folder.read_pixels(
@@ -91,7 +91,10 @@ def labels_from_one(folder: Path) -> None:
     [
         (outside_budget, r"/b\.png: 9/255 from its original, more than epsilon = 8/255; give the budget"),
         (wrong_size, r"/a\.png: it and its original have 9 x 8 and 10 x 8 pixels; see data\.preparation"),
-        (missing_image, r"no image for 'b': b\.png is expected; --limit"),
+        (
+            missing_image,
+            r"no image for 'b': looked for b\.png, also in folders; there are 1 images, such as a",
+        ),
         (undecodable_image, r"/b\.png: undecodable image"),
         (labels_from_one, r"/a\.png: labels\.csv says 4, the original 3; classes count from 0"),
     ],
@@ -127,11 +130,11 @@ def test_a_file_that_changes_during_a_run_is_refused(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({}, "no images; a folder of PNG is expected"),
-        ({"a.png": b"", "a.jpg": b""}, "a.png and a.jpg both have the key 'a'"),
+        ({"a.png": b"", "a.jpg": b""}, "a.jpg and a.png are two images of one name"),
         ({"a.png": b"", "labels.csv": b"name,label\na.png,3\n"}, "labels.csv: expected the columns filename,label"),
-        ({"a.png": b"", "labels.csv": b"filename,label\na.png\n"}, "labels.csv: expected the columns filename,label"),
-        ({"a.png": b"", "labels.csv": b"filename,label\na.png,x\n"}, "labels.csv: the label of 'a.png' is not a class"),
-        ({"a.png": b"", "labels.csv": b"\xff\xfe\x00"}, "labels.csv: expected the columns filename,label"),
+        ({"a.png": b"", "labels.csv": b"filename,label\na.png\n"}, "labels.csv line 2: the label '' is no class index"),
+        ({"a.png": b"", "labels.csv": b"filename,label\na.png,x\n"}, "labels.csv line 2: the label 'x' is no class"),
+        ({"a.png": b"", "labels.csv": b"\xff\xfe\x00"}, "labels.csv: not UTF-8 text"),
     ],
 )
 def test_an_invalid_folder_is_refused_in_one_line(files: dict[str, bytes], message: str, tmp_path: Path) -> None:
@@ -153,8 +156,8 @@ def test_labels_of_the_nips_2017_set_count_from_1(tmp_path: Path) -> None:
     assert {
         key: file.label for key, file in external.read_external_images(str(tmp_path), source="net").files.items()
     } == {
-        "a": 3,
-        "b": 1,
+        "a.png": 3,
+        "b.png": 1,
     }
 
 

@@ -29,6 +29,7 @@ from tests.plan.recipes import GOOD, GRID, load
         ('policy = "crop"', 'polisy = "crop"', "polisy: unknown key; did you mean policy"),
         ("inception_v3.tv_in1k", "vgg19_bn.tv_in1k", "targets: two are called 'vgg19_bn.tv_in1k'"),
         ('"mi",', '"gnp",', r"attacks\.0: attack = 'gnp': expected noise, or one of"),
+        ('"mi",', "[],", r"attacks\.0 = \[\]: input should be a valid string"),
         ('"mi",', '{attack = "mi", gnp = {}},', "gnp is set, but attack = 'mi' does not name it"),
         ('form = "backward"', 'form = "sideways"', r"gnp\.form = 'sideways'"),
         ('form = "backward"', "r = -1.0", r"attacks\.1\.gnp: r = -1\.0: must be positive"),
