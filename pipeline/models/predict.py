@@ -67,7 +67,7 @@ def predict_defended(
     defenses: Sequence[ReadyDefense],
     draws: Draws,
     *,
-    name: str = "a model",
+    name: str = "the model",
 ) -> tuple[Tensor, Tensor]:
     """Class probabilities of a network behind defenses.
 
@@ -130,7 +130,7 @@ class SeededDefenses:
     keys: Sequence[str]
 
     def predict(
-        self, model: DefendedNetwork, images: Tensor, batch: slice, *, name: str = "a model"
+        self, model: DefendedNetwork, images: Tensor, batch: slice, *, name: str = "the model"
     ) -> tuple[Tensor, Tensor]:
         """Probabilities (B, classes) of the images of a batch, and whether the defense abstains, (B,) bool."""
         draws = Draws(self.seed, self.keys[batch], images.device, purpose="defense")
@@ -144,7 +144,7 @@ def predict_probabilities(
     *,
     device: torch.device,
     defenses: SeededDefenses | None,
-    name: str = "a model",
+    name: str = "the model",
 ) -> tuple[Tensor, Tensor]:
     """Probabilities (B, classes) of a batch, in one call of the model, and whether a defense abstains, (B,).
 
@@ -173,7 +173,7 @@ def predict(
     batch_size: int,
     device: torch.device,
     defenses: SeededDefenses | None = None,
-    name: str = "a model",
+    name: str = "the model",
 ) -> BatchPredictions:
     """A model's predictions on uint8 pixels.
 

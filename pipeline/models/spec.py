@@ -202,8 +202,10 @@ def _require_torchvision_model(spec: ModelSpec) -> None:
         if spec.checkpoint is not None:
             raise RecipeError(f"{spec.model!r} names torchvision's own weights; leave out the checkpoint or .{weights}")
         if weights not in own:
-            moves = ", which would move" if weights == "DEFAULT" else ""
-            raise RecipeError(f"torchvision has no {name} of {weights!r}{moves}; it has {', '.join(own) or 'none'}")
+            moves = (
+                f", which would move; it has {', '.join(own)}" if weights == "DEFAULT" else _suggestion(weights, own)
+            )
+            raise RecipeError(f"torchvision has no {name} of {weights!r}{moves}")
         return
     if spec.checkpoint is None:
         examples = " or ".join(f"{spec.model}.{own_name}" for own_name in own)

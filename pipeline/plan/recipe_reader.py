@@ -83,5 +83,7 @@ def _require_unquoted_numbers(written: Any, parsed: Any, path: Path, location: t
         if isinstance(parsed, Mapping):
             inner = parsed[key]
         else:
-            inner = getattr(parsed, key) if isinstance(key, str) else parsed[key] if isinstance(parsed, tuple) else parsed
+            inner = (
+                getattr(parsed, key) if isinstance(key, str) else parsed[key] if isinstance(parsed, tuple) else parsed
+            )
         _require_unquoted_numbers(item, inner, path, (*location, key))
