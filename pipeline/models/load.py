@@ -6,16 +6,13 @@ and normalises as its weights expect, under a policy that every row of the resul
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 import timm
 import timm.data
 import timm.models
-import torch
 from torch import nn
 
-from pipeline.attack.draws import Draws
 from pipeline.errors import RecipeError, WeightsError
 from pipeline.models.checkpoint import (
     load_serialized_weights,
@@ -25,8 +22,7 @@ from pipeline.models.checkpoint import (
 )
 from pipeline.models.checkpoint_file import first_line, read_checkpoint
 from pipeline.models.classifier import Classifier
-from pipeline.models.defenses import RandomResizePad, describe_defenses
-from pipeline.models.predict import predict_defended
+from pipeline.models.defenses import describe_defenses
 from pipeline.models.purifiers import Purifier
 from pipeline.models.spec import HUB_PREFIXES, ModelSpec, TargetSpec
 from pipeline.models.state_search import candidates
@@ -41,6 +37,7 @@ from pipeline.models.torchvision_models import (
     library_weights,
     weights_name_of,
 )
+from pipeline.models.trial import check_forward_pass
 
 # It warns at every failed attempt; the error below says so in one line.
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -65,7 +62,7 @@ def load_model(spec: ModelSpec, *, classes: int = 1000) -> Classifier:
         network = _load_pretrained(spec)
         classifier = Classifier(network, _preprocessing(spec, network), spec.args)
     require_finite_weights(classifier.network, spec.name)
-    _check_forward_pass(spec, classifier, classes)
+    check_forward_pass(spec, classifier, classes)
     return classifier
 
 
@@ -110,7 +107,7 @@ def classifier_from_weights(
     network = _build_network(spec, classes, args, keys=state, hub_config=hub_config)
     load_serialized_weights(network, state, name=spec.name, architecture=spec.model)
     classifier = Classifier(network, preprocessing, args)
-    _check_forward_pass(spec, classifier, classes)
+    check_forward_pass(spec, classifier, classes)
     return classifier
 
 
@@ -156,23 +153,6 @@ def defense_identity(spec: ModelSpec, digests: Mapping[str, str]) -> dict[str, A
     if isinstance(spec, TargetSpec) and spec.defenses:
         return {"defenses": describe_defenses(spec.defenses, digests), "defense_seed": spec.defense_seed}
     return {}
-
-
-def require_enlarged_input(name: str, classifier: Classifier, rate: float) -> None:
-    """Tries a source on an input `rate` times as large as its own, as diverse input without resizing back does.
-
-    Raises:
-        WeightsError: The network takes one input size only.
-    """
-    try:
-        with torch.inference_mode():
-            classifier.enlarged(rate)(_grey_image())
-    except Exception as error:  # each architecture fails in its own way
-        side = classifier.preprocessing["input_size"]
-        raise WeightsError(
-            f"{name}: takes only images of {side} x {side}, and di shows it larger ones ({first_line(error)}); "
-            'set variant = "resize-back"'
-        ) from error
 
 
 def _load_pretrained(spec: ModelSpec) -> nn.Module:
@@ -268,41 +248,3 @@ def _preprocessing(spec: ModelSpec, network: nn.Module, config: Mapping[str, Any
             'set interpolation = "bilinear" or "bicubic" for it'
         )
     return preprocessing
-
-
-def _check_forward_pass(spec: ModelSpec, classifier: Classifier, classes: int) -> None:
-    try:
-        with torch.inference_mode():
-            logits = classifier(_grey_image())
-        model_classes = logits.shape[1]
-    except Exception as error:  # each architecture fails in its own way
-        side = classifier.preprocessing["input_size"]
-        raise WeightsError(
-            f"{spec.name}: cannot classify an image of {side} x {side} ({first_line(error)}); see input_size and args"
-        ) from error
-    if model_classes != classes:
-        raise WeightsError(
-            f"{spec.name}: it has {model_classes} classes, the data {classes}; set data.classes or another model"
-        )
-    if not logits.isfinite().all():
-        raise WeightsError(
-            f"{spec.name}: its logits for a grey image are not finite; see its checkpoint, mean, std and args"
-        )
-    if isinstance(spec, TargetSpec) and spec.defenses:
-        _check_padded_input(spec, classifier)
-
-
-def _check_padded_input(spec: TargetSpec, classifier: Classifier) -> None:
-    """Tries a network on the input sizes of its random resizing and padding."""
-    paddings = [replace(defense, draws=1) for defense in spec.defenses if isinstance(defense, RandomResizePad)]
-    try:
-        with torch.inference_mode():
-            predict_defended(classifier, _grey_image(), paddings, Draws(0, ["grey"]))
-    except Exception as error:  # each architecture fails in its own way
-        raise WeightsError(
-            f"{spec.name}: the network does not take the input sizes of rp ({first_line(error)})"
-        ) from error
-
-
-def _grey_image() -> torch.Tensor:
-    return torch.full((1, 3, 224, 224), 0.5)

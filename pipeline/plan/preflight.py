@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pipeline.attack.cost import gradients_per_image
 from pipeline.models import predict, registry
 from pipeline.models.classifier import Classifier
-from pipeline.models.load import require_enlarged_input
 from pipeline.models.registry import ResolvedModel
+from pipeline.models.trial import require_enlarged_input
 from pipeline.plan.external import ExternalAttack
 from pipeline.plan.resolve import Plan, unpickle_plan
 from pipeline.storage import Storage

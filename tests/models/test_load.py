@@ -15,8 +15,9 @@ from pipeline.attack.recipe import build
 from pipeline.errors import RecipeError, WeightsError
 from pipeline.models.class_names import class_name
 from pipeline.models.classifier import Classifier, resize
-from pipeline.models.load import load_model, require_enlarged_input
+from pipeline.models.load import load_model
 from pipeline.models.spec import ModelSpec, TargetSpec, require_model_exists
+from pipeline.models.trial import require_enlarged_input
 from tests.samples import CLASSES
 
 
