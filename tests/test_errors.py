@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from jobs import cli
 from pipeline.ledger import Ledger
@@ -98,6 +100,17 @@ def other_classes(setup: Setup) -> list[object]:
     return pack_classes(setup, "cat")
 
 
+def weights(setup: Setup, *, bias: float = 0.0) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = load_file(setup.checkpoint)
+    state["fc.bias"][0] = bias
+    return state
+
+
+def other_weights(setup: Setup, contents: object) -> list[object]:
+    torch.save(contents, setup.folder / "other.pth")
+    return setup.generate(setup.edited(str(setup.checkpoint), f"{setup.folder}/other.pth"))
+
+
 def existing_shards(setup: Setup) -> list[object]:
     (setup.folder / "out").mkdir()
     (setup.folder / "out" / "images-000000.tar").touch()
@@ -155,6 +168,17 @@ COMMANDS: dict[str, Callable[[Setup], list[object]]] = {
     "not cached": lambda setup: setup.generate(setup.edited(setup.network, 'model = "resnet50.tv_in1k"')),
     "no weights": lambda setup: setup.generate(setup.edited(str(setup.checkpoint), f"{setup.folder}/nobody.pt")),
     "no fit": wrong_class_count,
+    "an object": lambda setup: other_weights(setup, torch.nn.Linear(1, 1)),
+    "model and ema": lambda setup: other_weights(setup, {"model": weights(setup), "ema": weights(setup, bias=1.0)}),
+    "transform_input": lambda setup: setup.generate(
+        setup.edited(
+            setup.network,
+            setup.network.replace("test_resnet", "torchvision/googlenet")
+            + "\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]",
+            times=1,
+        )
+    ),
+    "not finite": lambda setup: other_weights(setup, weights(setup, bias=float("nan"))),
     "no store": lambda setup: ["report", setup.folder / "results"],
     "a file": lambda setup: ["generate", setup.recipe, "--store", setup.recipe],
     "no run": lambda setup: ["report", setup.folder / "in"],

@@ -128,7 +128,9 @@ def _type(node: Mapping[str, Any]) -> str:
     if node["type"] == "array":
         items = node.get("items") or {"type": node["prefixItems"][0]["type"]}
         return _type(items) if "items" in items else f"list of {_type(items)}"
-    return {"integer": "whole number", "number": "number", "string": "text", "object": "table of numbers"}[node["type"]]
+    if node["type"] == "object":
+        return "table" if "anyOf" in node["additionalProperties"] else "table of numbers"
+    return {"integer": "whole number", "number": "number", "string": "text"}[node["type"]]
 
 
 def _default(node: Mapping[str, Any], *, required: bool) -> str:

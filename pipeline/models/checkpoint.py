@@ -1,74 +1,61 @@
-"""Model weights as files: reads checkpoints, loads a state dict into a network, serializes it as safetensors."""
+"""A network's weights: loaded from what a checkpoint holds, and stored as safetensors."""
 
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+import math
+from collections.abc import Mapping, Sequence
 
 import safetensors.torch
-import timm.models
 from torch import Tensor, nn
 
-from pipeline.errors import GnpError, WeightsError
-from pipeline.storage import Storage, split_url
+from pipeline.errors import RecipeError, WeightsError
+from pipeline.models.checkpoint_file import first_line, printable
+from pipeline.models.state_search import find_weights
 
 
-def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, read by timm (safetensors, or torch with weights_only).
-
-    Args:
-        checkpoint: A file in a folder or on S3.
-
-    Raises:
-        WeightsError: The file does not exist, cannot be read, or holds something else than tensors by name.
-    """
-    folder, name = split_url(checkpoint)
-    if Path(name).suffix not in (".safetensors", ".pth", ".pt", ".ckpt", ".bin"):
-        raise WeightsError(f"{checkpoint}: unknown kind of checkpoint; .safetensors or .pth is read")
-    try:
-        data = Storage(folder).get(name)
-        with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file:
-            file.write(data)
-            file.flush()
-            state: Any = timm.models.load_state_dict(file.name, use_ema=False, weights_only=True)
-    except GnpError as error:
-        raise WeightsError(f"checkpoint {error}") from error
-    except Exception as error:  # a damaged or hostile file fails anywhere inside pickle, zip or safetensors
-        raise WeightsError(f"{checkpoint}: not a readable checkpoint ({first_line(error)})") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise WeightsError(f"{checkpoint}: not a checkpoint: it holds something else than tensors by name")
-    return cast("dict[str, Tensor]", state)
-
-
-def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, checkpoint: str, architecture: str) -> None:
-    """Loads a state dict whose keys and shapes are exactly the network's.
+def load_weights(
+    network: nn.Module,
+    contents: object,
+    *,
+    checkpoint: str,
+    architecture: str,
+    choice: str = "",
+    mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> None:
+    """Loads the weights of a checkpoint into a network: all of the network's, in any floating-point precision.
 
     Args:
         network: Where the weights go.
-        state: The weights.
+        contents: What the checkpoint holds.
         checkpoint: Where they come from, for messages.
         architecture: Name of the network, for messages.
+        choice: Which weights are taken where the checkpoint holds several; see `find_weights`.
+        mean_std: Mean and std of the preprocessing, with which a normaliser among the weights must agree.
 
     Raises:
-        WeightsError: Keys or shapes differ; names them.
+        WeightsError: They do not fit, several that differ do, or they are not finite.
+        RecipeError: The checkpoint holds a normaliser with other values.
     """
-    expected = network.state_dict()
-    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unknown:
-        raise WeightsError(
-            f"{checkpoint}: does not fit {architecture}: {len(missing)} keys missing ({', '.join(missing[:3])}…), "
-            f"{len(unknown)} unknown ({', '.join(unknown[:3])}…)"
-        )
-    misshapen = [key for key in expected if expected[key].shape != state[key].shape]
-    if misshapen:
-        key = misshapen[0]
-        raise WeightsError(
-            f"{checkpoint}: does not fit {architecture}: {key} has shape {tuple(state[key].shape)}, "
-            f"{tuple(expected[key].shape)} is wanted"
-        )
-    network.load_state_dict(state, strict=True)
+    way = find_weights(contents, network.state_dict(), choice=choice, checkpoint=checkpoint, architecture=architecture)
+    if mean_std:
+        _require_same_normaliser(way.normaliser, *mean_std, checkpoint=checkpoint)
+    try:
+        _load(network, way.state)
+    except Exception as error:  # dtypes that torch cannot convert, and what an architecture's own hooks raise
+        raise WeightsError(f"{checkpoint}: cannot be loaded into {architecture} ({first_line(error)})") from error
+
+
+def require_finite_weights(network: nn.Module, name: str) -> None:
+    """Refuses weights that are not numbers.
+
+    Raises:
+        WeightsError: Names the first tensor with NaN or infinity.
+    """
+    for key, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise WeightsError(
+                f"{name}: its weights are not finite: {count} of the {tensor.numel()} values of {key} are NaN or "
+                "infinite; take a checkpoint from before training diverged"
+            )
 
 
 def serialize_weights(network: nn.Module) -> bytes:
@@ -78,25 +65,64 @@ def serialize_weights(network: nn.Module) -> bytes:
     return bytes(safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in sorted(state.items())}))
 
 
-def load_serialized_weights(network: nn.Module, data: bytes, *, name: str, architecture: str) -> None:
-    """Loads weights as `serialize_weights` wrote them.
+def read_serialized_weights(data: bytes, *, name: str) -> dict[str, Tensor]:
+    """The state dict that `serialize_weights` wrote.
+
+    Raises:
+        WeightsError: The bytes are damaged.
+    """
+    try:
+        return dict(safetensors.torch.load(data))
+    except Exception as error:  # safetensors raises kinds of its own
+        raise WeightsError(f"{name}: its stored weights are damaged ({first_line(error)})") from error
+
+
+def load_serialized_weights(network: nn.Module, state: Mapping[str, Tensor], *, name: str, architecture: str) -> None:
+    """Loads a state dict that `read_serialized_weights` read.
 
     Args:
         network: Where the weights go.
-        data: The safetensors file.
+        state: The state dict.
         name: Name of the model or checkpoint, for messages.
         architecture: Name of the network, for messages.
 
     Raises:
-        WeightsError: The file is damaged, or does not fit the network.
+        WeightsError: They do not fit the network.
     """
     try:
-        network.load_state_dict(safetensors.torch.load(data), strict=True)
-    except Exception as error:  # damaged bytes fail in safetensors, another timm's architecture in torch
+        _load(network, state)
+    except Exception as error:  # another timm's architecture fails in torch, or in its own hooks
         raise WeightsError(f"{name}: its stored weights do not fit {architecture} ({first_line(error)})") from error
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters; its type where it has none."""
-    message = str(error).strip()
-    return message.splitlines()[0][:200] if message else type(error).__name__
+def _load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    # Into the network's own state dict, which carries the versions of its modules: some refuse to load without.
+    whole = network.state_dict()
+    missing = [key for key in whole if key not in state and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise KeyError(f"no {missing[0]}")
+    whole.update(state)
+    network.load_state_dict(whole, strict=True)
+
+
+def _require_same_normaliser(
+    found: Mapping[str, Tensor], mean: Sequence[float], std: Sequence[float], *, checkpoint: str
+) -> None:
+    """Refuses a recipe's mean and std if a normaliser in the checkpoint has others: results would be wrong silently."""
+    values = {key: tensor.flatten().tolist() for key, tensor in found.items()}
+    scale = 255 if any(max(map(abs, triple)) > 3 for triple in values.values()) else 1  # of pixels in [0, 255]
+    to_set = {}
+    for key, triple in values.items():
+        kind = "mean" if key.endswith("mean") else "std"
+        to_set[kind] = [value / scale for value in triple]
+    wanted = {"mean": mean, "std": std}
+    if any(
+        not math.isclose(*pair, abs_tol=1e-4)
+        for kind in to_set
+        for pair in zip(to_set[kind], wanted[kind], strict=True)
+    ):
+        settings = ", ".join(f"{kind} = [{', '.join(f'{value:.4g}' for value in to_set[kind])}]" for kind in to_set)
+        raise RecipeError(
+            f"{checkpoint}: the network was trained behind a normaliser ({', '.join(map(printable, found))}) with "
+            f"other values than the recipe's; set {settings}"
+        )

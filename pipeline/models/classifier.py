@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -24,17 +25,21 @@ class Classifier(nn.Module):
     Attributes:
         preprocessing: Input size, interpolation, mean, std and policy, part of the model's identity.
         digest: sha256 of the network's state dict.
+        args: Arguments of the network's constructor that change its function, beside what a state dict holds.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preprocessing: dict[str, Any]) -> None:
+    def __init__(
+        self, network: nn.Module, preprocessing: dict[str, Any], args: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         # Channels last: a third faster on a CPU, and the layout that tensor cores need.
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.preprocessing = preprocessing
         self.digest = state_digest(network)
+        self.args = dict(args or {})
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing["std"]).view(shape), persistent=False)

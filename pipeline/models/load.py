@@ -5,25 +5,39 @@ and normalises as its weights expect, under a policy that every row of the resul
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import timm
 import timm.data
 import timm.models
-import torch
-import torchvision.models
 from torch import nn
 
-from pipeline.attack.draws import Draws
 from pipeline.errors import RecipeError, WeightsError
-from pipeline.models.checkpoint import first_line, load_serialized_weights, load_strictly, read_state_dict
+from pipeline.models.checkpoint import (
+    load_serialized_weights,
+    load_weights,
+    read_serialized_weights,
+    require_finite_weights,
+)
+from pipeline.models.checkpoint_file import first_line, read_checkpoint
 from pipeline.models.classifier import Classifier
-from pipeline.models.defenses import RandomResizePad, describe_defenses
-from pipeline.models.predict import predict_defended
+from pipeline.models.defenses import describe_defenses
 from pipeline.models.purifiers import Purifier
-from pipeline.models.spec import HUB_PREFIXES, TORCHVISION_PREFIX, ModelSpec, TargetSpec
+from pipeline.models.spec import HUB_PREFIXES, ModelSpec, TargetSpec
+from pipeline.models.state_search import candidates
+from pipeline.models.torchvision_models import (
+    TORCHVISION_PREFIX,
+    architecture_of,
+    args_of_file,
+    build_torchvision_model,
+    download_weights,
+    library_args,
+    library_preprocessing,
+    library_weights,
+    weights_name_of,
+)
+from pipeline.models.trial import check_forward_pass
 
 # It warns at every failed attempt; the error below says so in one line.
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -38,11 +52,17 @@ def load_model(spec: ModelSpec, *, classes: int = 1000) -> Classifier:
 
     Raises:
         WeightsError: The weights cannot be loaded, do not fit the architecture, or have another number of classes.
-        RecipeError: The model's own preprocessing is not supported.
+        RecipeError: The model's own preprocessing is not supported, or a setting is missing that the weights need.
     """
-    network = _load_from_checkpoint(spec, classes) if spec.checkpoint else _load_pretrained(spec)
-    classifier = Classifier(network, _preprocessing(spec, network))
-    _check_forward_pass(spec, classifier, classes)
+    if spec.checkpoint is not None:
+        classifier = _load_from_checkpoint(spec, spec.checkpoint, classes)
+    elif spec.model.startswith(TORCHVISION_PREFIX):
+        classifier = _load_library_weights(spec)
+    else:
+        network = _load_pretrained(spec)
+        classifier = Classifier(network, _preprocessing(spec, network), spec.args)
+    require_finite_weights(classifier.network, spec.name)
+    check_forward_pass(spec, classifier, classes)
     return classifier
 
 
@@ -62,7 +82,13 @@ def hub_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def classifier_from_weights(
-    spec: ModelSpec, weights: bytes, preprocessing: dict[str, Any], *, hub_config: dict[str, Any], classes: int
+    spec: ModelSpec,
+    weights: bytes,
+    preprocessing: dict[str, Any],
+    *,
+    args: Mapping[str, Any],
+    hub_config: dict[str, Any],
+    classes: int,
 ) -> Classifier:
     """The model that `load_model` loaded, from its stored weights; reads no hub and no checkpoint.
 
@@ -70,16 +96,18 @@ def classifier_from_weights(
         spec: The model.
         weights: Its weights, as `serialize_weights` wrote them.
         preprocessing: Its `Classifier.preprocessing`.
+        args: Its `Classifier.args`.
         hub_config: Its `hub_config` when it was loaded.
         classes: Its number of classes.
 
     Raises:
         WeightsError: The weights do not fit the architecture.
     """
-    network = _build_network(spec, classes, hub_config)
-    load_serialized_weights(network, weights, name=spec.name, architecture=spec.model)
-    classifier = Classifier(network, preprocessing)
-    _check_forward_pass(spec, classifier, classes)
+    state = read_serialized_weights(weights, name=spec.name)
+    network = _build_network(spec, classes, args, keys=state, hub_config=hub_config)
+    load_serialized_weights(network, state, name=spec.name, architecture=spec.model)
+    classifier = Classifier(network, preprocessing, args)
+    check_forward_pass(spec, classifier, classes)
     return classifier
 
 
@@ -90,8 +118,10 @@ def load_purifier(purifier: Purifier) -> nn.Module:
         WeightsError: The checkpoint does not exist, or is not the published one.
     """
     network = purifier.build_network()
-    weights = purifier.select_weights(read_state_dict(purifier.checkpoint))
-    load_strictly(network, weights, checkpoint=purifier.checkpoint, architecture=type(purifier).__name__)
+    contents = candidates(read_checkpoint(purifier.checkpoint).contents)
+    selected = {name: purifier.select_weights(state) for name, state in contents.items()}
+    load_weights(network, selected, checkpoint=purifier.checkpoint, architecture=type(purifier).__name__)
+    require_finite_weights(network, purifier.checkpoint)
     return network.requires_grad_(False).eval()
 
 
@@ -102,13 +132,15 @@ def purifier_from_weights(purifier: Purifier, weights: bytes) -> nn.Module:
         WeightsError: The weights do not fit.
     """
     network = purifier.build_network()
-    load_serialized_weights(network, weights, name=purifier.checkpoint, architecture=type(purifier).__name__)
+    state = read_serialized_weights(weights, name=purifier.checkpoint)
+    load_serialized_weights(network, state, name=purifier.checkpoint, architecture=type(purifier).__name__)
     return network.requires_grad_(False).eval()
 
 
 def model_identity(spec: ModelSpec, classifier: Classifier) -> dict[str, Any]:
     """Everything that determines a network's output: architecture, digest of the weights, preprocessing."""
-    return {"model": spec.model, "digest": classifier.digest, **classifier.preprocessing}
+    args = {"args": classifier.args} if classifier.args else {}
+    return {"model": spec.model, "digest": classifier.digest, **classifier.preprocessing, **args}
 
 
 def defense_identity(spec: ModelSpec, digests: Mapping[str, str]) -> dict[str, Any]:
@@ -123,26 +155,11 @@ def defense_identity(spec: ModelSpec, digests: Mapping[str, str]) -> dict[str, A
     return {}
 
 
-def require_enlarged_input(name: str, classifier: Classifier, rate: float) -> None:
-    """Tries a source on an input `rate` times as large as its own, as diverse input without resizing back does.
-
-    Raises:
-        WeightsError: The network takes one input size only.
-    """
-    try:
-        with torch.inference_mode():
-            classifier.enlarged(rate)(_grey_image())
-    except Exception as error:  # each architecture fails in its own way
-        side = classifier.preprocessing["input_size"]
-        raise WeightsError(
-            f"{name}: takes only images of {side} x {side}, and di shows it larger ones ({first_line(error)}); "
-            'set variant = "resize-back"'
-        ) from error
-
-
 def _load_pretrained(spec: ModelSpec) -> nn.Module:
+    if spec.args:
+        _build_network(spec, None, spec.args)  # refuses arguments that the architecture does not take by name
     try:
-        network: nn.Module = timm.create_model(spec.model, pretrained=True)
+        network: nn.Module = timm.create_model(spec.model, pretrained=True, **spec.args)
     except Exception as error:  # hubs, proxies and caches fail in ways that no list of exceptions covers
         raise WeightsError(
             f"{spec.model}: its pretrained weights cannot be loaded ({first_line(error)}); connect to the model hub "
@@ -151,26 +168,73 @@ def _load_pretrained(spec: ModelSpec) -> nn.Module:
     return network
 
 
-def _load_from_checkpoint(spec: ModelSpec, classes: int) -> nn.Module:
-    assert spec.checkpoint is not None
-    network = _build_network(spec, classes)
-    load_strictly(network, read_state_dict(spec.checkpoint), checkpoint=spec.checkpoint, architecture=spec.model)
-    return network
+def _load_library_weights(spec: ModelSpec) -> Classifier:
+    """The library's own weights of a torchvision model, with the preprocessing and the arguments of the library."""
+    architecture = architecture_of(spec.model)
+    weights = library_weights(architecture)[weights_name_of(spec.model)]
+    args = {**library_args(architecture, weights), **spec.args}
+    state = download_weights(weights)
+    network = _build_network(spec, len(weights.meta["categories"]), args, keys=state)
+    load_weights(network, state, checkpoint=weights.url, architecture=spec.model)
+    return Classifier(network, _preprocessing(spec, network, library_preprocessing(weights)), args)
 
 
-def _build_network(spec: ModelSpec, classes: int, hub_config: dict[str, Any] | None = None) -> nn.Module:
-    """The network with random weights; without a `hub_config`, timm fetches that of a hub's model itself."""
+def _load_from_checkpoint(spec: ModelSpec, checkpoint: str, classes: int) -> Classifier:
+    file = read_checkpoint(checkpoint)
+    args: Mapping[str, Any] = spec.args
     if spec.model.startswith(TORCHVISION_PREFIX):
-        name = spec.model.removeprefix(TORCHVISION_PREFIX)
-        return cast("nn.Module", torchvision.models.get_model(name, weights=None, num_classes=classes))
-    arguments = {"num_classes": classes, **(hub_config["arguments"] if hub_config else {})}
-    name = hub_config["architecture"] if hub_config else spec.model
-    return cast("nn.Module", timm.create_model(name, pretrained=False, **arguments))
+        args = args_of_file(architecture_of(spec.model), args, file.sha256, name=spec.name)
+    keys = {key for state in candidates(file.contents).values() for key in state}
+    network = _build_network(spec, classes, args, keys=keys)
+    preprocessing = _preprocessing(spec, network)
+    load_weights(
+        network,
+        file.contents,
+        checkpoint=checkpoint,
+        architecture=spec.model,
+        choice=spec.weights,
+        mean_std=(preprocessing["mean"], preprocessing["std"]),
+    )
+    return Classifier(network, preprocessing, args)
 
 
-def _preprocessing(spec: ModelSpec, network: nn.Module) -> dict[str, Any]:
-    is_torchvision = spec.model.startswith(TORCHVISION_PREFIX)
-    config = {} if is_torchvision else timm.data.resolve_model_data_config(network, use_test_size=True)
+def _build_network(
+    spec: ModelSpec,
+    classes: int | None,
+    args: Mapping[str, Any],
+    *,
+    keys: Collection[str] = (),
+    hub_config: dict[str, Any] | None = None,
+) -> nn.Module:
+    """The network with random weights.
+
+    Args:
+        spec: The model.
+        classes: Its number of classes; by default the architecture's.
+        args: Arguments of its constructor.
+        keys: Keys of the weights that it will get.
+        hub_config: Its `hub_config`; without, timm fetches that of a hub's model itself.
+    """
+    config = hub_config or {"architecture": spec.model, "arguments": {}}
+    arguments = {} if classes is None else {"num_classes": classes}
+    arguments |= config["arguments"]
+    try:
+        if spec.model.startswith(TORCHVISION_PREFIX):
+            return build_torchvision_model(architecture_of(spec.model), {**arguments, **args}, keys=keys)
+        return cast("nn.Module", timm.create_model(config["architecture"], pretrained=False, **{**arguments, **args}))
+    except Exception as error:  # constructors fail in their own ways on arguments, and hubs on theirs
+        if args:
+            raise RecipeError(
+                f"{spec.name}: args = {dict(args)}: {spec.model} refuses ({first_line(error)})"
+            ) from error
+        raise WeightsError(f"{spec.model}: cannot be built ({first_line(error)})") from error
+
+
+def _preprocessing(spec: ModelSpec, network: nn.Module, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The spec's preprocessing, completed by a data config; by default the one that timm has for the network."""
+    if config is None:
+        is_torchvision = spec.model.startswith(TORCHVISION_PREFIX)
+        config = {} if is_torchvision else timm.data.resolve_model_data_config(network, use_test_size=True)
     preprocessing = {
         "policy": spec.policy,
         "input_size": spec.input_size or config["input_size"][-1],
@@ -184,30 +248,3 @@ def _preprocessing(spec: ModelSpec, network: nn.Module) -> dict[str, Any]:
             'set interpolation = "bilinear" or "bicubic" for it'
         )
     return preprocessing
-
-
-def _check_forward_pass(spec: ModelSpec, classifier: Classifier, classes: int) -> None:
-    with torch.inference_mode():
-        model_classes = classifier(_grey_image()).shape[-1]
-    if model_classes != classes:
-        raise WeightsError(
-            f"{spec.name}: it has {model_classes} classes, the data {classes}; set data.classes or another model"
-        )
-    if isinstance(spec, TargetSpec) and spec.defenses:
-        _check_padded_input(spec, classifier)
-
-
-def _check_padded_input(spec: TargetSpec, classifier: Classifier) -> None:
-    """Tries a network on the input sizes of its random resizing and padding."""
-    paddings = [replace(defense, draws=1) for defense in spec.defenses if isinstance(defense, RandomResizePad)]
-    try:
-        with torch.inference_mode():
-            predict_defended(classifier, _grey_image(), paddings, Draws(0, ["grey"]))
-    except Exception as error:  # each architecture fails in its own way
-        raise WeightsError(
-            f"{spec.name}: the network does not take the input sizes of rp ({first_line(error)})"
-        ) from error
-
-
-def _grey_image() -> torch.Tensor:
-    return torch.full((1, 3, 224, 224), 0.5)

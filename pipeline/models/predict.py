@@ -46,8 +46,28 @@ class DefendedNetwork(Protocol):
         ...
 
 
+def require_finite(logits: Tensor, name: str) -> Tensor:
+    """Returns logits (B, classes), of which an argmax or a vote would hide that they are not numbers.
+
+    Raises:
+        FloatingPointError: Some are NaN or infinite; names the model.
+    """
+    finite = logits.isfinite().all(dim=1)
+    if not finite.all():
+        raise FloatingPointError(
+            f"{name}: its logits are not finite on {int((~finite).sum())} of {len(logits)} images; see its checkpoint, "
+            "mean, std and args, or leave the model out"
+        )
+    return logits
+
+
 def predict_defended(
-    network: DefendedNetwork, images: Tensor, defenses: Sequence[ReadyDefense], draws: Draws
+    network: DefendedNetwork,
+    images: Tensor,
+    defenses: Sequence[ReadyDefense],
+    draws: Draws,
+    *,
+    name: str = "the model",
 ) -> tuple[Tensor, Tensor]:
     """Class probabilities of a network behind defenses.
 
@@ -56,15 +76,20 @@ def predict_defended(
         images: (B, 3, H, W) float32 in [0, 1].
         defenses: In order; those of the input are applied after those of the image.
         draws: Random numbers of these images.
+        name: The model's name, for messages.
 
     Returns:
         Mean probabilities, or shares of votes, (B, classes); and whether the defense abstains, (B,) bool.
+
+    Raises:
+        FloatingPointError: The logits of some image and forward pass are not finite.
     """
     smoothing = next((defense for defense in defenses if isinstance(defense, RandomisedSmoothing)), None)
     total: Tensor | float = 0.0
     for number, _ in enumerate(itertools.product(*(range(defense.forward_passes) for defense in defenses))):
         draws.begin_step(number)
-        probabilities = _defended_forward(network, images, defenses, draws).softmax(dim=1)
+        logits = require_finite(_defended_forward(network, images, defenses, draws), name)
+        probabilities = logits.softmax(dim=1)
         if smoothing:
             votes = F.one_hot(probabilities.argmax(dim=1), probabilities.shape[1])
             total = total + votes.to(probabilities)
@@ -104,14 +129,22 @@ class SeededDefenses:
     seed: int
     keys: Sequence[str]
 
-    def predict(self, model: DefendedNetwork, images: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, model: DefendedNetwork, images: Tensor, batch: slice, *, name: str = "the model"
+    ) -> tuple[Tensor, Tensor]:
         """Probabilities (B, classes) of the images of a batch, and whether the defense abstains, (B,) bool."""
         draws = Draws(self.seed, self.keys[batch], images.device, purpose="defense")
-        return predict_defended(model, images, self.chain, draws)
+        return predict_defended(model, images, self.chain, draws, name=name)
 
 
 def predict_probabilities(
-    model: nn.Module, pixels: Tensor, batch: slice, *, device: torch.device, defenses: SeededDefenses | None
+    model: nn.Module,
+    pixels: Tensor,
+    batch: slice,
+    *,
+    device: torch.device,
+    defenses: SeededDefenses | None,
+    name: str = "the model",
 ) -> tuple[Tensor, Tensor]:
     """Probabilities (B, classes) of a batch, in one call of the model, and whether a defense abstains, (B,).
 
@@ -121,11 +154,15 @@ def predict_probabilities(
         batch: Which of the images that `defenses` has keys of.
         device: The model's device.
         defenses: The model's defenses.
+        name: The model's name, for messages.
+
+    Raises:
+        FloatingPointError: The logits of some image are not finite.
     """
     images = codec.to_float(pixels.to(device))
     if defenses is None or not defenses.chain:
-        return model(images).softmax(dim=1), torch.zeros(len(images))
-    return defenses.predict(cast("DefendedNetwork", model), images, batch)
+        return require_finite(model(images), name).softmax(dim=1), torch.zeros(len(images))
+    return defenses.predict(cast("DefendedNetwork", model), images, batch, name=name)
 
 
 def predict(
@@ -136,6 +173,7 @@ def predict(
     batch_size: int,
     device: torch.device,
     defenses: SeededDefenses | None = None,
+    name: str = "the model",
 ) -> BatchPredictions:
     """A model's predictions on uint8 pixels.
 
@@ -146,10 +184,16 @@ def predict(
         batch_size: Images at a time; fewer where memory runs out.
         device: The model's device.
         defenses: The model's defenses.
+        name: The model's name, for messages.
+
+    Raises:
+        FloatingPointError: The logits of some image are not finite.
     """
 
     def predict_batch(batch: slice) -> Tensor:
-        probability, abstained = predict_probabilities(model, pixels[batch], batch, device=device, defenses=defenses)
+        probability, abstained = predict_probabilities(
+            model, pixels[batch], batch, device=device, defenses=defenses, name=name
+        )
         probability = probability.cpu()
         at_label = probability.gather(1, labels[batch].view(-1, 1)).squeeze(1)
         return torch.stack([probability.argmax(dim=1).double(), at_label.double(), abstained.double()])

@@ -9,7 +9,7 @@ A thousand workers read the store, never a hub.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from pipeline.models.checkpoint import serialize_weights
 from pipeline.models.classifier import Classifier, state_digest
 from pipeline.models.defenses import ReadyDefense
 from pipeline.models.purifiers import LoadedPurifier, Purifier
-from pipeline.models.spec import EnsembleSpec, ModelSpec, TargetSpec
+from pipeline.models.spec import EnsembleSpec, ModelSpec, TargetSpec, recorded_settings
 from pipeline.storage import Storage, sha256, split_url
 
 
@@ -97,7 +97,8 @@ def resolve_model(spec: ModelSpec, storage: Storage, *, classes: int) -> Resolve
         StorageError: The store failed.
     """
     # Only the network's settings: under another name, or behind defenses, it is the same network.
-    settings = {field.name: getattr(spec, field.name) for field in fields(ModelSpec) if field.name != "name"}
+    settings = recorded_settings(spec)
+    del settings["name"]
 
     def load_and_describe() -> tuple[dict[str, Any], bytes]:
         classifier = load.load_model(spec, classes=classes)
@@ -177,10 +178,15 @@ def load_unoptimized(model: ResolvedModel, storage: Storage, *, classes: int) ->
         WeightsError: The weights are missing or damaged, or do not fit the architecture of this timm and torch.
     """
     weights = _read_weights(model.spec.name, model.weights_sha256, storage)
-    not_preprocessing = ("model", "digest", "defenses", "defense_seed")
+    not_preprocessing = ("model", "digest", "args", "defenses", "defense_seed")
     preprocessing = {name: value for name, value in model.identity.items() if name not in not_preprocessing}
     classifier = load.classifier_from_weights(
-        model.spec, weights, preprocessing, hub_config=model.hub_config, classes=classes
+        model.spec,
+        weights,
+        preprocessing,
+        args=model.identity.get("args", {}),
+        hub_config=model.hub_config,
+        classes=classes,
     )
     if classifier.digest != model.digest:
         raise WeightsError(

@@ -2,11 +2,11 @@
 
 import difflib
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import timm
-import torchvision.models
 
 from pipeline.attack.ensemble import Fuse
 from pipeline.errors import RecipeError
@@ -15,10 +15,22 @@ from pipeline.models.defenses import DEFENSES, Defense, RandomisedSmoothing, Ran
 from pipeline.models.image_filters import BitDepth, FeatureDistillation, Jpeg, Median, TotalVariation
 from pipeline.models.purifiers import GuidedDenoiser, Purifier, RepresentationPurifier
 from pipeline.models.settings import require_setting
+from pipeline.models.torchvision_models import (
+    TORCHVISION_PREFIX,
+    architecture_of,
+    architectures,
+    library_weights,
+    weights_name_of,
+)
 
-# What a model's name begins with that timm does not bring itself.
-TORCHVISION_PREFIX = "torchvision/"
+# What a model's name begins with that timm reads from a hub.
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+
+# Arguments of constructors that other settings stand for, or that make another thing than a classifier of images.
+_NOT_ARGS = {
+    *("num_classes", "pretrained", "weights", "progress", "checkpoint_path", "cache_dir", "pretrained_cfg"),
+    *("pretrained_cfg_overlay", "model_name", "in_chans", "features_only", "out_indices", "scriptable", "exportable"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,10 +38,12 @@ class ModelSpec:
     """A model that a recipe names.
 
     Attributes:
-        model: A timm tag such as `resnet50.tv_in1k`; or, with a checkpoint, a timm or torchvision architecture
+        model: A timm tag such as `resnet50.tv_in1k`, or torchvision's own weights such as
+            `torchvision/resnet50.IMAGENET1K_V2`; or, with a checkpoint, a timm or torchvision architecture
             (`tf_efficientnet_lite0`, `torchvision/squeezenet1_1`).
         name: Its name in results; by default `model`.
-        checkpoint: A `.safetensors` or `.pth` file, in a folder or on S3; its keys must be exactly the model's.
+        checkpoint: A file of weights, in a folder or on S3: safetensors, or what torch.save wrote. Every key of the
+            model must be in it, under any prefix or nested name, and no other.
         policy: How an image becomes the model's input. `direct`: resized to the model's input size, every perturbed
             pixel kept. `crop`: shortest side to 256, centre crop 224, then the input size, as the transfer literature
             does it; the border is discarded.
@@ -37,6 +51,10 @@ class ModelSpec:
         interpolation: Filter of the resize; by default the model's own.
         mean: Per-channel mean that is subtracted, for pixels in [0, 1]; by default the model's own.
         std: Per-channel divisor, for pixels in [0, 1]; by default the model's own.
+        weights: Which weights of a checkpoint are taken where it holds several that differ: `ema`, or names of nested
+            tables joined by dots.
+        args: Arguments of the architecture's constructor that change its function and are not in its weights, such as
+            `{ transform_input = true, bn_eps = 0.001, pad_type = "same", img_size = 384 }`.
     """
 
     model: str
@@ -47,6 +65,9 @@ class ModelSpec:
     interpolation: Literal["bilinear", "bicubic"] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    weights: str = ""
+    # Not hashed, as a dictionary cannot be; specs with other arguments are still not equal.
+    args: Mapping[str, bool | int | float | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -60,6 +81,22 @@ class ModelSpec:
             require_setting(positive, "std", list(self.std), "must be positive numbers")
         if self.mean is not None:
             require_setting(all(map(math.isfinite, self.mean)), "mean", list(self.mean), "must be numbers")
+        if self.weights and self.checkpoint is None:
+            raise ValueError(f"weights = {self.weights!r}: chooses among a checkpoint's, and no checkpoint is set")
+        for argument, value in self.args.items():
+            if argument in _NOT_ARGS:
+                raise ValueError(f"args = {{ {argument} = … }}: not an argument to set here")
+            # A constructor would take the text "false" as true.
+            is_plain = isinstance(value, str) and value not in ("true", "false")
+            if not is_plain and not (isinstance(value, bool | int | float) and math.isfinite(value)):
+                raise ValueError(f"args = {{ {argument} = {value!r} }}: write true or false, a number, or a text")
+
+
+def recorded_settings(spec: ModelSpec) -> dict[str, Any]:
+    """A model's settings as they are recorded; those that came after version 0.1 only where they are set."""
+    later = ("weights", "args")
+    settings = {each.name: getattr(spec, each.name) for each in fields(ModelSpec)}
+    return {name: value for name, value in settings.items() if value or name not in later}
 
 
 @dataclass(frozen=True)
@@ -150,19 +187,33 @@ def require_model_exists(spec: ModelSpec) -> None:
     elif spec.checkpoint is not None:
         if not timm.is_model(spec.model):
             raise RecipeError(f"unknown timm architecture {spec.model!r}{_suggestion(spec.model, timm.list_models())}")
+        if "." in spec.model and spec.model not in timm.list_pretrained():
+            raise RecipeError(f"unknown timm tag {spec.model!r}{_suggestion(spec.model, timm.list_pretrained())}")
     else:
         _require_timm_tag(spec.model)
 
 
 def _require_torchvision_model(spec: ModelSpec) -> None:
-    name = spec.model.removeprefix(TORCHVISION_PREFIX)
-    architectures = torchvision.models.list_models(module=torchvision.models)
-    if name not in architectures:
-        raise RecipeError(f"unknown torchvision architecture {name!r}{_suggestion(name, architectures)}")
+    name, weights = architecture_of(spec.model), weights_name_of(spec.model)
+    if name not in architectures():
+        raise RecipeError(f"unknown torchvision architecture {name!r}{_suggestion(name, architectures())}")
+    own = list(library_weights(name))
+    if weights:
+        if spec.checkpoint is not None:
+            raise RecipeError(f"{spec.model!r} names torchvision's own weights; leave out the checkpoint or .{weights}")
+        if weights not in own:
+            moves = (
+                f", which would move; it has {', '.join(own)}" if weights == "DEFAULT" else _suggestion(weights, own)
+            )
+            raise RecipeError(f"torchvision has no {name} of {weights!r}{moves}")
+        return
     if spec.checkpoint is None:
-        raise RecipeError(f"{spec.model!r} needs a checkpoint: only timm tags bring their weights")
+        examples = " or ".join(f"{spec.model}.{own_name}" for own_name in own)
+        raise RecipeError(f"{spec.model!r} needs a checkpoint, or the name of torchvision's own weights: {examples}")
     if None in (spec.input_size, spec.mean, spec.std):
-        raise RecipeError(f"{spec.model!r} needs input_size, mean and std: torchvision's models carry no data config")
+        raise RecipeError(
+            f"{spec.model!r} needs input_size, mean and std: torchvision's architectures carry no data config"
+        )
 
 
 def _require_timm_tag(name: str) -> None:

@@ -1,5 +1,6 @@
 """Preflight: loads and tries every model before workers start, and measures how the work divides between the stages."""
 
+import contextlib
 import logging
 import math
 import time
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from pipeline.attack.cost import gradients_per_image
 from pipeline.models import predict, registry
 from pipeline.models.classifier import Classifier
-from pipeline.models.load import require_enlarged_input
 from pipeline.models.registry import ResolvedModel
+from pipeline.models.trial import require_enlarged_input
 from pipeline.plan.external import ExternalAttack
 from pipeline.plan.resolve import Plan, unpickle_plan
 from pipeline.storage import Storage
@@ -75,7 +76,12 @@ def _prediction_s(model: ResolvedModel, classifier: Classifier, image: Tensor, s
     defenses = registry.load_defenses(model, storage, device=torch.device("cpu"))
     once = predict.SeededDefenses([defense for defense in defenses if defense.forward_passes == 1], 0, ["x"])
     passes = math.prod(defense.forward_passes for defense in defenses)
-    return passes * _time_s(lambda: once.predict(classifier, image, slice(0, 1)))
+
+    def predict_once() -> None:
+        with contextlib.suppress(FloatingPointError):  # which a run reports for each part that it concerns
+            once.predict(classifier, image, slice(0, 1))
+
+    return passes * _time_s(predict_once)
 
 
 def _take_gradient(model: nn.Module, image: Tensor) -> None:

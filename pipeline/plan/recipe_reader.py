@@ -2,6 +2,7 @@
 
 import datetime
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,8 +60,8 @@ def _require_plain_values(value: Any, path: Path, location: tuple[Any, ...] = ()
         raise RecipeError(f"{place}…: nested too deeply; no key of a recipe is this deep")
     if isinstance(value, datetime.date | datetime.time):
         raise RecipeError(f"{place} = {value}: nothing in a recipe is a date or a time")
-    if isinstance(value, bool):
-        raise RecipeError(f"{place} = {str(value).lower()}: nothing in a recipe is true or false")
+    if isinstance(value, bool) and location[-2:-1] != ("args",):
+        raise RecipeError(f"{place} = {str(value).lower()}: only a model's args are true or false")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise RecipeError(f"{place}: a whole number of more than 64 bits")
     for key, item in children(value):
@@ -79,5 +80,10 @@ def _require_unquoted_numbers(written: Any, parsed: Any, path: Path, location: t
         raise RecipeError(f"{path}: {one_line(f'{dotted(location)} = {written!r}')}: write the number without quotes")
     for key, item in children(written):
         # A list where one value is expected makes a grid; all its values have one type.
-        inner = getattr(parsed, key) if isinstance(key, str) else parsed[key] if isinstance(parsed, tuple) else parsed
+        if isinstance(parsed, Mapping):
+            inner = parsed[key]
+        else:
+            inner = (
+                getattr(parsed, key) if isinstance(key, str) else parsed[key] if isinstance(parsed, tuple) else parsed
+            )
         _require_unquoted_numbers(item, inner, path, (*location, key))

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 def record_first_prediction(model: nn.Module, images: Tensor, predictions: Tensor) -> Iterator[None]:
     """Records a model's predictions if its first forward pass inside this context is on these very images.
 
+    Logits that are not finite are not recorded.
+
     Args:
         model: Maps images (B, 3, H, W) to logits (B, classes).
         images: (B, 3, H, W), on the model's device.
@@ -20,7 +22,7 @@ def record_first_prediction(model: nn.Module, images: Tensor, predictions: Tenso
     def record(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         if module is model:  # a network for larger inputs shares its hooks
             hook.remove()
-            if torch.equal(inputs[0], images):
+            if torch.equal(inputs[0], images) and bool(logits.isfinite().all()):
                 predictions.copy_(logits.detach().softmax(dim=1).argmax(dim=1))
 
     hook = model.register_forward_hook(record)

@@ -54,7 +54,7 @@ class PartAttacks:
 
         Raises:
             ShardError: The attack takes target classes from the shard, and an image has none.
-            FloatingPointError: A gradient is not finite.
+            FloatingPointError: A gradient, or a prediction of the source, is not finite.
         """
         stage, images, started = self._stage, self._images, time.monotonic()
         target_classes = self._target_classes(attack, source)
@@ -177,7 +177,9 @@ class PartAttacks:
         device = self._stage.device
         with self._stage.timed("answer"):
             size = self._prediction_size(source, images)
-            predictions = predict.predict(source.network, images.pixels, images.labels, batch_size=size, device=device)
+            predictions = predict.predict(
+                source.network, images.pixels, images.labels, batch_size=size, device=device, name=f"source {source.id}"
+            )
             return predictions.prediction
 
     def _prediction_size(self, source: LoadedSource, images: Images) -> int:
@@ -187,7 +189,12 @@ class PartAttacks:
             every = slice(0, len(batch.keys))
             with torch.inference_mode():
                 predict.predict_probabilities(
-                    source.network, batch.pixels, every, device=self._stage.device, defenses=None
+                    source.network,
+                    batch.pixels,
+                    every,
+                    device=self._stage.device,
+                    defenses=None,
+                    name=f"source {source.id}",
                 )
 
         return self._stage.choose_batch_size((source.id, "answers"), images, predict_all)

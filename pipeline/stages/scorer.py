@@ -73,10 +73,11 @@ class Scorer(Stage):
     def run(self, item: Item, *, attempt: int = 1) -> StageTotals:
         """Scores the committed parts of an item that are not scored yet.
 
-        An error of one part is raised at the end, after the others are scored.
+        An error of one part or target is raised at the end, after the others are scored.
 
         Raises:
             StorageError: The store failed, or stored bytes are damaged.
+            FloatingPointError: A target's logits are not finite.
             Interrupted: The stage was asked to stop, and did so between two units.
         """
         self.start_item(item)
@@ -88,8 +89,9 @@ class Scorer(Stage):
                     marker, images = read()
                     for target in targets:
                         self.require_not_stopped()
-                        commit = self._score(marker, target, images, attempt)
-                        commits.submit(partial(self.commit_unit, commit, len(images.keys), errors))
+                        with errors.deferring():
+                            commit = self._score(marker, target, images, attempt)
+                            commits.submit(partial(self.commit_unit, commit, len(images.keys), errors))
         errors.raise_first()
         return self.take_totals()
 
@@ -122,7 +124,12 @@ class Scorer(Stage):
             defenses, every = target.seeded_defenses(batch), slice(0, len(batch.keys))
             with torch.inference_mode():
                 predict.predict_probabilities(
-                    target.network, batch.pixels, every, device=self.device, defenses=defenses
+                    target.network,
+                    batch.pixels,
+                    every,
+                    device=self.device,
+                    defenses=defenses,
+                    name=target.spec.name,
                 )
 
         with self.timed("answer"):
@@ -133,6 +140,7 @@ class Scorer(Stage):
                 batch_size=self.choose_batch_size(target.model.id, images, predict_all),
                 device=self.device,
                 defenses=target.seeded_defenses(images),
+                name=target.spec.name,
             )
 
     def _columns(

@@ -20,6 +20,7 @@ from pipeline.errors import CapacityError, GnpError, MissingError
 from pipeline.ledger import fingerprint, open_ledger, slug
 from pipeline.maintenance import releases
 from pipeline.models import registry
+from pipeline.models.spec import recorded_settings
 from pipeline.storage import Storage
 from pipeline.training import card
 from pipeline.training.progress import TrainingProgress, report_progress
@@ -220,7 +221,7 @@ def _identity(recipe: TrainingRecipe) -> dict[str, Any]:
         del values[name]
     values["engine"] = {"workers": recipe.engine.workers}
     # "words", "lesson" and "trainee" are keys that stores have had since before the classes were renamed.
-    values |= {"attack": provenance(recipe.attack), "words": asdict(recipe.model)}
+    values |= {"attack": provenance(recipe.attack), "words": recorded_settings(recipe.model)}
     return dict(json.loads(json.dumps(values, default=str)))
 
 

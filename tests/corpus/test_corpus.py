@@ -4,19 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import calls, checkpoints, environments, folders, images, scoring, tables, tars
+from tests.corpus import calls, checkpoints, environments, folders, images, models, scoring, tables, tars
 from tests.corpus.cases import CASES, judge
 
-MODULES = (
-    calls,
-    checkpoints,
-    environments,
-    folders,
-    images,
-    scoring,
-    tables,
-    tars,
-)  # importing one registers its cases
+# Importing a module registers its cases.
+MODULES = (calls, checkpoints, environments, folders, images, models, scoring, tables, tars)
 
 
 def test_the_corpus_is_large() -> None:

@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +15,9 @@ from pipeline.attack.recipe import build
 from pipeline.errors import RecipeError, WeightsError
 from pipeline.models.class_names import class_name
 from pipeline.models.classifier import Classifier, resize
-from pipeline.models.load import load_model, require_enlarged_input
+from pipeline.models.load import load_model
 from pipeline.models.spec import ModelSpec, TargetSpec, require_model_exists
+from pipeline.models.trial import require_enlarged_input
 from tests.samples import CLASSES
 
 
@@ -75,38 +75,6 @@ def test_the_digest_depends_on_the_weights_only(tiny_checkpoint: Path, tmp_path:
     assert load_model(tiny(tmp_path / "other.safetensors"), classes=CLASSES).digest != digest
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused_by_key(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    state = load_file(tiny_checkpoint)
-    bias = state.pop("fc.bias")
-    save_file({**state, "head.bias": bias}, tmp_path / "renamed.safetensors")
-    with pytest.raises(WeightsError, match=r"1 keys missing \(fc.bias.*1 unknown \(head.bias"):
-        load_model(tiny(tmp_path / "renamed.safetensors"), classes=CLASSES)
-    with pytest.raises(WeightsError, match=r"fc.weight has shape \(10, 96\), \(7, 96\) is wanted"):
-        load_model(tiny(tiny_checkpoint), classes=7)
-
-
-class Hostile:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("touch /tmp/gnp-was-executed",)
-
-
-def test_an_unreadable_checkpoint_is_refused_and_never_executed(tmp_path: Path) -> None:
-    (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    torch.save(Hostile(), tmp_path / "hostile.pth")
-    torch.save({"fc.bias": 1}, tmp_path / "numbers.pth")
-    (tmp_path / "model.onnx").write_bytes(b"x")
-    for name, message in (
-        ("junk.safetensors", "not a readable checkpoint"),
-        ("hostile.pth", "not a readable checkpoint"),
-        ("numbers.pth", "holds something else than tensors by name"),
-        ("model.onnx", "unknown kind"),
-        ("none.pth", "no such object"),
-    ):
-        with pytest.raises(WeightsError, match=message):
-            load_model(tiny(tmp_path / name), classes=CLASSES)
-    assert not Path("/tmp/gnp-was-executed").exists()
-
-
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -115,7 +83,7 @@ def test_an_unreadable_checkpoint_is_refused_and_never_executed(tmp_path: Path) 
         (ModelSpec("tf_efficientnet_lite0", checkpoint=None), "names its weights|name its weights"),
         (ModelSpec("resnet5000", checkpoint="x.pth"), "unknown timm architecture.*did you mean"),
         (ModelSpec("torchvision/squeezenet1_2", checkpoint="x.pth"), "did you mean squeezenet1_"),
-        (ModelSpec("torchvision/squeezenet1_1"), "needs a checkpoint"),
+        (ModelSpec("torchvision/squeezenet1_1"), "needs a checkpoint, or .*: torchvision/squeezenet1_1.IMAGENET1K_V1"),
         (ModelSpec("torchvision/squeezenet1_1", checkpoint="x.pth"), "needs input_size, mean and std"),
     ],
 )

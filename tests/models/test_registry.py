@@ -61,7 +61,7 @@ def test_a_tag_keeps_the_weights_that_it_was_first_resolved_to(
 
     def download(spec: ModelSpec) -> torch.nn.Module:  # replaces the hub: random weights, others at each call
         downloads.append(spec)
-        return load._build_network(spec, CLASSES)
+        return load._build_network(spec, CLASSES, {})
 
     monkeypatch.setattr(load, "_load_pretrained", download)
     tag = ModelSpec("test_resnet.r160_in1k", input_size=SIDE)
@@ -167,7 +167,7 @@ def test_concurrent_runs_resolve_a_moving_tag_to_the_same_model(
     def download(spec: ModelSpec) -> torch.nn.Module:
         barrier.wait(60)
         with lock:
-            return load._build_network(spec, CLASSES)
+            return load._build_network(spec, CLASSES, {})
 
     monkeypatch.setattr(load, "_load_pretrained", download)
     models = resolve_in_threads(ModelSpec("test_resnet.r160_in1k", input_size=SIDE), storage, 4)

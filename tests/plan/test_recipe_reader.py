@@ -41,7 +41,7 @@ from tests.plan.recipes import GOOD, GRID, load
         ('name = "val"', 'name = "val"\npreparation = {rezise = 300}', "rezise: unknown key; did you mean resize"),
         ("[data]", "[engine]\ngenerators = 0\n[data]", "generators = 0"),
         ("[data]", "[data", "not TOML"),
-        ("steps = 20", "steps = true", r"attacks\.1\.steps = true: nothing in a recipe is true or false"),
+        ("steps = 20", "steps = true", r"attacks\.1\.steps = true: only a model's args are true or false"),
         ('epsilon = "16/255"', "epsilon = true", r"budget\.epsilon = true"),
         ('"mi",', '{attack = "noise", steps = 3},', "takes no steps"),
         ('"mi",', '{attack = "i", gnp = {}},', "does not name it"),

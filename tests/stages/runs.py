@@ -1,11 +1,15 @@
 """Helpers that run both stages without Ray."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor
 
 from pipeline.ledger import Ledger, Unit
 from pipeline.models import registry
+from pipeline.models.classifier import Classifier
 from pipeline.plan.resolve import Plan
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage
@@ -30,6 +34,12 @@ def run_stages(plan: Plan, ledger: Ledger, workers: int = 1) -> tuple[int, int]:
     generator, scorer = Generator(plan, ledger, CPU), Scorer(plan, ledger, CPU)
     items = list_pending(plan, ledger, workers=workers)
     return sum(generator.run(item).parts for item in items), sum(scorer.run(item).parts for item in items)
+
+
+def change_logits(patch: pytest.MonkeyPatch, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """From now on, every model's logits (B, classes) are what a function makes of them and of its inputs."""
+    real = Classifier.classify
+    patch.setattr(Classifier, "classify", lambda self, inputs: change(real(self, inputs), inputs))
 
 
 def digests(ledger: Ledger) -> dict[Unit, str]:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.data import codec, parts, shards
@@ -24,7 +23,7 @@ from pipeline.plan.job import Job
 from pipeline.results import schema
 from pipeline.stages import Generator, Scorer
 from tests.samples import CLASSES, attack, list_pending, make_plan, sample, tiny_job, wait_until, write_shard
-from tests.stages.runs import CPU, digests, new_ledger, resolve_weights, run_stages
+from tests.stages.runs import CPU, change_logits, digests, new_ledger, resolve_weights, run_stages
 
 
 def test_stored_originals_are_attacked_without_the_shard(
@@ -153,16 +152,29 @@ def test_an_adversarial_sample_records_its_attack(job: Job, tmp_path: Path) -> N
 
 
 def test_a_gradient_that_is_not_finite_is_an_error_and_stores_no_image(
-    job: Job, tmp_path: Path, tiny_checkpoint: Path
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = load_file(tiny_checkpoint)
-    state["fc.bias"][0] = float("nan")
-    save_file(state, tmp_path / "nan.safetensors")
-    source = replace(job.targets[0], checkpoint=str(tmp_path / "nan.safetensors"))
-    plan, ledger = make_plan(replace(job, sources=(source,))), new_ledger(tmp_path / "store")
+    def add_nothing(logits: Tensor, inputs: Tensor) -> Tensor:  # whose derivative is infinity times zero
+        return logits + (inputs * 0).sum().sqrt()
+
+    plan, ledger = make_plan(job), new_ledger(tmp_path / "store")
+    resolve_weights(plan, ledger)
+    change_logits(monkeypatch, add_nothing)
     with pytest.raises(FloatingPointError, match=r"gnp\+mi: the gradient is not finite on image 'image00000'"):
         Generator(plan, ledger, CPU).run(list_pending(plan, ledger)[0])
     assert {unit.attack.split("-")[0] for unit in ledger.list_units("adversarial")} == {"noise"}
+
+
+def test_a_sources_logits_that_are_not_finite_are_an_error(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, ledger = make_plan(job), new_ledger(tmp_path / "store")
+    resolve_weights(plan, ledger)
+    # Not on the grey image with which models are tried as they are loaded.
+    change_logits(monkeypatch, lambda logits, inputs: logits * (torch.inf if inputs.std() > 1e-3 else 1))
+    with pytest.raises(FloatingPointError, match=r"source tiny-\w+: its logits are not finite on 4 of 4 images"):
+        Generator(plan, ledger, CPU).run(list_pending(plan, ledger)[0])
+    assert list(ledger.list_units("adversarial")) == []
 
 
 def first_part(ledger: Ledger, attack_name: str) -> tuple[Images, list[Mapping[str, Any]]]:

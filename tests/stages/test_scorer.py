@@ -4,17 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pipeline.analysis.report import summarise
 from pipeline.errors import WeightsError
 from pipeline.ledger.progress import StageTotals
 from pipeline.maintenance.verify import audit
+from pipeline.models.classifier import Classifier
 from pipeline.models.defenses import RandomisedSmoothing, RandomResizePad
 from pipeline.plan.job import Job
 from pipeline.results import schema
 from pipeline.stages import Generator, Scorer
 from tests.samples import attack, list_pending, make_plan
-from tests.stages.runs import CPU, digests, new_ledger, run_stages
+from tests.stages.runs import CPU, digests, new_ledger, resolve_weights, run_stages
 
 
 def test_weights_other_than_the_resolved_ones_are_refused(job: Job, tmp_path: Path) -> None:
@@ -73,3 +77,30 @@ def test_damaged_clean_results_of_an_earlier_run_only_prevent_the_count(job: Job
         ledger.storage.put(marker.object, b"")
     plan = make_plan(replace(job, attacks=(*job.attacks, attack("i"))))
     assert run_stages(plan, ledger) == (4, 4)
+
+
+@pytest.mark.parametrize("defense", ["", "bits", "smoothing"])
+def test_logits_that_are_not_finite_fail_the_target_alone(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defense: str
+) -> None:
+    state = load_file(str(job.targets[0].checkpoint))
+    save_file({**state, "fc.bias": state["fc.bias"] + 1}, tmp_path / "bad.safetensors")
+    bad = replace(job.targets[0], name="bad", checkpoint=str(tmp_path / "bad.safetensors"), defense=defense)
+    plan, ledger = make_plan(replace(job, targets=(bad, *job.targets))), new_ledger(tmp_path / "store")
+    resolve_weights(plan, ledger)
+    item = list_pending(plan, ledger)[0]
+    Generator(plan, ledger, CPU).run(item)
+    scorer, real = Scorer(plan, ledger, CPU), Classifier.classify
+    overflowing = scorer.targets[0].network
+
+    def classify(self: Classifier, inputs: Tensor) -> Tensor:
+        return real(self, inputs) * (torch.nan if self is overflowing else 1)
+
+    monkeypatch.setattr(Classifier, "classify", classify)
+    with pytest.raises(
+        FloatingPointError, match=r"bad: its logits are not finite on 4 of 4 images; see its checkpoint"
+    ):
+        scorer.run(item)
+    scored = [*ledger.list_units("clean"), *ledger.list_units("transfer")]
+    assert {unit.target.split("-")[0] for unit in scored} == {"tiny"}
+    assert len(scored) == len(plan.attacks) * 3 + 3
