@@ -2,10 +2,22 @@
 
 from pathlib import Path
 
-from tests.corpus import calls, checkpoints, environments, folders, images, scoring, tars
+from tests.corpus import (
+    call_settings,
+    call_tensors,
+    calls,
+    checkpoints,
+    environments,
+    folders,
+    images,
+    loaders,
+    scoring,
+    tars,
+)
 from tests.corpus.cases import CASES, Case, judge, parametrize
 
-MODULES = (calls, checkpoints, environments, folders, images, scoring, tars)  # importing one registers its cases
+# Importing one registers its cases.
+MODULES = (call_settings, call_tensors, calls, checkpoints, environments, folders, images, loaders, scoring, tars)
 
 
 def test_the_corpus_is_large() -> None:

@@ -1,0 +1,1 @@
+"""Loaders of training examples, and stores, as Python callers ask for them."""
