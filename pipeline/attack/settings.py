@@ -64,6 +64,8 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         return value
     if value is None and type(None) in options:
         return value
+    if isinstance(value, bool) and bool in options:
+        return value
     is_number = not isinstance(value, bool)
     if is_number and (Fraction in options or float in options):
         number = as_fraction(name, value)
@@ -97,5 +99,12 @@ def _options(hint: Any) -> list[Any]:
 
 
 def _describe(option: Any) -> str:
-    names = {int: "a whole number", float: "a number", Fraction: "a number", str: "a text", type(None): "None"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        Fraction: "a number",
+        str: "a text",
+        bool: "True or False",
+        type(None): "None",
+    }
     return names.get(option) or repr(option)
