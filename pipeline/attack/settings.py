@@ -10,6 +10,7 @@ Part = TypeVar("Part")
 
 # A float such as 16/255 stands for the nearest fraction up to this denominator.
 _LARGEST_DENOMINATOR = 1_000_000
+_LONGEST_SHOWN = 100
 
 
 def build_part(name: str, kind: type[Part], settings: Part | Mapping[str, Any]) -> Part:
@@ -26,7 +27,7 @@ def build_part(name: str, kind: type[Part], settings: Part | Mapping[str, Any]) 
     if isinstance(settings, kind):
         return settings
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{name} = {settings!r}: expected a dict of settings, or a {kind.__name__}")
+        raise ValueError(f"{name} = {shown(settings)}: expected a dict of settings, or a {kind.__name__}")
     assert dataclasses.is_dataclass(kind)
     hints = get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
@@ -72,7 +73,7 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         return number if Fraction in options else float(value if not isinstance(value, str) else number)
     if is_number and int in options and not isinstance(value, str) and hasattr(value, "__index__"):
         return value.__index__()
-    raise ValueError(f"{name} = {value!r}: expected {' or '.join(_describe(option) for option in options)}")
+    raise ValueError(f"{name} = {shown(value)}: expected {' or '.join(_describe(option) for option in options)}")
 
 
 def as_fraction(name: str, value: Any) -> Fraction:
@@ -88,7 +89,13 @@ def as_fraction(name: str, value: Any) -> Fraction:
             number = value if isinstance(value, Fraction) else Fraction(float(value))
         return number.limit_denominator(_LARGEST_DENOMINATOR)
     except (OverflowError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        raise ValueError(f'{name} = {value!r}: not a finite number; write 16 / 255 or "16/255"') from error
+        raise ValueError(f'{name} = {shown(value)}: not a finite number; write 16 / 255 or "16/255"') from error
+
+
+def shown(value: object) -> str:
+    """A value in an error: its `repr` on one line, cut where it is long, as those of arrays are."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def _options(hint: Any) -> list[Any]:

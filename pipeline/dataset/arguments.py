@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import get_type_hints
 
-from pipeline.attack.settings import as_fraction, convert
+from pipeline.attack.settings import as_fraction, convert, shown
 from pipeline.errors import RecipeError
 from pipeline.storage.cache import Cache
 
@@ -31,7 +31,7 @@ def as_names(setting: str, names: str | Sequence[str]) -> Sequence[str]:
     """
     listed = [names] if isinstance(names, str) else names
     if not isinstance(listed, Collection) or not all(isinstance(name, str) for name in listed):
-        raise RecipeError(f"{setting} = {names!r}: expected a name, or a list of names; () for all")
+        raise RecipeError(f"{setting} = {shown(names)}: expected a name, or a list of names; () for all")
     return list(listed)
 
 
@@ -42,7 +42,7 @@ def as_weights(weights: Mapping[str, float] | None) -> Mapping[str, float] | Non
         RecipeError: They are no table of numbers.
     """
     if weights is not None and not isinstance(weights, Mapping):
-        raise RecipeError(f'weights = {weights!r}: expected a dict such as {{"gnp+mi": 2, "mi": 0.5}}')
+        raise RecipeError(f'weights = {shown(weights)}: expected a dict such as {{"gnp+mi": 2, "mi": 0.5}}')
     with _recipe_errors():
         for name, weight in (weights or {}).items():
             convert(f"weights: {name}", weight, float)
@@ -58,7 +58,7 @@ def as_cache(folder: str | Path | None, limit_bytes: int) -> Cache | None:
     if folder is None:
         return None
     if not isinstance(folder, (str, Path)):
-        raise RecipeError(f"cache = {folder!r}: expected the path of a folder")
+        raise RecipeError(f"cache = {shown(folder)}: expected the path of a folder")
     return Cache(Path(folder).expanduser().absolute(), limit_bytes)
 
 

@@ -65,6 +65,7 @@ for words, settings, cause in (
     ("an epsilon divided by 0", {"epsilon": "1/0"}, "epsilon = '1/0': not a finite number"),
     ("an epsilon of words", {"epsilon": "much"}, "epsilon = 'much': not a finite number"),
     ("an epsilon of many digits", {"epsilon": "1e999999999"}, "epsilon = '1e999999999': not a finite number"),
+    ("an epsilon per pixel", {"epsilon": np.ones((8, 8))}, "epsilon = array.*: not a finite number"),
     ("an epsilon of 0", {"epsilon": 0}, "epsilon = 0: must lie in"),
 ):
 

@@ -220,6 +220,11 @@ def _(_: Path) -> bool:
     return torch.equal(attacked(odd), attacked(Ensemble([network(), network()], "losses").eval()))
 
 
+@case("calls", "an ensemble of sources of different classes", Refusal("the ensemble's members have 5, 4 classes"))
+def _(_: Path) -> Tensor:
+    return attacked(Ensemble([network(), network(classes=4)]).eval(), labels=[0, 1])
+
+
 for dtype in (torch.float64, torch.bfloat16, torch.float16):
 
     @case("calls", f"a source in {dtype}", (True, torch.float32))

@@ -20,6 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from pipeline import Recipe, dataset, generate, report, training
 from pipeline.data.codec import Preparation
 from pipeline.dataset.examples import Examples
+from pipeline.dataset.snapshot import shared_originals
 from pipeline.ledger import Ledger
 from pipeline.maintenance import finalize
 from pipeline.models.spec import ModelSpec
@@ -46,15 +47,15 @@ def weights() -> Path:
 
 
 @cache
-def store(*, sizes: int = 1, images: int = IMAGES) -> Path:
+def store(*, sizes: int = 1, images: int = IMAGES, name: str = "d") -> Path:
     """A finalized store of five images under noise, of one size or, as two datasets, of two."""
-    folder = root() / f"{sizes}-{images}"
+    folder = root() / f"{name}-{sizes}-{images}"
     write_shard(folder / "in" / "s.tar", [sample(index) for index in range(images)])
     job = tiny_job(folder / "in", weights(), attacks=(attack("noise"),))
     ledger = Ledger(Storage(f"{folder}/store", create=True))
     for number in range(sizes):
         preparation = Preparation(resize=SIDE + 8 * number, crop=SIDE + 8 * number)
-        fill_store(replace(job, data=replace(job.data, name=f"d{number}", preparation=preparation)), ledger)
+        fill_store(replace(job, data=replace(job.data, name=f"{name}{number}", preparation=preparation)), ledger)
     finalize.finalize(ledger)
     return folder / "store"
 
@@ -224,6 +225,11 @@ def _(folder: Path) -> object:
 )
 def _(folder: Path) -> object:
     return training.train(training_recipe(store(sizes=2)), str(folder / "results"))
+
+
+@case("calls", "held-out originals that are trained on under another name", IMAGES)
+def _(_: Path) -> int:
+    return shared_originals(examples().snapshot, dataset.open(store(name="same")).examples().snapshot)
 
 
 def rows() -> tuple[int, int]:
