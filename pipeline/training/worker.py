@@ -113,7 +113,7 @@ class _Rank:
         self._examples.set_epoch(epoch)
         loader = _loader(self._examples, engine.loaders, state["loaders"][self._rank])
         step, losses = state["step"], list(state["losses"])
-        for batch in self._with_known_labels(loader):
+        for batch in with_known_labels(loader, self._recipe.data.classes):
             losses.append(self._trainer.step(batch, seed=(seed, epoch, step, self._rank)))
             step += 1
             if step % engine.checkpoint_steps == 0 and step < self._steps:
@@ -166,20 +166,8 @@ class _Rank:
     def _batches(self, snapshot: Snapshot) -> Iterable[Batch]:
         """This rank's share of a snapshot, as stored."""
         mix = Mix(self._recipe.schedule.batch_size, shuffled=False)
-        return self._with_known_labels(Examples(snapshot, mix, rank=self._rank, ranks=self._ranks))
-
-    def _with_known_labels(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, each after a check of its labels: on a GPU, one out of range ends the process.
-
-        Raises:
-            RecipeError: A label is out of the range of the recipe's classes.
-        """
-        classes = self._recipe.data.classes
-        for batch in batches:
-            label, index = (int(number) for number in batch["labels"].max(dim=0))
-            if label >= classes:
-                raise RecipeError(f"data.classes = {classes}: image {batch['keys'][index]} has label {label}")
-            yield batch
+        examples = Examples(snapshot, mix, rank=self._rank, ranks=self._ranks)
+        return with_known_labels(examples, self._recipe.data.classes)
 
     def _sum_over_ranks(self, accuracy: Accuracy) -> Accuracy:
         if self._ranks == 1:
@@ -188,6 +176,19 @@ class _Rank:
         counts = counts.to(ray.train.torch.get_device())
         distributed.all_reduce(counts)
         return Accuracy(*(Rate(*map(int, count_and_n)) for count_and_n in counts.tolist()))
+
+
+def with_known_labels(batches: Iterable[Batch], classes: int) -> Iterator[Batch]:
+    """The batches, each after a check of its labels: on a GPU, one out of range ends the process.
+
+    Raises:
+        RecipeError: A label is out of the range of the classes.
+    """
+    for batch in batches:
+        label, index = (int(number) for number in batch["labels"].max(dim=0))
+        if label >= classes:
+            raise RecipeError(f"data.classes = {classes}: image {batch['keys'][index]} has label {label}")
+        yield batch
 
 
 def _loader(examples: Examples, workers: int, state: Any) -> "StatefulDataLoader[Batch]":

@@ -26,6 +26,7 @@ from pipeline.maintenance import finalize
 from pipeline.models.spec import ModelSpec
 from pipeline.storage import Storage
 from pipeline.training import HeldOutSet, Schedule, TrainingData, TrainingRecipe, Workers
+from pipeline.training.worker import with_known_labels
 from tests.corpus.cases import Refusal, case
 from tests.maintenance.stores import fill_store
 from tests.samples import CLASSES, SIDE, attack, sample, tiny_job, write_shard
@@ -225,6 +226,11 @@ def _(folder: Path) -> object:
 )
 def _(folder: Path) -> object:
     return training.train(training_recipe(store(sizes=2)), str(folder / "results"))
+
+
+@case("calls", "labels that training has no classes for", Refusal(r"data\.classes = 3: image image00004 has label 4"))
+def _(_: Path) -> object:
+    return list(with_known_labels(examples(), 3))
 
 
 @case("calls", "held-out originals that are trained on under another name", IMAGES)
