@@ -71,39 +71,6 @@ def test_a_targeted_attack_raises_the_target_class(source: nn.Module, images: Te
     assert (after > before).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": torch.full((3, 3, 16, 16), 2.0)}, r"in \[2, 2\]: expected \(B, 3, H, W\) float in \[0, 1\]"),
-        ({"images": torch.zeros(3, 3, 16, 16, dtype=torch.uint8)}, "uint8"),
-        ({"labels": torch.tensor([0, 1])}, r"labels are \(2,\) torch.int64: expected \(3,\) int64"),
-    ],
-)
-def test_invalid_tensors_are_refused(
-    source: nn.Module, images: Tensor, change: dict[str, Tensor], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        attack.build("mi", source)(change.get("images", images), change.get("labels", LABELS))
-
-
-@pytest.mark.parametrize("epsilon", [float("inf"), float("nan"), "1/0", "much", 0, 2.0])
-def test_an_invalid_budget_is_refused(source: nn.Module, epsilon: float | str) -> None:
-    with pytest.raises(ValueError, match=r"number|epsilon|Invalid|NaN"):
-        attack.build("mi", source, epsilon=epsilon)
-
-
-def test_target_classes_that_the_attack_does_not_use_are_refused(source: nn.Module, images: Tensor) -> None:
-    with pytest.raises(ValueError, match="target_class = 'shard'"):
-        attack.build("mi", source)(images, LABELS, target_classes=LABELS)
-    with pytest.raises(ValueError, match="target_class = 'shard'"):
-        attack.build("mi", source, target_class="shard")(images, LABELS)
-
-
-def test_a_source_in_training_mode_is_refused(source: nn.Module, images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"source\.eval\(\)"):
-        attack.build("mi", source.train())(images, LABELS)
-
-
 @pytest.mark.usefixtures("ray_on_four_devices")  # another Ray would disturb other tests in this process
 def test_the_main_job_and_its_results_are_a_few_calls(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(3)])

@@ -116,6 +116,7 @@ def test_an_attack_imports_torch_and_itself() -> None:
             "collections",
             "contextlib",
             "dataclasses",
+            "difflib",
             "fractions",
             "hashlib",
             "itertools",

@@ -167,7 +167,7 @@ def test_an_attack_of_one_s_own_has_a_name_after_one_line(tmp_path: Path) -> Non
 
 
 def test_the_attack_on_tensors_runs() -> None:
-    for page in ("quick-start.md", "migrating.md"):
+    for page in ("quick-start.md", "migrating.md", "api.md"):
         given = tensors()
         exec(blocks(page, "python")[-1], given)
         assert given["adversarial"].shape == given["images"].shape

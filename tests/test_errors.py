@@ -145,9 +145,9 @@ def train_command(setup: Setup, old: str = "", new: str = "") -> list[object]:
     return ["train", recipe, "--store", setup.folder / "new"]
 
 
-def unknown_training_source(setup: Setup) -> list[object]:
+def finalized_train_command(setup: Setup, old: str, new: str) -> list[object]:
     finalize.finalize(Ledger(Storage(str(setup.folder / "store"))))
-    return train_command(setup, "classes = 10", 'classes = 10\nsources = "nobody"')
+    return train_command(setup, old, new)
 
 
 # The command for each row of the table, in order.
@@ -192,7 +192,8 @@ COMMANDS: dict[str, Callable[[Setup], list[object]]] = {
     "no room": lambda setup: setup.generate(setup.edited("generators = 1", "generators = 100")),
     "no epochs": lambda setup: train_command(setup, "epochs = 3", "epochs = 0"),
     "not finalized": train_command,
-    "of nobody": unknown_training_source,
+    "of nobody": lambda setup: finalized_train_command(setup, "classes = 10", 'classes = 10\nsources = "nobody"'),
+    "few images": lambda setup: finalized_train_command(setup, "workers = 2", "workers = 40"),
     "no base": lambda setup: ["compare", setup.folder / "store", "--base", "nobody", "--out", setup.folder],
     "no grid": lambda setup: ["ablation", setup.folder / "store", "--attack", "mi", "--out", setup.folder],
     "no key": lambda setup: ["show", setup.folder / "store", "nobody", "--out", setup.folder],

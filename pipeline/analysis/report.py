@@ -13,6 +13,7 @@ under three denominators:
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -127,13 +128,14 @@ class Report:
     missing_results: int
 
 
-def of(store: str) -> Report:
+def of(store: str | Path) -> Report:
     """Success rates of a store.
 
     Args:
         store: A folder, or s3://bucket/prefix.
 
     Raises:
+        RecipeError: It is neither.
         MissingError: No run has written there.
         IntegrityError: A result file is damaged, or two result files of a part hold different images.
     """

@@ -32,8 +32,16 @@ class Ensemble(nn.Module):
         self.fuse = fuse
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes)."""
-        logits = torch.stack([member(images) for member in self.members])
+        """Logits (B, classes).
+
+        Raises:
+            ValueError: The members differ in their classes.
+        """
+        answers = [member(images) for member in self.members]
+        if len({answer.shape for answer in answers}) > 1:
+            classes = ", ".join(str(answer.shape[-1]) for answer in answers)
+            raise ValueError(f"the ensemble's members have {classes} classes: {self.fuse} of one number are averaged")
+        logits = torch.stack(answers)
         if self.fuse == "probabilities":
             return logits.log_softmax(dim=2).logsumexp(dim=0) - torch.tensor(len(logits), device=logits.device).log()
         return logits.mean(dim=0)

@@ -33,6 +33,9 @@ def loss_gradient(
         input_transforms: Applied to the images in this order.
         batch: Labels, draws, and the precision of the model; the objective, input transforms and all sums have the
             precision of the images.
+
+    Raises:
+        ValueError: When called: the logits do not depend on the images in a way that has a gradient.
     """
     copies = math.prod(transform.copies for transform in input_transforms)
 
@@ -51,8 +54,25 @@ def loss_gradient(
                 objectives = torch.stack([objective(logits) for logits in all_logits])
                 batch.counter.gradients += member_count(model)
                 with compute_in(batch.precision, images.device):
-                    (copy_gradient,) = torch.autograd.grad(objectives.mean(), inputs, create_graph=differentiable)
+                    copy_gradient = input_gradient(objectives.mean(), inputs, create_graph=differentiable)
             total = total + copy_gradient
         return total / copies
 
+    return gradient
+
+
+def input_gradient(value: Tensor, inputs: Tensor, *, create_graph: bool = False) -> Tensor:
+    """The gradient of a scalar with respect to the images that it was computed from.
+
+    Raises:
+        ValueError: There is none.
+    """
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(value, inputs, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise ValueError(
+            "the source's logits have no gradient with respect to the images: it detaches them, takes an argmax, or "
+            "computes in torch.no_grad()"
+        )
     return gradient

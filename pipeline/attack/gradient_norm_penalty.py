@@ -93,11 +93,7 @@ class GradientNormPenalty:
             inputs = x if differentiable else x.detach().requires_grad_()
             g = gradient(inputs)
             u = self._step(g.detach())
-            # The wrapped function may not be a gradient (a smoothed one is not), and its Jacobian J not symmetric:
-            # Jᵀw is linear in w, and its derivative along u is Ju.
-            w = torch.zeros_like(g, requires_grad=True)
-            (transposed_product,) = torch.autograd.grad(g, inputs, w, create_graph=True)
-            (product,) = torch.autograd.grad(transposed_product, w, u, create_graph=differentiable)
+            product = _jacobian_product(g, inputs, u, create_graph=differentiable)
         batch.counter.gradients += 2 * (batch.counter.gradients - count_before)
         penalised = g - self.beta * product
         return penalised if differentiable else penalised.detach()
@@ -108,3 +104,17 @@ class GradientNormPenalty:
         flat = scaled.flatten(1)
         norm = flat.norm(dim=1) if self.norm == "l2" else flat.abs().mean(dim=1)
         return self.r * scaled / norm.clamp_min(torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1)
+
+
+def _jacobian_product(g: Tensor, inputs: Tensor, u: Tensor, *, create_graph: bool) -> Tensor:
+    """Ju, for the Jacobian J of g with respect to the inputs; zero where g does not depend on them."""
+    # The wrapped function may not be a gradient (a smoothed one is not), and J not symmetric: Jᵀw is linear in w, and
+    # its derivative along u is Ju.
+    w = torch.zeros_like(g, requires_grad=True)
+    transposed_product = None
+    if g.requires_grad:
+        (transposed_product,) = torch.autograd.grad(g, inputs, w, create_graph=True, allow_unused=True)
+    if transposed_product is None:  # a linear model's logit has no second derivative
+        return torch.zeros_like(g)
+    (product,) = torch.autograd.grad(transposed_product, w, u, create_graph=create_graph)
+    return product

@@ -72,10 +72,11 @@ class Smoothing:
 
         def smoothed(images: Tensor) -> Tensor:
             line = self.line().to(images)
-            row_kernel = line.view(1, 1, 1, -1).expand(3, 1, 1, -1)
+            channels = images.shape[1]
+            row_kernel = line.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
             half = self.size // 2
-            smoothed_rows = F.conv2d(gradient(images), row_kernel, padding=(0, half), groups=3)
-            return F.conv2d(smoothed_rows, row_kernel.mT, padding=(half, 0), groups=3)
+            smoothed_rows = F.conv2d(gradient(images), row_kernel, padding=(0, half), groups=channels)
+            return F.conv2d(smoothed_rows, row_kernel.mT, padding=(half, 0), groups=channels)
 
         return smoothed
 

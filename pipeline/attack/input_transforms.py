@@ -68,8 +68,16 @@ class DiverseInput:
         return max(1.0, self.rate) if self.variant == "no-resize-back" else 1.0
 
     def __call__(self, images: Tensor, number: int, batch: Batch) -> Tensor:
-        """Images (B, 3, N, N) as (B, 3, S, S): S = rate·N if that is larger and not resized back, otherwise N."""
+        """Images (B, 3, N, N) as (B, 3, S, S): S = rate·N if that is larger and not resized back, otherwise N.
+
+        Raises:
+            ValueError: The images are not square.
+        """
         del number
+        if images.shape[2] != images.shape[3]:
+            raise ValueError(
+                f"di: images of {images.shape[2]} x {images.shape[3]}: takes square ones; crop or pad them"
+            )
         side = images.shape[-1]
         smallest, canvas = sorted((side, int(side * self.rate)))
         chosen = batch.draws.uniform() < self.probability

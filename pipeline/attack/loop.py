@@ -154,7 +154,7 @@ class Iterative:
         pool, counter = pool or AdmixPool(images, labels), counter or GradientCounter()
         batch = Batch(labels, draws, pool, epsilon, step_size, self.steps, counter, self.precision)
         gradient = self._transformed_gradient(model, batch, target_classes)
-        adversarial = self._start(images, draws)
+        adversarial = self.start(images, draws)
         velocity = torch.zeros_like(images)
         for step in range(self.steps):
             draws.begin_step(step)
@@ -165,18 +165,19 @@ class Iterative:
         self._require_finite(velocity, keys)
         return adversarial
 
+    def start(self, images: Tensor, draws: Draws) -> Tensor:
+        """The images before the first step: as they are, or at a random point of the ball."""
+        if not self.random_start:
+            return images
+        draws.begin_step(_START)
+        return (images + ball.random_perturbation(draws, images, float(self.epsilon), self.norm)).clamp(0, 1)
+
     def _transformed_gradient(self, model: nn.Module, batch: Batch, target_classes: Tensor | None) -> GradientFunction:
         to_maximise = objective(self.loss, batch.labels, target_classes)
         gradient = loss_gradient(enlarged(model, self.enlargement), to_maximise, self.input_transforms, batch)
         for transform in self.gradient_transforms:
             gradient = transform(gradient, batch)
         return gradient
-
-    def _start(self, images: Tensor, draws: Draws) -> Tensor:
-        if not self.random_start:
-            return images
-        draws.begin_step(_START)
-        return (images + ball.random_perturbation(draws, images, float(self.epsilon), self.norm)).clamp(0, 1)
 
     def _look_ahead(self, adversarial: Tensor, velocity: Tensor) -> Tensor:
         direction = velocity if self.norm == "linf" else ball.steepest_step(velocity, self.norm)

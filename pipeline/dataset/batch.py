@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline.data import codec
 from pipeline.data.sample import RejectedSample, Sample
@@ -15,6 +16,27 @@ from pipeline.errors import IntegrityError, RecipeError, SampleError, ShardError
 
 # `Examples` describes its entries.
 Batch = dict[str, Any]
+
+
+class LoadedBatch(Batch):
+    """A batch that a `DataLoader` leaves as it is, also without `batch_size=None`: batches are not collated again."""
+
+
+def _collate(batches: Sequence[LoadedBatch], **_: object) -> LoadedBatch:
+    """The batch, where a loader's batch size is 1, its default.
+
+    Raises:
+        RecipeError: The loader asks for batches of batches.
+    """
+    if len(batches) != 1:
+        raise RecipeError(
+            f"batch_size = {len(batches)} of the DataLoader: examples are batches already; pass batch_size=None to it, "
+            "and batch_size to Dataset.examples"
+        )
+    return batches[0]
+
+
+default_collate_fn_map[LoadedBatch] = _collate
 
 
 def decode_batch(stored: Sequence[StoredImage], *, pairs: bool, success: bool) -> Batch:
@@ -33,7 +55,7 @@ def decode_batch(stored: Sequence[StoredImage], *, pairs: bool, success: bool) -
     samples, pixels = zip(*(_decode(image.tar, image.index) for image in stored), strict=True)
     units = [image.part.marker.unit for image in stored]
     batch: Batch = {
-        "images": _stack(stored, pixels),
+        "images": _stack(stored, samples, pixels),
         "labels": torch.tensor([sample.label for sample in samples], dtype=torch.int64),
         "keys": [sample.key for sample in samples],
         "datasets": [unit.dataset for unit in units],
@@ -47,10 +69,10 @@ def decode_batch(stored: Sequence[StoredImage], *, pairs: bool, success: bool) -
         )
         if [original.key for original in originals] != batch["keys"]:
             raise IntegrityError(f"{stored[0].tar.name}: its images are not those of its originals; run verify")
-        batch["clean"] = _stack(stored, clean)
+        batch["clean"] = _stack(stored, samples, clean)
     if success:
         batch["success"] = torch.tensor([_succeeded(image) for image in stored])
-    return batch
+    return LoadedBatch(batch)
 
 
 def _succeeded(image: StoredImage) -> bool:
@@ -68,13 +90,13 @@ def _decode(tar: Shard, index: int) -> tuple[Sample, np.ndarray]:
         raise ShardError(f"{tar.name}: sample {sample.key}: {error}") from error
 
 
-def _stack(stored: Sequence[StoredImage], pixels: Sequence[np.ndarray]) -> Tensor:
+def _stack(stored: Sequence[StoredImage], samples: Sequence[Sample], pixels: Sequence[np.ndarray]) -> Tensor:
     """(B, 3, H, W) uint8, channels last in memory: the layout of decoders and of fast convolutions, without a copy."""
     height, width, _ = pixels[0].shape
-    for image, array in zip(stored, pixels, strict=True):
+    for image, sample, array in zip(stored, samples, pixels, strict=True):
         if array.shape != pixels[0].shape:
             raise RecipeError(
-                f"{image.tar.name}: {array.shape[1]} x {array.shape[0]} pixels, {stored[0].tar.name}: "
-                f"{width} x {height}; choose datasets of one size"
+                f"{image.tar.name}: {sample.key}: {array.shape[1]} x {array.shape[0]} pixels, {stored[0].tar.name}: "
+                f"{samples[0].key}: {width} x {height}; choose datasets of one size"
             )
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)

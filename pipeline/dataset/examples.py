@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from pipeline.child_process import end_with_parent
 from pipeline.dataset.batch import Batch, decode_batch
 from pipeline.dataset.mix import Mix, weigh_parts
-from pipeline.dataset.order import EpochOrder, PartGroup, Reader
+from pipeline.dataset.order import EpochOrder, PartGroup, Reader, batch_sizes
 from pipeline.dataset.part_reader import PartReader
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import RecipeError
@@ -91,10 +91,10 @@ class Examples(IterableDataset[Batch]):
         """Sets the epoch of the next pass; each has an order of its own.
 
         Raises:
-            RecipeError: The epoch is negative.
+            RecipeError: The epoch is negative, or no whole number.
         """
-        if epoch < 0:
-            raise RecipeError(f"epoch = {epoch}: epochs count from 0")
+        if not hasattr(epoch, "__index__") or epoch < 0:
+            raise RecipeError(f"epoch = {epoch!r}: epochs count from 0")
         self._epoch[0] = epoch
 
     def images_per_epoch(self) -> int:
@@ -106,7 +106,7 @@ class Examples(IterableDataset[Batch]):
         order = self._order(self._next_epoch)
         workers = max(workers, 1)
         readers = [replace(self._reader, worker=worker, workers=workers) for worker in range(workers)]
-        return sum(-(-order.count(reader) // self.mix.batch_size) for reader in readers)
+        return sum(len(batch_sizes(order.count(reader), self.mix.batch_size)) for reader in readers)
 
     def loader(self, *, workers: int = 0, **settings: Any) -> DataLoader[Batch]:
         """A data loader whose workers read, verify and decode disjoint shares.
@@ -130,8 +130,10 @@ class Examples(IterableDataset[Batch]):
         """Resumes where a worker with the same number was, unless another epoch has been set.
 
         Raises:
-            RecipeError: The state is of another snapshot, mix, rank, worker, or number of ranks or workers.
+            RecipeError: The state is of another snapshot, mix, rank, worker, or number of ranks or workers, or is none.
         """
+        if not isinstance(state, Mapping) or not {"epoch", "position", "order"} <= state.keys():
+            raise RecipeError("state_dict: not one of examples; pass what state_dict() returned")
         if state["order"] != self._order_identity():
             raise RecipeError(
                 f"state_dict: made with {state['order']}, this is {self._order_identity()}; resume with the same"
@@ -171,7 +173,8 @@ class Examples(IterableDataset[Batch]):
         reader = PartReader(self._groups, with_originals=self.mix.pairs, cache=self._cache)
         windows = list(self._order(epoch).windows(self._worker_reader()))
         images = reader.images(windows, skip=start)
-        while stored := list(itertools.islice(images, self.mix.batch_size)):
+        for size in batch_sizes(sum(map(len, windows)) - start, self.mix.batch_size):
+            stored = list(itertools.islice(images, size))
             batch = decode_batch(stored, pairs=self.mix.pairs, success=self._with_success)
             self._position += len(stored)
             yield batch

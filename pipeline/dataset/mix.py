@@ -13,7 +13,7 @@ class Mix:
     """Composition and order of an epoch. Loader states contain its `repr`, so names and order of fields are fixed.
 
     Attributes:
-        batch_size: Images per batch; the last batch of a worker has fewer.
+        batch_size: Images per batch; the last batch of a worker has fewer, or one more, never a single image.
         pairs: Batches also hold the clean image of each adversarial one, as `clean`: for AdvProp and similar training.
         clean: Share of clean images in an epoch, in [0, 1); they are taken in turn, or repeated, to reach it.
         weights: Attack (name or identity) → how often each of its images comes in an epoch; by default once. Of a
@@ -60,7 +60,7 @@ def weigh_parts(snapshot: Snapshot, mix: Mix) -> list[WeightedParts]:
     """The parts of a snapshot by dataset, source and attack, and last the originals if clean images are mixed in.
 
     Raises:
-        RecipeError: A weight is for an attack that is not in the snapshot, or an attack has two weights.
+        RecipeError: A weight is for an attack that is not in the snapshot, an attack has two weights, or all are 0.
     """
     grouped: dict[tuple[str, str, str], list[PartSelection]] = defaultdict(list)
     for part in snapshot.parts:
@@ -73,6 +73,8 @@ def weigh_parts(snapshot: Snapshot, mix: Mix) -> list[WeightedParts]:
         if len(weights) > 1:
             raise RecipeError(f"weights: {attack} is given {len(weights)}: {', '.join(map(str, weights))}; give it one")
         groups.append(WeightedParts(tuple(parts), weights[0] if weights else 1.0))
+    if not any(group.weight for group in groups):
+        raise RecipeError("weights: all are 0, which leaves no image")
     if mix.clean:
         adversarial = sum(group.weight * len(part.indices) for group in groups for part in group.parts)
         originals = sum(len(part.indices) for part in snapshot.originals)

@@ -4,6 +4,9 @@ Parts are put in a random order in which every group of parts is spread evenly o
 part in a random order too. That sequence is cut into one range per worker of each rank, so every image has exactly one
 reader, and no part has more than two readers if there are more parts than workers. A worker goes through its range in
 windows of a few parts, whose images it shuffles together.
+
+No batch is of a single image, on which batch norm cannot be trained, unless batches of one are asked for or a rank has
+one image in all: a last image joins the batch before it, and a rank of few images leaves workers without any.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,13 +55,25 @@ class Reader:
             start = self.rank * per_rank
             stop = (self.rank + 1) * per_rank
         count = stop - start
-        start, stop = start + self.worker * count // self.workers, start + (self.worker + 1) * count // self.workers
+        workers = min(self.workers, max(1, count // 2))  # each gets two images or more
+        if self.worker >= workers:
+            return []
+        start, stop = start + self.worker * count // workers, start + (self.worker + 1) * count // workers
         ranges = []
         while start < stop:
             end = min(stop, (start // total + 1) * total)
             ranges.append((start % total, start % total + end - start))
             start = end
         return ranges
+
+
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """Sizes of a reader's batches, in order: a last image by itself joins the batch before it."""
+    whole, rest = divmod(max(images, 0), batch_size)
+    sizes = [batch_size] * whole + [rest] * (rest > 0)
+    if rest == 1 and whole:
+        sizes[-2:] = [batch_size + 1]
+    return sizes
 
 
 @dataclass(frozen=True)

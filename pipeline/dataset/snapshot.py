@@ -139,10 +139,32 @@ def merge(snapshots: Sequence[Snapshot]) -> Snapshot:
     return Snapshot(tuple(part for snapshot in snapshots for part in snapshot.parts))
 
 
+def require_one_size(snapshot: Snapshot, ledgers: Sequence[Ledger]) -> None:
+    """Refuses images of several sizes, which no batch can hold, by what the plans of their stores say.
+
+    Raises:
+        RecipeError: The images of two datasets differ in size.
+    """
+    datasets = {part.marker.unit.dataset for part in snapshot.parts}
+    if len(datasets) == 1:
+        return
+    plans = [ledger.read_plan(key) for ledger in ledgers for key in ledger.plan_keys()]
+    sides = {plan["dataset"]: plan.get("data", {}).get("crop") for plan in plans}
+    (first, side), *others = sorted((dataset, sides.get(dataset)) for dataset in datasets)
+    for dataset, other in others:
+        if side and other and side != other:
+            raise RecipeError(
+                f"datasets: images of {first} have {side} x {side} pixels, of {dataset} {other} x {other}; choose "
+                "datasets of one size"
+            )
+
+
 def shared_originals(first: Snapshot, second: Snapshot) -> int:
-    """How many originals of the first snapshot the second has too: those of equal units, in whichever store."""
-    units = {part.marker.unit for part in second.originals}
-    return sum(len(part.indices) for part in first.originals if part.marker.unit in units)
+    """How many originals of the first snapshot the second has too: those of equal units or bytes, in any stores."""
+    known = {name for part in second.originals for name in (part.marker.unit, part.marker.sha256)}
+    return sum(
+        len(part.indices) for part in first.originals if not known.isdisjoint((part.marker.unit, part.marker.sha256))
+    )
 
 
 def matches_name(identity: str, name: str) -> bool:

@@ -18,14 +18,14 @@ from pipeline.analysis import drawing, picture, sample_view
 from pipeline.analysis.sample_view import SampleView
 from pipeline.data import parts
 from pipeline.data.parts import Images
+from pipeline.dataset.arguments import as_budget, as_cache, as_names, as_weights, require_types
 from pipeline.dataset.examples import Examples
 from pipeline.dataset.mix import Mix
-from pipeline.dataset.snapshot import ImageFilter, take_snapshot
+from pipeline.dataset.snapshot import ImageFilter, require_one_size, take_snapshot
 from pipeline.errors import MissingError, RecipeError
 from pipeline.ledger import Ledger, Unit, open_ledger
 from pipeline.results import schema
 from pipeline.results.predictions import read_predictions
-from pipeline.storage.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,10 @@ class Dataset:
             kind: `transfer`, on adversarial images, or `clean`.
 
         Raises:
+            RecipeError: There is no such kind.
             IntegrityError: A file is damaged.
         """
+        require_types(Dataset.results, {"kind": kind})
         stored = read_predictions(self.ledger, sorted(self.ledger.list_units(kind)))
         return schema.concatenate(kind, (predictions.table for predictions in stored))
 
@@ -160,7 +162,8 @@ class Dataset:
             padded: Every rank reads the same number of images; the last ranks read some twice.
             cache: A local folder in which objects are kept.
             cache_bytes: Limit of its size.
-            batch_size: Images per batch; the last batch of a worker has fewer.
+            batch_size: Images per batch; the last batch of a worker has fewer, or one more, never a single image
+                unless a rank has no other.
             pairs: Batches also hold the clean image of each adversarial one, as `clean`.
             clean: Share of clean images in an epoch, in [0, 1).
             weights: Attack (name or identity) → how often each of its images comes in an epoch; by default once.
@@ -171,21 +174,28 @@ class Dataset:
 
         Raises:
             MissingError: No adversarial part is committed, or there is no such version.
-            RecipeError: A name is not in the store, no image is left, or a setting is wrong.
+            RecipeError: A name is not in the store, no image is left, images differ in size, or a setting is wrong.
             IntegrityError: A marker or a result file is damaged.
         """
-        budget = None if epsilon is None else _budget(epsilon)
+        require_types(
+            Dataset.examples,
+            {"success": success, "only_successful": only_successful, "version": version, "rank": rank, "ranks": ranks}
+            | {"padded": padded, "cache_bytes": cache_bytes, "batch_size": batch_size, "pairs": pairs, "clean": clean}
+            | {"seed": seed, "shuffled": shuffled, "parts_at_once": parts_at_once},
+        )
         image_filter = ImageFilter(
-            _as_list(datasets), _as_list(sources), _as_list(attacks), budget, success, only_successful
+            as_names("datasets", datasets),
+            as_names("sources", sources),
+            as_names("attacks", attacks),
+            as_budget(epsilon),
+            success,
+            only_successful,
         )
-        return Examples(
-            take_snapshot(self.ledger, image_filter, version=version),
-            Mix(batch_size, pairs, clean, weights, seed, shuffled, parts_at_once),
-            rank=rank,
-            ranks=ranks,
-            padded=padded,
-            cache=None if cache is None else Cache(Path(cache).expanduser().absolute(), cache_bytes),
-        )
+        mix = Mix(batch_size, pairs, clean, as_weights(weights), seed, shuffled, parts_at_once)
+        snapshot = take_snapshot(self.ledger, image_filter, version=version)
+        if batch_size > 1:
+            require_one_size(snapshot, [self.ledger])
+        return Examples(snapshot, mix, rank=rank, ranks=ranks, padded=padded, cache=as_cache(cache, cache_bytes))
 
     @cached_property
     def _keys(self) -> list[tuple[Unit, str]]:
@@ -212,32 +222,17 @@ class Dataset:
         return parts.decode_tar(self.ledger.read_data(marker), name=marker.object)
 
 
-def _as_list(names: str | Sequence[str]) -> Sequence[str]:
-    return [names] if isinstance(names, str) else names
-
-
-def _budget(epsilon: Fraction | str | float) -> Fraction:
-    """A budget as a fraction; a float such as 8/255 becomes the nearest fraction with a small denominator.
-
-    Raises:
-        RecipeError: It is not a number.
-    """
-    try:
-        return Fraction(epsilon).limit_denominator(1_000_000)
-    except (ValueError, OverflowError, ZeroDivisionError, TypeError) as error:
-        raise RecipeError(f'epsilon: {epsilon!r} is not a number; write "8/255" or 8 / 255') from error
-
-
 def _names(original: Unit, key: str) -> tuple[str, str, str]:
     """The names that `Dataset.sample` accepts for an image."""
     in_shard = f"{original.part.shard}/{key}"
     return key, in_shard, f"{original.dataset}/{in_shard}"
 
 
-def open(store: str) -> Dataset:  # noqa: A001  # callers write `dataset.open`
+def open(store: str | Path) -> Dataset:  # noqa: A001  # callers write `dataset.open`
     """Opens a store for reading: a folder, or s3://bucket/prefix.
 
     Raises:
+        RecipeError: It is neither.
         MissingError: No run has written there.
     """
     return Dataset(open_ledger(store))

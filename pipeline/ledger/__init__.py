@@ -13,7 +13,7 @@ from pipeline.ledger.keys import (
     slug,
     unit_from_record,
 )
-from pipeline.ledger.markers import Ledger, Marker, open_ledger
+from pipeline.ledger.markers import Ledger, Marker, open_ledger, store_url
 from pipeline.ledger.plans import Failure, missing_from_plan
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "parse_data_key",
     "parse_marker_key",
     "slug",
+    "store_url",
     "unit_from_record",
 ]

@@ -9,10 +9,11 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.data.sample import Part
-from pipeline.errors import IntegrityError, MissingError
+from pipeline.errors import IntegrityError, MissingError, RecipeError
 from pipeline.ledger.committed import CommittedParts, list_scope
 from pipeline.ledger.keys import UNIT_KINDS, Unit, fingerprint, parse_marker_key, unit_from_record
 from pipeline.ledger.plans import Failure, missing_from_plan
@@ -219,13 +220,25 @@ class Ledger:
         self.storage.delete([failure.key for failure in failures])
 
 
-def open_ledger(store: str) -> Ledger:
+def store_url(store: object) -> str:
+    """A store's address as text.
+
+    Raises:
+        RecipeError: It is neither text nor a path.
+    """
+    if not isinstance(store, (str, Path)):
+        raise RecipeError(f"store is of type {type(store).__name__}: expected a folder, or s3://bucket/prefix")
+    return str(store)
+
+
+def open_ledger(store: str | Path) -> Ledger:
     """The ledger of a store that has results.
 
     Raises:
+        RecipeError: The address has another form.
         MissingError: No run has written there; a mistyped address must not pass for an empty store.
     """
-    ledger = Ledger(Storage(store))
+    ledger = Ledger(Storage(store_url(store)))
     if not ledger.plan_keys():
         raise MissingError(f"{ledger.storage.url}: no run has written here; check the address, or run generate first")
     return ledger

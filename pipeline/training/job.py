@@ -14,9 +14,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.attack.recipe import provenance
 from pipeline.dataset import snapshot
+from pipeline.dataset.examples import Examples
 from pipeline.dataset.snapshot import ImageFilter, Snapshot
 from pipeline.engine import cluster
-from pipeline.errors import CapacityError, GnpError, MissingError
+from pipeline.errors import CapacityError, GnpError, MissingError, RecipeError
 from pipeline.ledger import fingerprint, open_ledger, slug
 from pipeline.maintenance import releases
 from pipeline.models import registry
@@ -74,7 +75,7 @@ def train(
         on_notice: Called with each warning about the figures; the card has it as well.
 
     Raises:
-        RecipeError: A name is not in a store.
+        RecipeError: A name is not in a store, or its images cannot be trained on.
         MissingError: A store is not finalized.
         WeightsError: The model's weights are not available.
         CapacityError: The cluster has no room, or workers keep dying.
@@ -103,6 +104,7 @@ def train(
         trained_on=snapshot.merge([read(url, recipe.data.image_filter) for url in recipe.data.stores]),
         held_out={held_out.name: read(held_out.store, held_out.image_filter) for held_out in recipe.held_out},
     )
+    _require_batches(config)
     notices = _overlap_notices(config)
     for notice in notices:
         on_notice(notice)
@@ -110,6 +112,26 @@ def train(
         _run_workers(config, address)
     _publish(records, identity, notices)
     return _outcome(records, trained=True)
+
+
+def _require_batches(config: WorkerConfig) -> None:
+    """Refuses images of which the workers cannot make batches.
+
+    Raises:
+        RecipeError: A worker would get fewer than two images, on which batch norm cannot be trained, or the images
+            differ in size.
+    """
+    recipe, workers = config.recipe, config.recipe.engine.workers
+    images = Examples(config.trained_on, recipe.mix, rank=0, ranks=workers, padded=True).images_per_epoch()
+    if images < 2:
+        raise RecipeError(
+            f"data: an epoch has {images} images for each of engine.workers = {workers}, and a batch needs two; train "
+            "on more images, or with fewer workers"
+        )
+    read = [(recipe.data.stores, config.trained_on)]
+    read += [((held_out.store,), config.held_out[held_out.name]) for held_out in recipe.held_out]
+    for stores, selected in read:
+        snapshot.require_one_size(selected, [open_ledger(url) for url in stores])
 
 
 def _publish(records: TrainingRecords, identity: Mapping[str, Any], notices: list[str]) -> None:

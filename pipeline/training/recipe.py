@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt, MinLen
 
 from pipeline.attack.recipe import Attack
+from pipeline.dataset.mix import Mix
 from pipeline.dataset.snapshot import ImageFilter
 from pipeline.models.spec import ModelSpec
 
@@ -144,3 +145,9 @@ class TrainingRecipe:
     schedule: Schedule
     attack: Attack
     engine: Workers = Workers()
+
+    @property
+    def mix(self) -> Mix:
+        """Composition and order of an epoch."""
+        schedule, data = self.schedule, self.data
+        return Mix(schedule.batch_size, clean=data.clean, weights=data.weights, seed=schedule.seed)

@@ -1,6 +1,6 @@
 """One training process of Ray Train: resumes from the last saved state and trains to the end; every rank runs this."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.dataset.batch import Batch
 from pipeline.dataset.examples import Examples, forkserver_context
 from pipeline.dataset.mix import Mix
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import RecipeError
 from pipeline.models import registry
 from pipeline.models.checkpoint import serialize_weights
 from pipeline.models.classifier import Classifier
@@ -67,8 +68,7 @@ class _Rank:
         torch.manual_seed(schedule.seed)
         network = registry.load_unoptimized(config.model, self._storage, classes=recipe.data.classes)
         network = network.to(device).requires_grad_(True)
-        mix = Mix(schedule.batch_size, clean=recipe.data.clean, weights=recipe.data.weights, seed=schedule.seed)
-        self._examples = Examples(config.trained_on, mix, rank=self._rank, ranks=self._ranks, padded=True)
+        self._examples = Examples(config.trained_on, recipe.mix, rank=self._rank, ranks=self._ranks, padded=True)
         self._steps = self._examples.batches_per_epoch(recipe.engine.loaders)
         self._trainer = Trainer(
             network,
@@ -113,7 +113,7 @@ class _Rank:
         self._examples.set_epoch(epoch)
         loader = _loader(self._examples, engine.loaders, state["loaders"][self._rank])
         step, losses = state["step"], list(state["losses"])
-        for batch in loader:
+        for batch in with_known_labels(loader, self._recipe.data.classes):
             losses.append(self._trainer.step(batch, seed=(seed, epoch, step, self._rank)))
             step += 1
             if step % engine.checkpoint_steps == 0 and step < self._steps:
@@ -166,7 +166,8 @@ class _Rank:
     def _batches(self, snapshot: Snapshot) -> Iterable[Batch]:
         """This rank's share of a snapshot, as stored."""
         mix = Mix(self._recipe.schedule.batch_size, shuffled=False)
-        return Examples(snapshot, mix, rank=self._rank, ranks=self._ranks)
+        examples = Examples(snapshot, mix, rank=self._rank, ranks=self._ranks)
+        return with_known_labels(examples, self._recipe.data.classes)
 
     def _sum_over_ranks(self, accuracy: Accuracy) -> Accuracy:
         if self._ranks == 1:
@@ -175,6 +176,19 @@ class _Rank:
         counts = counts.to(ray.train.torch.get_device())
         distributed.all_reduce(counts)
         return Accuracy(*(Rate(*map(int, count_and_n)) for count_and_n in counts.tolist()))
+
+
+def with_known_labels(batches: Iterable[Batch], classes: int) -> Iterator[Batch]:
+    """The batches, each after a check of its labels: on a GPU, one out of range ends the process.
+
+    Raises:
+        RecipeError: A label is out of the range of the classes.
+    """
+    for batch in batches:
+        label, index = (int(number) for number in batch["labels"].max(dim=0))
+        if label >= classes:
+            raise RecipeError(f"data.classes = {classes}: image {batch['keys'][index]} has label {label}")
+        yield batch
 
 
 def _loader(examples: Examples, workers: int, state: Any) -> "StatefulDataLoader[Batch]":

@@ -4,11 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import calls, checkpoints, environments, folders, images, models, scoring, tables, tars
+from tests.corpus import (
+    call_settings,
+    call_tensors,
+    calls,
+    checkpoints,
+    environments,
+    folders,
+    images,
+    loaders,
+    models,
+    scoring,
+    tables,
+    tars,
+)
 from tests.corpus.cases import CASES, judge
 
 # Importing a module registers its cases.
-MODULES = (calls, checkpoints, environments, folders, images, models, scoring, tables, tars)
+MODULES = (
+    *(folders, tables, images, tars, scoring, checkpoints, models),
+    *(call_settings, call_tensors, calls, loaders, environments),
+)
 
 
 def test_the_corpus_is_large() -> None:

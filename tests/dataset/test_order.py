@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset.order import EpochOrder, PartGroup, Reader
+from pipeline.dataset.order import EpochOrder, PartGroup, Reader, batch_sizes
 
 COUNTS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 EPOCHS = st.builds(
@@ -133,3 +133,18 @@ def test_a_part_is_read_by_two_workers_at_most(workers: int) -> None:
 
 def test_a_weight_of_zero_reads_nothing() -> None:
     assert read(EpochOrder([PartGroup(np.array([4]), 0.0)]), Reader(1, 2)) == []
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5))
+def test_no_batch_is_of_one_image_and_a_resumed_reader_makes_the_same(
+    total: int, batch_size: int, ranks: int, workers: int
+) -> None:
+    for reader in readers(ranks, workers, padded=True):
+        count = sum(stop - start for start, stop in reader.ranges(total))
+        sizes = batch_sizes(count, batch_size)
+        assert sum(sizes) == count
+        assert batch_size == 1 or 1 not in sizes or -(-total // ranks) == 1
+        assert set(sizes[:-1]) <= {batch_size}
+        assert len(sizes) == 0 or sizes[-1] <= batch_size + 1
+        for done in range(len(sizes)):
+            assert batch_sizes(count - sum(sizes[:done]), batch_size) == sizes[done:]
