@@ -30,7 +30,7 @@ from jobs.commands import (  # noqa: F401  # importing a module registers its co
 )
 
 # isort: on
-from jobs.exit_codes import RESUME_HINT, end_process
+from jobs.exit_codes import RESUME_HINT, end_process, environment_fault
 from pipeline.errors import GnpError
 
 _debug = False
@@ -66,7 +66,14 @@ def run() -> int:
             traceback.print_exc()
         sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         return 2
-    except Exception:  # if it propagated, Python would skip `end_process` and wait for threads that never end
-        logging.getLogger(__name__).exception("this is a bug in gnp")
+    except BrokenPipeError:  # the reader of standard output has gone
         return 1
+    except Exception as error:  # if it propagated, Python would skip `end_process` and wait for threads that never end
+        fault = environment_fault(error)
+        if fault is None or _debug:
+            logging.getLogger(__name__).exception("this is a bug in gnp" if fault is None else "")
+        if fault is None:
+            return 1
+        sys.stderr.write(f"error: {fault}\n")
+        return 2
     return 0
