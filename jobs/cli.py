@@ -32,8 +32,15 @@ from jobs.commands import (  # noqa: F401  # importing a module registers its co
 # isort: on
 from jobs.exit_codes import RESUME_HINT, end_process, environment_fault
 from pipeline.errors import GnpError
+from pipeline.version import VERSION
 
 _debug = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"gnp {VERSION}\n")
+        raise typer.Exit
 
 
 @app.callback()
@@ -41,8 +48,12 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Given before the command: show the traceback of an error.")
     ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Transferable adversarial examples at scale: generate them, score how they transfer, read the results."""
+    del version
     global _debug
     _debug = debug
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.ledger import Ledger, open_ledger
+from pipeline.results.chance import chance_warning
 from pipeline.results.denominators import Denominator, all_correct, denominator_masks, joint_targets
 from pipeline.results.intervals import PooledRate, Rate
 from pipeline.results.predictions import (
@@ -114,6 +115,7 @@ class Report:
         unscored: Transfer results left out because the target's clean predictions of their part are missing.
         missing_shards: Shards of the recorded plans without any committed file.
         missing_results: Files of the recorded plans that are not committed, in all other shards.
+        label_warnings: Dataset → why its labels may be wrong, where no target is better than chance.
     """
 
     success: list[Success]
@@ -125,6 +127,7 @@ class Report:
     unscored: int
     missing_shards: int
     missing_results: int
+    label_warnings: dict[str, str] = field(default_factory=dict)
 
 
 def of(store: str) -> Report:
@@ -183,6 +186,7 @@ def summarise(ledger: Ledger) -> Report:
         unscored=len(transfer) - len(ready),
         missing_shards=missing_shards,
         missing_results=missing_results,
+        label_warnings=_label_warnings(ledger, totals.accuracy.values()),
     )
 
 
@@ -281,6 +285,16 @@ def _add(total: _Row | None, row: _Row) -> _Row:
     if isinstance(row, PooledSuccess) and isinstance(total, PooledSuccess):
         row = replace(row, targets=max(row.targets, total.targets))
     return replace(row, rates={name: total.rates[name] + rate for name, rate in row.rates.items()})
+
+
+def _label_warnings(ledger: Ledger, accuracy: Iterable[Accuracy]) -> dict[str, str]:
+    by_dataset: dict[str, dict[str, Rate]] = defaultdict(dict)
+    for row in accuracy:
+        by_dataset[row.dataset][row.target] = row.correct
+    plans = map(ledger.read_plan, ledger.plan_keys())
+    classes = {plan["dataset"]: plan["data"]["classes"] for plan in plans if plan["dataset"] in by_dataset}
+    warnings = {dataset: chance_warning(by_dataset[dataset], count) for dataset, count in classes.items()}
+    return {dataset: warning for dataset, warning in warnings.items() if warning is not None}
 
 
 def _image_counts(ledger: Ledger) -> dict[str, dict[str, int]]:

@@ -22,8 +22,8 @@ before and after, never off Ray: whatever a worker, a node or Ray itself loses i
 
 import os
 
-# Before Ray is imported: no usage reports, no warning about its own change of default for CUDA_VISIBLE_DEVICES, and none
-# of its daemons' messages, whose last lines it prints where one of them dies.
+# Before Ray is imported: no usage reports, no warning about its own change of default for CUDA_VISIBLE_DEVICES, and no
+# messages of its daemons, whose last lines it prints where one of them dies.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

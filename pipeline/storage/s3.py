@@ -44,7 +44,7 @@ def open_store(root: S3Root) -> S3Store:
     """The store below `s3://bucket/prefix`, with credentials, region and endpoint as every AWS tool finds them.
 
     Raises:
-        StorageError: No credentials can be found, the endpoint is not a URL, or the file of certificates cannot be read.
+        StorageError: No credentials can be found, the endpoint is not a URL, or the certificates cannot be read.
     """
     return _open(root, _RETRY, _TIMEOUTS)
 
@@ -133,7 +133,9 @@ def _open_client(session: boto3.Session, bucket: str) -> Any:
         if client.meta.endpoint_url.startswith(("http://", "https://")):
             return client
     except botocore.exceptions.InvalidRegionError as error:
-        raise StorageError(f"s3://{bucket}: {short_message(error)} Correct AWS_DEFAULT_REGION or the profile") from error
+        raise StorageError(
+            f"s3://{bucket}: {short_message(error)} Correct AWS_DEFAULT_REGION or the profile"
+        ) from error
     except ValueError as error:
         reason = short_message(error)
     raise StorageError(

@@ -45,7 +45,7 @@ def test_a_line_has_progress_pace_strongest_attack_and_failures() -> None:
     display.update(counts(0, 0), TALLY)
     display.update(counts(10, 8), TALLY)
     assert output.getvalue().splitlines()[-1] == (
-        "attacked 10/20 parts, scored 8/40 files, 4/4 shards read; 3 images/s; "
+        "attacked 10/20 parts, scored 8/40 files; 3 images/s; "
         "strongest so far, mi from a: one 75% 15/20, two 50% 5/10; "
         "3 images quarantined; 2 tries failed; 1 item given up"
     )
