@@ -287,13 +287,17 @@ def _add(total: _Row | None, row: _Row) -> _Row:
     return replace(row, rates={name: total.rates[name] + rate for name, rate in row.rates.items()})
 
 
-def _label_warnings(ledger: Ledger, accuracy: Iterable[Accuracy]) -> dict[str, str]:
+def _label_warnings(ledger: Ledger, accuracies: Iterable[Accuracy]) -> dict[str, str]:
     by_dataset: dict[str, dict[str, Rate]] = defaultdict(dict)
-    for row in accuracy:
+    for row in accuracies:
         by_dataset[row.dataset][row.target] = row.correct
-    plans = map(ledger.read_plan, ledger.plan_keys())
-    classes = {plan["dataset"]: plan["data"]["classes"] for plan in plans if plan["dataset"] in by_dataset}
-    warnings = {dataset: chance_warning(by_dataset[dataset], count) for dataset, count in classes.items()}
+    plans = [ledger.read_plan(key) for key in ledger.plan_keys()] if by_dataset else []
+    classes = {plan["dataset"]: plan.get("data", {}).get("classes") for plan in plans}
+    warnings = {
+        dataset: chance_warning(accuracy, classes[dataset])
+        for dataset, accuracy in by_dataset.items()
+        if classes.get(dataset)
+    }
     return {dataset: warning for dataset, warning in warnings.items() if warning is not None}
 
 

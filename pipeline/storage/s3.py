@@ -37,7 +37,7 @@ _CONTACT_TIMEOUTS: "ClientConfig" = {
     "timeout": timedelta(seconds=_CONTACT_S),
 }
 # Buckets that are read without credentials, as names with commas between them.
-_UNSIGNED = "GNP_UNSIGNED_BUCKETS"
+UNSIGNED = "GNP_UNSIGNED_BUCKETS"
 
 
 def open_store(root: S3Root) -> S3Store:
@@ -73,7 +73,7 @@ def check_contact(root: S3Root, *, url: str) -> None:
 
 def _open(root: S3Root, retry: "RetryConfig", timeouts: "ClientConfig") -> S3Store:
     session = boto3.Session()
-    unsigned = root.bucket in os.environ.get(_UNSIGNED, "").replace(" ", "").split(",")
+    unsigned = root.bucket in os.environ.get(UNSIGNED, "").replace(" ", "").split(",")
     try:
         client = _open_client(session, root.bucket)
         credentials = None if unsigned else Boto3CredentialProvider(session)
@@ -81,7 +81,7 @@ def _open(root: S3Root, retry: "RetryConfig", timeouts: "ClientConfig") -> S3Sto
         raise StorageError(
             f"s3://{root.bucket}: no usable AWS credentials ({short_message(error)}); set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where an instance role is given; to read a public bucket "
-            f"without any, set {_UNSIGNED}={root.bucket}"
+            f"without any, set {UNSIGNED}={root.bucket}"
         ) from error
     endpoint = client.meta.endpoint_url
     options: ClientConfig = {**timeouts, "allow_http": endpoint.startswith("http://")}

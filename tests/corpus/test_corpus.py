@@ -2,10 +2,19 @@
 
 from pathlib import Path
 
-from tests.corpus import calls, checkpoints, environments, folders, images, scoring, tars
+from tests.corpus import calls, checkpoints, environments, folders, images, scoring, stores, tars
 from tests.corpus.cases import CASES, Case, judge, parametrize
 
-MODULES = (calls, checkpoints, environments, folders, images, scoring, tars)  # importing one registers its cases
+MODULES = (
+    calls,
+    checkpoints,
+    environments,
+    folders,
+    images,
+    scoring,
+    stores,
+    tars,
+)  # importing one registers its cases
 
 
 def test_the_corpus_is_large() -> None:

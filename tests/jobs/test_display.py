@@ -51,6 +51,17 @@ def test_a_line_has_progress_pace_strongest_attack_and_failures() -> None:
     )
 
 
+def test_a_line_has_no_total_that_is_not_known() -> None:
+    output = io.StringIO()
+    begun = replace(TALLY, attacked=StageTotals(), scored=StageTotals(), tries_failed=0, failed=0)
+    for known in (Counts(0, 0, 0, 0, 0, 4), Counts(0, 10, 0, 20, 2, 4)):
+        Display(Console(file=output, width=80)).update(known, begun)
+    assert output.getvalue().splitlines() == [
+        "0/4 shards read, their parts are not counted yet",
+        "attacked 0/10 parts, scored 0/20 files, of 2/4 shards",
+    ]
+
+
 def test_time_left_assumes_that_unread_shards_are_as_large_as_the_others() -> None:
     pace = _Pace()
     # Half of the shards are known: 20 of 40 parts. After the first part, 9 took 60 s.
