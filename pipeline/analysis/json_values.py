@@ -21,7 +21,6 @@ def report_values(report: Report) -> dict[str, Any]:
         "unscored": report.unscored,
         "missing_shards": report.missing_shards,
         "missing_results": report.missing_results,
-        "label_warnings": report.label_warnings,
     }
 
 
