@@ -3,7 +3,6 @@
 Neither torch nor Ray is imported here, so that `--help` answers at once.
 """
 
-import os
 import re
 import signal
 import sys
@@ -15,6 +14,7 @@ import typer
 from rich.console import Console
 
 from jobs.output import save_figure
+from jobs.streams import prepare_streams
 from pipeline.errors import RecipeError
 from pipeline.ledger import slug
 
@@ -29,9 +29,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Transferable adversarial examples at scale: generate them, score how they transfer, read the results.",
 )
-for _name in ("stdout", "stderr"):  # None where the parent process closed the stream
-    if getattr(sys, _name) is None:
-        setattr(sys, _name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+prepare_streams()
 # Without a terminal there is no width to fit into, and tables of ten targets need the space.
 console = Console(width=None if sys.stdout.isatty() else 160)
 

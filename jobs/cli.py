@@ -30,10 +30,17 @@ from jobs.commands import (  # noqa: F401  # importing a module registers its co
 )
 
 # isort: on
-from jobs.exit_codes import RESUME_HINT, end_process
+from jobs.exit_codes import RESUME_HINT, end_process, environment_fault
 from pipeline.errors import GnpError
+from pipeline.version import VERSION
 
 _debug = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"gnp {VERSION}\n")
+        raise typer.Exit
 
 
 @app.callback()
@@ -41,8 +48,12 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Given before the command: show the traceback of an error.")
     ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Transferable adversarial examples at scale: generate them, score how they transfer, read the results."""
+    del version
     global _debug
     _debug = debug
 
@@ -66,7 +77,14 @@ def run() -> int:
             traceback.print_exc()
         sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         return 2
-    except Exception:  # if it propagated, Python would skip `end_process` and wait for threads that never end
-        logging.getLogger(__name__).exception("this is a bug in gnp")
+    except BrokenPipeError:  # the reader of standard output has gone
         return 1
+    except Exception as error:  # if it propagated, Python would skip `end_process` and wait for threads that never end
+        fault = environment_fault(error)
+        if fault is None or _debug:
+            logging.getLogger(__name__).exception("this is a bug in gnp" if fault is None else "")
+        if fault is None:
+            return 1
+        sys.stderr.write(f"error: {fault}\n")
+        return 2
     return 0

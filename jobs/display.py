@@ -151,9 +151,12 @@ def _problems(tally: Tally) -> Iterator[str]:
 
 def _line(counts: Counts, tally: Tally, left_s: float | None) -> str:
     """The progress of a run in one line."""
+    done = f"attacked {counts.attacked}/{counts.to_attack} parts, scored {counts.scored}/{counts.to_score} files"
+    some = f"of {counts.shards_known}/{counts.shards} shards"
+    if not counts.shards_known:
+        done, some = f"0/{counts.shards} shards read", "their parts are not counted yet"
     pieces = [
-        f"attacked {counts.attacked}/{counts.to_attack} parts, scored {counts.scored}/{counts.to_score} files, "
-        f"{counts.shards_known}/{counts.shards} shards read",
+        done if counts.shards_known == counts.shards else f"{done}, {some}",
         *filter(None, [_rate(tally.attacked, tally.seconds)]),
         *([f"about {_duration(left_s)} left"] if left_s else []),
         *_strongest(tally.scored),

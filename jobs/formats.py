@@ -71,8 +71,9 @@ def _dataset_table(report: Report, dataset: str, denominator: Denominator, latex
     caption = f"{dataset}: success over {DENOMINATOR_LABELS[denominator]}, % of images, 95% interval"
     if latex:
         return f"% {caption}\n{tabulate(rows, headers, tablefmt='latex_booktabs', disable_numparse=True)}\n"
+    warning = f"\nWarning: {report.label_warnings[dataset]}.\n" if dataset in report.label_warnings else ""
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return f"{caption}\n\n{tabulate(escaped, headers, tablefmt='github', disable_numparse=True)}\n"
+    return f"{caption}\n\n{tabulate(escaped, headers, tablefmt='github', disable_numparse=True)}\n{warning}"
 
 
 def _rate_columns(rate: Rate | PooledRate) -> dict[str, object]:

@@ -31,6 +31,8 @@ def print_report(report: Report, *, denominator: Denominator, console: Console) 
     if not report.success and not report.accuracy:
         console.print("nothing is scored yet")
     console.print(report_tables(report, denominator=denominator))
+    for dataset, warning in report.label_warnings.items():
+        print_line(console, f"warning: {dataset}: {warning}")
     if report.unscored:
         console.print(f"{report.unscored} result files await clean predictions of their part and are left out")
     print_missing((report.missing_shards, report.missing_results), console=console)
@@ -70,7 +72,8 @@ def print_status(plans: list[PlanStatus], *, console: Console) -> None:
             left = "" if plan.remaining_s is None else f", about {timedelta(seconds=round(plan.remaining_s))} left"
             print_line(console, f"  {plan.images_per_s:.2f} images/s{left}")
         for failure in plan.failures:
-            print_line(console, f"  failed after {failure.tries} tries: {failure.item}: {failure.reason}")
+            tries = "1 try" if failure.tries == 1 else f"{failure.tries} tries"
+            print_line(console, f"  failed after {tries}: {failure.item}: {failure.reason}")
 
 
 def print_sample(sample: "Sample", views: "list[SampleView]", *, console: Console) -> None:

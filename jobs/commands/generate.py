@@ -34,7 +34,8 @@ def generate(
 
     Results that the store already has are not computed again: an interrupted run resumes, a new target, attack or
     source computes only what is new, and a second run of the same recipe does nothing. An item that fails three times
-    is listed (`gnp status`) and skipped from then on, until its shard changes or --retry-failed is given. Two runs of
+    (once, where its shard is damaged) is listed (`gnp status`) and skipped from then on, until its shard changes or
+    --retry-failed is given. Two runs of
     one recipe at the same time share the work. SIGTERM or Ctrl-C stops a run within half a minute.
 
     Exit code: 0, everything is committed; 1, some items failed and are listed, or no image could be used; 2, the run

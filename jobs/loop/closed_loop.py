@@ -78,7 +78,8 @@ def _copy_recipe(name: str, folder: Path) -> Path:
     """Copies one of the loop's recipes into a folder, with its paths changed to that folder."""
     path = folder / f"closed-loop{name}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text((RECIPES / path.name).read_text().replace("build/loop/", f"{folder}/"))
+    text = (RECIPES / path.name).read_text(encoding="utf-8")
+    path.write_text(text.replace("build/loop/", f"{folder}/"), encoding="utf-8")
     return path
 
 

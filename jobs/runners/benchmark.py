@@ -242,7 +242,7 @@ def run(device: str, out: Path, *, batch: int, steps: int, rounds: int, threads:
         print(f"{verdict}  {goal['what']}: {goal['found']:.2f}, wanted {goal['wanted']:g}")
     out.mkdir(parents=True, exist_ok=True)
     report = {"device": device_name, "torch": torch.__version__, "peak": peak, "networks": networks, "bars": goals}
-    (out / f"gradients-{device}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / f"gradients-{device}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0 if all(goal["holds"] for goal in goals) else 1
 
 

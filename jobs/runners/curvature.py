@@ -74,7 +74,7 @@ def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
         "targets": list(targets),
         "sources": analyses,
     }
-    (out / "curvature.json").write_text(strict_json.dumps(report))
+    (out / "curvature.json").write_text(strict_json.dumps(report), encoding="utf-8")
 
 
 def first_images(data: DataSpec, limit: int) -> Images:

@@ -19,7 +19,8 @@ from jobs.output import print_line
 from pipeline import engine
 from pipeline.child_process import run_in_child_process
 from pipeline.engine import Outcome
-from pipeline.plan.outline import PickledPlan
+from pipeline.ledger.progress import StageTotals
+from pipeline.plan.outline import Outline, PickledPlan
 from pipeline.plan.pools import Pools
 from pipeline.storage import Storage
 
@@ -113,6 +114,8 @@ def run_job(
         print_line(console, "nothing to do: none of the recipe's shards was written in that time")
         return 0
     print_line(console, _closing_line(outcome, store))
+    if outcome.scored.clean and (warning := _label_warning(outcome.scored, prepared.outline)):
+        sys.stderr.write(f"warning: {warning}\n")
     if outcome.stopped:
         return 130
     if not outcome.usable and not outcome.failed and not outcome.listed:
@@ -130,6 +133,15 @@ def _interrupt_on_sigterm(stop: threading.Event) -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handle)
+
+
+def _label_warning(scored: StageTotals, outline: Outline) -> str | None:
+    """Why the labels of the images that the run scored may be wrong; None where no target's accuracy hints at it."""
+    from pipeline.results.chance import chance_warning  # imports scipy, for which the driver has no other use
+    from pipeline.results.intervals import Rate
+
+    accuracy = {target: Rate(scored.correct[target], count) for target, count in scored.clean.items()}
+    return chance_warning(accuracy, outline.record["data"]["classes"])
 
 
 def _closing_line(outcome: Outcome, store: str) -> str:

@@ -78,7 +78,8 @@ def run(recipe: Path, ledger: Ledger, out: Path, *, names: list[str], limit: int
         figure = landscape_plot.draw(landscapes, title=f"median loss around the images made on {title}")
         save_figure(out / f"landscape-{name.replace('/', '-')}.png", figure, console)
         analyses.append({"source": name, "rows": rows, "correlations": ranks})
-    (out / "landscape.json").write_text(strict_json.dumps({"store": storage.url, "sources": analyses}))
+    text = strict_json.dumps({"store": storage.url, "sources": analyses})
+    (out / "landscape.json").write_text(text, encoding="utf-8")
 
 
 # The originals of some images, and the adversarial images.

@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.ledger import Ledger, open_ledger
+from pipeline.results.chance import chance_warning
 from pipeline.results.denominators import Denominator, all_correct, denominator_masks, joint_targets
 from pipeline.results.intervals import PooledRate, Rate
 from pipeline.results.predictions import (
@@ -115,6 +116,7 @@ class Report:
         unscored: Transfer results left out because the target's clean predictions of their part are missing.
         missing_shards: Shards of the recorded plans without any committed file.
         missing_results: Files of the recorded plans that are not committed, in all other shards.
+        label_warnings: Dataset → why its labels may be wrong, where no target is better than chance.
     """
 
     success: list[Success]
@@ -126,6 +128,7 @@ class Report:
     unscored: int
     missing_shards: int
     missing_results: int
+    label_warnings: dict[str, str] = field(default_factory=dict)
 
 
 def of(store: str | Path) -> Report:
@@ -185,6 +188,7 @@ def summarise(ledger: Ledger) -> Report:
         unscored=len(transfer) - len(ready),
         missing_shards=missing_shards,
         missing_results=missing_results,
+        label_warnings=_label_warnings(ledger, totals.accuracy.values()),
     )
 
 
@@ -283,6 +287,20 @@ def _add(total: _Row | None, row: _Row) -> _Row:
     if isinstance(row, PooledSuccess) and isinstance(total, PooledSuccess):
         row = replace(row, targets=max(row.targets, total.targets))
     return replace(row, rates={name: total.rates[name] + rate for name, rate in row.rates.items()})
+
+
+def _label_warnings(ledger: Ledger, accuracies: Iterable[Accuracy]) -> dict[str, str]:
+    by_dataset: dict[str, dict[str, Rate]] = defaultdict(dict)
+    for row in accuracies:
+        by_dataset[row.dataset][row.target] = row.correct
+    plans = [ledger.read_plan(key) for key in ledger.plan_keys()] if by_dataset else []
+    classes = {plan["dataset"]: plan.get("data", {}).get("classes") for plan in plans}
+    warnings = {
+        dataset: chance_warning(accuracy, classes[dataset])
+        for dataset, accuracy in by_dataset.items()
+        if classes.get(dataset)
+    }
+    return {dataset: warning for dataset, warning in warnings.items() if warning is not None}
 
 
 def _image_counts(ledger: Ledger) -> dict[str, dict[str, int]]:

@@ -16,13 +16,14 @@ before and after, never off Ray: whatever a worker, a node or Ray itself loses i
     signals.py     SIGTERM and Ctrl-C
     accounting.py  counts for display, log and metrics; metrics.py names them for Prometheus
     cluster.py     joining or starting Ray; its nodes
+    ray_folder.py  where a local Ray keeps its files
     device.py      a worker's device
 """
 
 import os
 
-# Before Ray is imported: no usage reports, no warning about its own change of default for CUDA_VISIBLE_DEVICES, and of
-# its C++ side's messages on our terminal only the one that says so.
+# Before Ray is imported: no usage reports, no warning about its own change of default for CUDA_VISIBLE_DEVICES, and no
+# messages of its daemons, whose last lines it prints where one of them dies.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -1,21 +1,29 @@
 """The Ray cluster: joining or starting it, its nodes, and the line of a Ray error that says what happened."""
 
+import atexit
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import utils as ray_utils
+from ray._private import worker as ray_worker
 from ray._private.state import state as ray_state  # nothing public lists nodes about to be preempted, or to come
 
+from pipeline.engine import ray_folder
 from pipeline.errors import CapacityError
 from pipeline.plan.pools import RESOURCES, Node
+
+log = logging.getLogger(__name__)
 
 # How long the head of a cluster may take to accept a connection.
 _CONNECT_TIMEOUT_S = 20.0
@@ -40,20 +48,53 @@ def connect(address: str | None) -> list[Node]:
 
 def _init(address: str) -> None:
     _require_listener(address)
-    dashboard = False if address == "local" else None
+    local = {"include_dashboard": False, "_temp_dir": _local_folder()} if address == "local" else {}
     before = signal.getsignal(signal.SIGTERM)
     try:
         # Workers import from the driver's current folder first, so this must be the folder of this code.
         with (
             contextlib.chdir(Path(__file__).parents[2]),
             mock.patch.object(ray_utils, "set_sigterm_handler"),  # Ray's ends the process at once, with code 15
+            mock.patch.object(ray_worker, "connect", _connect_driver),
         ):
-            ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-    except (ValueError, ConnectionError, RuntimeError, AssertionError) as error:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    except (ValueError, ConnectionError, RuntimeError, AssertionError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CapacityError(f"no Ray at {address}: {reason}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's C++ side has set one as well
+
+
+def _connect_driver(*arguments: Any, connect: Any = ray_worker.connect, **options: Any) -> Any:
+    """Ray's `connect`, without the log level of its daemons: where it is set, Ray prints that it is."""
+    level = os.environ.pop("RAY_BACKEND_LOG_LEVEL", None)
+    try:
+        return connect(*arguments, **options)
+    finally:
+        if level is not None:
+            os.environ["RAY_BACKEND_LOG_LEVEL"] = level
+
+
+def _local_folder() -> str | None:
+    """Where a local Ray keeps its files: None for its own choice, else a folder that is removed when this process ends.
+
+    Raises:
+        CapacityError: There is none that it can use.
+    """
+    chosen = get_default_ray_temp_dir()
+    reason = ray_folder.defect(chosen)
+    if reason is None:
+        return None
+    folder = ray_folder.make_short_folder(reason=f"{chosen}: {reason}")
+    atexit.register(_remove, folder)
+    log.warning("Ray's files go to %s, not to %s: %s", folder, chosen, reason)
+    return str(folder / "ray")  # Ray opens its folder to every user, so it is not the private one
+
+
+def _remove(folder: Path) -> None:
+    """Removes the folder of this process's Ray, once Ray has ended."""
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def room(nodes: Sequence[Node], gpus: float) -> int:

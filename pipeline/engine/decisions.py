@@ -7,10 +7,13 @@ workers, or a store that keeps failing.
 from dataclasses import dataclass
 
 from pipeline.engine.state import Pool, SchedulerState, WorkerRecord, WorkerState
+from pipeline.errors import MissingError, RecipeError, SampleError, ShardError, WeightsError
 from pipeline.plan.outline import Item
 
-# An item that failed this many times is listed as failed.
+# An item that failed this many times is listed as failed,
 ATTEMPTS = 3
+# and at once where it failed for one of these: another try would read the same bytes.
+_LASTING = (RecipeError, SampleError, ShardError, WeightsError)
 # A run ends after this many failed starts of one stage's workers in a row.
 START_TRIES = 5
 # An idle worker is kept this long: an item that failed, or that another run gives up, may still come to it.
@@ -132,6 +135,19 @@ def _next_prefetch(state: SchedulerState, pool: Pool, item: Item, position: int 
 
 def _is_suspect(state: SchedulerState, pool: Pool, item: Item) -> bool:
     return bool(state.tries[pool.stage, item.name]) or item.name in state.suspects
+
+
+def is_lasting(error: Exception, item: Item) -> bool:
+    """Whether an item's error will be the same at every try: its shard is missing or damaged, or does not fit.
+
+    Whatever may have been the store's, the device's or the process's fault is not.
+    """
+    return isinstance(error, _LASTING) or (isinstance(error, MissingError) and item.selection.shard.url in str(error))
+
+
+def gives_up(tries: int, *, lasting: bool) -> bool:
+    """Whether an item is listed as failed, after so many failed tries of which the last failed for a lasting reason."""
+    return lasting or tries >= ATTEMPTS
 
 
 def overdue(state: SchedulerState, now: float, *, limit_s: float) -> list[WorkerRecord]:

@@ -4,13 +4,13 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from pipeline.engine.scheduler import Scheduler
 from pipeline.errors import StorageError
 from pipeline.ledger import Ledger, leases
 from pipeline.ledger.progress import Progress, Tally, measure_progress
+from pipeline.plan.outline import PickledPlan
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def heartbeats(scheduler: Scheduler, storage: Storage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_reports(
-    plan: Mapping[str, Any],
+    plan: PickledPlan,
     ledger: Ledger,
     scheduler: Scheduler,
     on_progress: Callable[[Progress, Tally], None],
@@ -50,7 +50,7 @@ def progress_reports(
     """While entered, reports progress as the store shows it; listing the store takes at most 1/20 of the time."""
 
     def report() -> None:
-        on_progress(measure_progress(plan, ledger), scheduler.tally())
+        on_progress(measure_progress(plan.outline.record, ledger, plan.part_counts), scheduler.tally())
 
     try:
         with _repeated(report, lambda took_s: max(1.0, 20 * took_s), name="progress"):

@@ -40,6 +40,7 @@ class Outcome:
         listed: Failures of earlier runs of this plan, which were not tried again.
         incomplete: Number of the plan's items that still lack something, whichever run they failed in.
         made: What this run's generators added: adversarial parts and their images; images quarantined.
+        scored: What this run's scorers added.
         usable: Whether any image of this data could be used, in this run or an earlier one, or there was none to use.
         stopped: Whether the run was stopped before its end.
         seconds: Wall-clock time.
@@ -50,6 +51,7 @@ class Outcome:
     listed: tuple[Failure, ...]
     incomplete: int
     made: StageTotals
+    scored: StageTotals
     usable: bool
     stopped: bool
     seconds: float
@@ -101,7 +103,7 @@ def run_plan(
     work = _WorkDone(committed)
     if _lacking(outline, committed, listed):
         scheduler = _start(plan, ledger, plan_id, committed, listed, pools, address, on_notice)
-        reports = progress_reports(outline.record, ledger, scheduler, on_progress)
+        reports = progress_reports(plan, ledger, scheduler, on_progress)
         stop = stop or threading.Event()
         with heartbeats(scheduler, storage), reports, stopping_on_signals(stop):
             _wait_for_exclusive_run(storage, scheduler.run, stop, on_notice)
@@ -114,7 +116,8 @@ def run_plan(
         failed=work.failed,
         listed=listed,
         incomplete=len(pending_items(outline, work.committed)),
-        made=work.totals,
+        made=work.made,
+        scored=work.scored,
         usable=not outline.selections or _has_usable_image(outline, ledger),
         stopped=work.stopped,
         seconds=time.monotonic() - started,
@@ -128,7 +131,8 @@ class _WorkDone:
     committed: CommittedParts
     items: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    totals: StageTotals = field(default_factory=StageTotals)
+    made: StageTotals = field(default_factory=StageTotals)
+    scored: StageTotals = field(default_factory=StageTotals)
     stopped: bool = False
 
 
@@ -178,8 +182,9 @@ def _work(
     stopped = stop.is_set() and bool(items)
     lost = {} if stopped else {item.name: "its results were lost again and again" for item in items}
     given_up = {item.name: scheduler.failed[item.name].reason for item in items if item.name in scheduler.failed}
-    totals = scheduler.account.totals["generator"]
-    return _WorkDone(committed, len(scheduler.items), {**lost, **given_up}, totals, stopped)
+    totals = scheduler.account.totals
+    failed = {**lost, **given_up}
+    return _WorkDone(committed, len(scheduler.items), failed, totals["generator"], totals["scorer"], stopped)
 
 
 def _lacking(outline: Outline, committed: CommittedParts, listed: Sequence[Failure], *, workers: int = 1) -> list[Item]:

@@ -228,7 +228,8 @@ class Scheduler:
                 self._remove(worker)
             if result.store_failed:
                 self._store_failed(result.reason)
-            self._retry_or_give_up(worker, item, result.reason, cause="store" if result.store_failed else "item")
+            cause: FailureCause = "store" if result.store_failed else "item"
+            self._retry_or_give_up(worker, item, result.reason, cause=cause, lasting=result.lasting)
 
     def _worker_died(self, worker: WorkerRecord, reason: str) -> None:
         if worker.state is WorkerState.IDLE:  # no item and no start has failed
@@ -276,19 +277,22 @@ class Scheduler:
         if decisions.store_keeps_failing(self._schedule):
             raise StorageError(f"the store keeps failing: {reason}")
 
-    def _retry_or_give_up(self, worker: WorkerRecord, item: Item, reason: str, *, cause: FailureCause) -> None:
+    def _retry_or_give_up(
+        self, worker: WorkerRecord, item: Item, reason: str, *, cause: FailureCause, lasting: bool = False
+    ) -> None:
         """Queues an item again, or lists it as failed; what was attacked of it is scored, unless it kills workers."""
         tries = self._schedule.count_failed_try(worker.stage, item, worker.node)
         self.account.count_failed_try(worker.stage, cause)
-        log.warning("try %d of %d: %s: %s", tries, ATTEMPTS, item.name, reason)
-        if tries < ATTEMPTS or self._stopping:
+        if not lasting:  # else the run's last lines say it
+            log.warning("try %d of %d: %s: %s", tries, ATTEMPTS, item.name, reason)
+        if not decisions.gives_up(tries, lasting=lasting) or self._stopping:
             self._schedule.pool(worker.stage).queue.append(item)
             return
-        self._give_up(item, reason, store_failed=cause == "store")
+        self._give_up(item, reason, tries, store_failed=cause == "store")
         if worker.stage == "generator" and cause != "worker":
             self._schedule.scorers.queue.append(item)
 
-    def _give_up(self, item: Item, reason: str, *, store_failed: bool) -> None:
+    def _give_up(self, item: Item, reason: str, tries: int, *, store_failed: bool) -> None:
         """Lists an item as failed, in the store too, and gives up its claim."""
         failure = Failure(
             plan=self.plan_id,
@@ -299,7 +303,7 @@ class Scheduler:
             version=item.selection.shard.version,
             item=item.name,
             reason=reason,
-            tries=ATTEMPTS,
+            tries=tries,
             run=self.run,
             store_failed=store_failed,
         )

@@ -11,6 +11,7 @@ from typing import Literal
 
 import ray
 
+from pipeline.engine import decisions
 from pipeline.errors import GnpError, IntegrityError, Interrupted, MissingError, StorageError
 from pipeline.ledger import Ledger, leases
 from pipeline.ledger.progress import StageTotals
@@ -31,6 +32,7 @@ class ItemResult:
         reason: Why it is not done, in one line.
         totals: What was added to the store since `take_totals` was last called.
         store_failed: The store is to blame, not the item.
+        lasting: Another try would fail likewise.
         memory_bytes: The most device memory that the worker has held.
     """
 
@@ -38,6 +40,7 @@ class ItemResult:
     reason: str = ""
     totals: StageTotals = field(default_factory=StageTotals)
     store_failed: bool = False
+    lasting: bool = False
     memory_bytes: int = 0
 
 
@@ -103,7 +106,8 @@ class Worker:
             return ItemResult("stopped", str(error), self._stage.take_totals())
         except GnpError as error:
             store_failed = isinstance(error, StorageError) and not isinstance(error, (MissingError, IntegrityError))
-            return ItemResult("failed", str(error), self._stage.take_totals(), store_failed=store_failed)
+            lasting = decisions.is_lasting(error, item)
+            return ItemResult("failed", str(error), self._stage.take_totals(), store_failed, lasting)
         except Exception as error:  # a defect: one line is listed with the item, the traceback is in the worker's log
             log.exception("item %s", item)
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]

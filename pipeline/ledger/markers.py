@@ -237,8 +237,10 @@ def open_ledger(store: str | Path) -> Ledger:
     Raises:
         RecipeError: The address has another form.
         MissingError: No run has written there; a mistyped address must not pass for an empty store.
+        StorageError: The store's server does not answer.
     """
     ledger = Ledger(Storage(store_url(store)))
+    ledger.storage.check_contact()
     if not ledger.plan_keys():
         raise MissingError(f"{ledger.storage.url}: no run has written here; check the address, or run generate first")
     return ledger

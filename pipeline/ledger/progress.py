@@ -26,6 +26,8 @@ class StageTotals:
         seconds: By phase: fetching, decoding, attacking, predicting, encoding, storing.
         eligible: Attacked images that the target classifies correctly when clean.
         fooled: Those of the eligible on which the attack succeeded.
+        clean: By target, clean images that it has classified.
+        correct: Those of the clean that it classifies correctly.
     """
 
     parts: int = 0
@@ -34,6 +36,8 @@ class StageTotals:
     seconds: Mapping[Phase, float] = field(default_factory=dict)
     eligible: Mapping[SourceAttackTarget, int] = field(default_factory=dict)
     fooled: Mapping[SourceAttackTarget, int] = field(default_factory=dict)
+    clean: Mapping[str, int] = field(default_factory=dict)
+    correct: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "StageTotals") -> "StageTotals":
         return StageTotals(
@@ -43,6 +47,8 @@ class StageTotals:
             _sum_by_key(self.seconds, other.seconds),
             _sum_by_key(self.eligible, other.eligible),
             _sum_by_key(self.fooled, other.fooled),
+            _sum_by_key(self.clean, other.clean),
+            _sum_by_key(self.correct, other.correct),
         )
 
 
@@ -96,12 +102,13 @@ class Tally:
     seconds: float
 
 
-def measure_progress(plan: Mapping[str, Any], ledger: Ledger) -> Progress:
+def measure_progress(plan: Mapping[str, Any], ledger: Ledger, part_counts: Mapping[str, int] | None = None) -> Progress:
     """Progress of a plan, from one listing of each of its folders of markers.
 
     Args:
         plan: The recorded plan, as `Ledger.read_plan` returns it.
         ledger: The store.
+        part_counts: Shard → number of parts, as far as it is known of shards without a committed part.
     """
     dataset, shards = plan["dataset"], plan["shards"]
     attacks = [(source, attack) for source in plan["sources"] for attack in plan["attacks"]]
@@ -114,17 +121,18 @@ def measure_progress(plan: Mapping[str, Any], ledger: Ledger) -> Progress:
         for target in plan["targets"]
     ]
     committed = ledger.list_committed([original, *attacked, *scored])
-    part_counts = {shard: count for shard in shards if (count := committed.part_count(shard)) is not None}
-    parts = sum(part_counts.values())
+    counts = {shard: committed.part_count(shard) or (part_counts or {}).get(shard) for shard in shards}
+    known = {shard: count for shard, count in counts.items() if count is not None}
+    parts = sum(known.values())
 
     def count_committed(scopes: Sequence[str]) -> int:
-        return sum(committed.part_bits(scope, shard).bit_count() for scope in scopes for shard in part_counts)
+        return sum(committed.part_bits(scope, shard).bit_count() for scope in scopes for shard in known)
 
     return Progress(
         attacked=count_committed(attacked),
         to_attack=parts * len(attacked),
         scored=count_committed(scored),
         to_score=parts * len(scored),
-        shards_known=len(part_counts),
+        shards_known=len(known),
         shards=len(shards),
     )

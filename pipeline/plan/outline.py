@@ -5,7 +5,7 @@ small for days, on a machine that may be small; the plan itself goes to the work
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.data.sample import Part, ShardFile
@@ -83,10 +83,12 @@ class PickledPlan:
     Attributes:
         outline: The plan's identities and shards.
         pickled: The plan itself, without its shards, which no worker needs and which may be many.
+        part_counts: Shard → number of parts, where it is known before the shard is read.
     """
 
     outline: Outline
     pickled: bytes
+    part_counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def pending_items(outline: Outline, committed: CommittedParts, *, workers: int = 1) -> list[Item]:

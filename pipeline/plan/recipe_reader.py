@@ -37,7 +37,9 @@ def load_toml(path: Path, model: type[RecipeModel]) -> RecipeModel:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # TOML's own, and what UTF-8, long numbers and deep nesting raise
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:  # TOML's own, and what long numbers and deep nesting raise
         raise RecipeError(f"{path}: not TOML: {one_line(str(error))}") from error
     _require_plain_values(values, path)
     try:

@@ -16,6 +16,7 @@ from pipeline.plan.data_spec import DataSpec
 from pipeline.plan.external import ExternalAttack, ExternalImages
 from pipeline.plan.job import Job
 from pipeline.plan.outline import Outline, PickledPlan, ShardSelection
+from pipeline.plan.part_counts import count_parts
 from pipeline.storage import Storage
 
 
@@ -98,7 +99,7 @@ def prepare_plan(job: Job, storage: Storage, *, since: float = 0.0) -> PickledPl
     """
     plan = resolve_job(job, storage, since=since)
     require_unchanged_shards(plan, Ledger(storage))
-    return pickle_plan(plan)
+    return replace(pickle_plan(plan), part_counts=count_parts(plan.selections, job.data.part_size))
 
 
 def pickle_plan(plan: Plan) -> PickledPlan:

@@ -1,4 +1,4 @@
-"""Counts of successful attacks, taken while parts are scored, for the progress display."""
+"""Counts of correct predictions and successful attacks, taken while parts are scored, for display and warnings."""
 
 import logging
 from dataclasses import replace
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class SuccessCounts:
-    """Counts each attack's successes among the images that the target classifies correctly when clean.
+    """Counts clean images that each target classifies correctly, and each attack's successes among them.
 
     Called in the thread that commits, unit after unit: a part's clean predictions come before the adversarial ones.
     """
@@ -23,10 +23,13 @@ class SuccessCounts:
         self._clean: dict[str, StoredPredictions] = {}  # by target, of the last part
 
     def add(self, predictions: StoredPredictions) -> StageTotals:
-        """Counts of one result file; of clean images nothing, but their predictions are kept for the attacks."""
+        """Counts of one result file; predictions on clean images are kept for the attacks that follow."""
         unit = predictions.unit
         if not unit.attack:
             self._clean[unit.target] = predictions
+            if predictions.table.num_rows:
+                target, correct = predictions.constant("target"), predictions.correct
+                return StageTotals(clean={target: len(correct)}, correct={target: int(correct.sum())})
         elif predictions.table.num_rows:
             try:
                 clean = self._clean_of(unit)

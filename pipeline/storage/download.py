@@ -7,8 +7,8 @@ from typing import BinaryIO
 import obstore
 from obstore.store import LocalStore, S3Store
 
-from pipeline.errors import IntegrityError, MissingError, StorageError
-from pipeline.storage.client_errors import translated_errors
+from pipeline.errors import IntegrityError, StorageError
+from pipeline.storage.client_errors import is_permanent, translated_errors
 
 _ATTEMPTS = 4
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -36,7 +36,7 @@ def download(store: LocalStore | S3Store, key: str, file: BinaryIO, *, url: str)
         try:
             digest, trusted = _download_once(store, key, file, url=url)
         except StorageError as error:
-            if isinstance(error, MissingError) or attempt + 1 == _ATTEMPTS:
+            if attempt + 1 == _ATTEMPTS or (error.__cause__ is not None and is_permanent(error.__cause__)):
                 raise
             continue
         if trusted or digest in digests:

@@ -29,12 +29,12 @@ class Storage:
 
     Args:
         url: The root.
-        create: Make a folder that does not exist yet (a bucket is never made).
+        create: Make a folder that does not exist yet (a bucket is never made, but must answer).
 
     Raises:
         RecipeError: The URL has another form.
         MissingError: The folder does not exist, and `create` is false.
-        StorageError: No credentials can be found for an S3 URL.
+        StorageError: No credentials can be found for an S3 URL; or `create` is true, and its server does not answer.
     """
 
     def __init__(self, url: str, *, create: bool = False) -> None:
@@ -45,6 +45,8 @@ class Storage:
         if isinstance(root, S3Root):
             self.url = url.rstrip("/")
             self._store = s3.open_store(root)
+            if create:
+                self.check_contact()
             return
         self.url = str(root)
         if create:
@@ -132,11 +134,12 @@ class Storage:
 
     @retry_transient
     def list_folder(self) -> tuple[StoredObject, ...]:
-        """The objects directly below the root, without those in sub-folders.
+        """The objects directly below the root, without those in sub-folders: a command's first look at its input.
 
         Raises:
-            StorageError: The store failed.
+            StorageError: The store failed, or does not answer.
         """
+        self.check_contact()
         with translated_errors(self.url_of("")):
             objects = obstore.list_with_delimiter(self._store)["objects"]
         return tuple(to_stored_object(meta) for meta in objects)
@@ -266,6 +269,15 @@ class Storage:
         s3.abort_upload(self._s3_root, upload)
 
     # Checking
+
+    def check_contact(self) -> None:
+        """Checks within seconds that the store's server answers, before a command begins; later outages are waited out.
+
+        Raises:
+            StorageError: It does not; the message is the cause.
+        """
+        if self._s3_root is not None:
+            s3.check_contact(self._s3_root, url=self.url)
 
     def read_clock(self) -> float:
         """The store's time in seconds since 1970, read off a small object that is written for it and removed.

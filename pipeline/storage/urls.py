@@ -44,8 +44,14 @@ def absolute_url(url: str) -> str:
     """A URL that means the same in every worker: plain paths are taken from the current folder.
 
     Links are kept: the model hub's cache names files by links to blobs that have no extension.
+
+    Raises:
+        RecipeError: The path is relative, and the current folder was deleted.
     """
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+    try:
+        return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{url}: the current folder does not exist any more; change to one that does") from error
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from tests.corpus import (
     loaders,
     models,
     scoring,
+    stores,
     tables,
     tars,
 )
@@ -23,7 +24,7 @@ from tests.corpus.cases import CASES, judge
 # Importing a module registers its cases.
 MODULES = (
     *(folders, tables, images, tars, scoring, checkpoints, models),
-    *(call_settings, call_tensors, calls, loaders, environments),
+    *(call_settings, call_tensors, calls, loaders, environments, stores),
 )
 
 

@@ -8,6 +8,16 @@ from pipeline.data.sample import ShardFile
 from pipeline.engine import decisions
 from pipeline.engine.decisions import IDLE_S, START_TRIES, Assignment
 from pipeline.engine.state import Pool, SchedulerState, StageName, WorkerRecord, WorkerState
+from pipeline.errors import (
+    CapacityError,
+    IntegrityError,
+    MissingError,
+    RecipeError,
+    SampleError,
+    ShardError,
+    StorageError,
+    WeightsError,
+)
 from pipeline.plan.outline import Item, ShardSelection
 from pipeline.plan.pools import WorkerShape
 
@@ -182,6 +192,20 @@ def test_only_busy_workers_can_be_overdue() -> None:
     schedule = state(generators=[late, worker(node="n", since=NOW - 100)])
     assert decisions.overdue(schedule, NOW + 5, limit_s=10) == []
     assert decisions.overdue(schedule, NOW + 11, limit_s=10) == [late]
+
+
+def test_an_item_is_given_up_at_its_third_failure_or_at_the_first_that_will_last() -> None:
+    assert [decisions.gives_up(tries, lasting=False) for tries in (1, 2, 3)] == [False, False, True]
+    assert decisions.gives_up(1, lasting=True)
+    lasting = [ShardError(""), SampleError(""), WeightsError(""), RecipeError(""), MissingError("in/s-0.tar: no such")]
+    assert all(decisions.is_lasting(error, item(0)) for error in lasting)
+    passing = [
+        StorageError("in/s-0.tar: 503"),
+        IntegrityError(""),
+        CapacityError(""),
+        MissingError("store/part: no such"),
+    ]
+    assert not any(decisions.is_lasting(error, item(0)) for error in [*passing, FloatingPointError(), MemoryError()])
 
 
 def test_a_store_that_fails_again_and_again_with_nothing_done_ends_the_run() -> None:

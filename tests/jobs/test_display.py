@@ -45,10 +45,21 @@ def test_a_line_has_progress_pace_strongest_attack_and_failures() -> None:
     display.update(counts(0, 0), TALLY)
     display.update(counts(10, 8), TALLY)
     assert output.getvalue().splitlines()[-1] == (
-        "attacked 10/20 parts, scored 8/40 files, 4/4 shards read; 3 images/s; "
+        "attacked 10/20 parts, scored 8/40 files; 3 images/s; "
         "strongest so far, mi from a: one 75% 15/20, two 50% 5/10; "
         "3 images quarantined; 2 tries failed; 1 item given up"
     )
+
+
+def test_a_line_has_no_total_that_is_not_known() -> None:
+    output = io.StringIO()
+    begun = replace(TALLY, attacked=StageTotals(), scored=StageTotals(), tries_failed=0, failed=0)
+    for known in (Counts(0, 0, 0, 0, 0, 4), Counts(0, 10, 0, 20, 2, 4)):
+        Display(Console(file=output, width=80)).update(known, begun)
+    assert output.getvalue().splitlines() == [
+        "0/4 shards read, their parts are not counted yet",
+        "attacked 0/10 parts, scored 0/20 files, of 2/4 shards",
+    ]
 
 
 def test_time_left_assumes_that_unread_shards_are_as_large_as_the_others() -> None:

@@ -61,7 +61,7 @@ def test_failed_items_are_listed_tolerated_skipped_and_retried(
     statuses = status.status(Ledger(Storage(str(recipe.parent / "store"))))
     tables.print_status(statuses, console=Console(file=shown, width=200))
     assert "incomplete" in shown.getvalue()
-    assert "failed after 3 tries: bad from tiny" in shown.getvalue()
+    assert "failed after 1 try: bad from tiny" in shown.getvalue()
     write_shard(recipe.parent / "in" / "bad.tar", [sample(index) for index in range(3)])
     code, output, errors = run(recipe, capsys)
     assert (code, errors) == (0, "")
