@@ -1,8 +1,10 @@
 """Terminals, encodings and temporary folders that are not as usual."""
 
+import atexit
 import contextlib
 import functools
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -35,6 +37,7 @@ PRINTED = "– … × → ε ± ≤ ≥ \N{MICRO SIGN} μ • · ─ │ ┌ ┏
 def _store() -> str:
     """A store with results of two attacks, made once."""
     folder = Path(tempfile.mkdtemp(prefix="gnp-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     checkpoint = _checkpoint(folder)
     write_shard(folder / "in" / "s.tar", [sample(index) for index in range(3)])
     planned = make_plan(tiny_job(folder / "in", checkpoint, attacks=(attack("i"), attack("mi"))))
