@@ -178,9 +178,10 @@ class DeferredErrors:
             yield
         except (IntegrityError, MissingError, ShardError, CapacityError, FloatingPointError) as error:
             log.warning("%s", error)
-            self._first = self._first or error
+            if self._first is None or isinstance(self._first, ShardError):  # which another try does not cure
+                self._first = error
 
     def raise_first(self) -> None:
-        """Raises the first error, if there was one."""
+        """Raises the first error that another try may cure, else the first, if there was one."""
         if self._first is not None:
             raise self._first
