@@ -57,13 +57,13 @@ def shards(
 
 
 def _print_packed(packed: "PackedShards", out: str) -> None:
-    for reason, items in packed.source.left_out.items():
+    for reason, items in packed.left_out.items():
         shown = ", ".join(items[:_SHOWN]) + (", …" if len(items) > _SHOWN else "")
         print_line(console, f"left out {len(items):,}, {reason}: {shown}")
-    for note in packed.source.notes:
+    for note in packed.notes:
         print_line(console, f"note: {note}")
     used = set(packed.labels)
-    by_index = sorted((index, name) for name, index in packed.source.classes.items() if index in used)
+    by_index = sorted((index, name) for name, index in packed.classes.items() if index in used)
     lines = [f"  class {index}: {name}" for index, name in by_index]
     if len(lines) > 2 * _SHOWN:
         lines = [*lines[:_SHOWN], "  …", *lines[-_SHOWN:]]

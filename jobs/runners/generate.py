@@ -7,6 +7,7 @@ recipe.
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from jobs.output import print_line
 from pipeline import engine
 from pipeline.child_process import run_in_child_process
 from pipeline.engine import Outcome
+from pipeline.ledger import Ledger
 from pipeline.ledger.progress import StageTotals
 from pipeline.plan.outline import Outline, PickledPlan
 from pipeline.plan.pools import Pools
@@ -119,7 +121,7 @@ def run_job(
     if outcome.stopped:
         return 130
     if not outcome.usable and not outcome.failed and not outcome.listed:
-        sys.stderr.write("failed: no image could be used; see the recipe's fraction, preparation and classes\n")
+        sys.stderr.write(f"failed: no image could be used: {_why_unusable(prepared.outline, store)}\n")
         return 1
     return 1 if outcome.incomplete > max_failed else 0
 
@@ -142,6 +144,17 @@ def _label_warning(scored: StageTotals, outline: Outline) -> str | None:
 
     accuracy = {target: Rate(scored.correct[target], count) for target, count in scored.clean.items()}
     return chance_warning(accuracy, outline.record["data"]["classes"])
+
+
+def _why_unusable(outline: Outline, store: str) -> str:
+    """The commonest reason for which images were quarantined."""
+    ledger = Ledger(Storage(store))
+    markers = ledger.read_markers(ledger.list_units(f"original/{outline.dataset}"))
+    reasons = Counter(image["reason"] for marker in markers for image in marker.fact("quarantined"))
+    if not reasons:
+        return "see the recipe's fraction"
+    ((reason, count),) = reasons.most_common(1)
+    return f"{count} of {reasons.total()}: {reason}; gnp status STORE --quarantined lists them"
 
 
 def _closing_line(outcome: Outcome, store: str) -> str:

@@ -11,6 +11,8 @@ Part = TypeVar("Part")
 # A float such as 16/255 stands for the nearest fraction up to this denominator.
 _LARGEST_DENOMINATOR = 1_000_000
 _LONGEST_SHOWN = 100
+# What other libraries call settings of an attack.
+_ELSEWHERE: dict[object, str] = {"eps": "epsilon", "alpha": "step_size", "mu": "decay", "epoch": "steps"}
 
 
 def build_part(name: str, kind: type[Part], settings: Part | Mapping[str, Any]) -> Part:
@@ -49,7 +51,7 @@ def require_known(key: object, known: Iterable[str], *, place: str = "") -> None
     """
     known = list(known)
     if key not in known:
-        close = difflib.get_close_matches(str(key), known, n=1)
+        close = [_ELSEWHERE[key]] if _ELSEWHERE.get(key) in known else difflib.get_close_matches(str(key), known, n=1)
         remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
         raise ValueError(f"{place}{key}: unknown setting; {remedy}")
 

@@ -1,5 +1,6 @@
 """Finding the shards that a recipe names: URLs, brace ranges and wildcards."""
 
+import os
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -24,12 +25,13 @@ def find_shards(patterns: Sequence[str]) -> tuple[ShardFile, ...]:
     folders: dict[str, dict[str, StoredObject]] = {}
     for url in (url for pattern in patterns for url in _expand_braces(pattern)):
         folder, name = split_url(absolute_url(url))
-        if _WILDCARD.search(folder):
-            raise RecipeError(f"shards {url!r}: a wildcard may stand in the file name only")
+        if _WILDCARD.search(folder) and not os.path.isdir(folder):
+            raise RecipeError(f"shards {url!r}: a wildcard (*, ?, [ ]) may stand in the file name only")
         if folder not in folders:
             folders[folder] = {stored.key: stored for stored in Storage(folder).list_folder()}
         files = folders[folder]
-        names = [key for key in sorted(files) if fnmatchcase(key, name)] if _WILDCARD.search(name) else [name]
+        is_wildcard = _WILDCARD.search(name) and name not in files
+        names = [key for key in sorted(files) if fnmatchcase(key, name)] if is_wildcard else [name]
         if not names or any(name not in files for name in names):
             raise MissingError(
                 f"shards {url!r}: no such file in {folder} ({len(files)} files there); write a file, a brace range or "

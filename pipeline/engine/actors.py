@@ -17,7 +17,7 @@ from pipeline.plan.outline import PickledPlan
 from pipeline.plan.pools import WorkerShape
 
 # How often a busy worker is asked for its totals so far; one whose items are shorter never is.
-_TOTALS_EVERY_S = 10.0
+_TOTALS_EVERY_S = 2.0
 # How long fetching totals may take once the worker has answered.
 _TOTALS_TIMEOUT_S = 5.0
 # The amount of a node's custom resource that a worker takes; any number of workers may share one.

@@ -97,6 +97,23 @@ def next_assignment(state: SchedulerState, pool: Pool) -> Assignment | None:
     return None
 
 
+def next_early_scoring(state: SchedulerState) -> tuple[WorkerRecord, WorkerRecord] | None:
+    """A scorer with nothing else to do, and the generator of whose item it scores what is committed so far."""
+    scored = {worker.item for worker in state.scorers.in_state(WorkerState.BUSY)}
+    generators = [
+        worker
+        for worker in state.generators.in_state(WorkerState.BUSY)
+        if worker.item is not None
+        and worker.totals.parts > worker.handed_over
+        and worker.item not in scored
+        and state.tries["scorer", worker.item.name] < ATTEMPTS
+    ]
+    scorer = next((each for each in state.scorers.in_state(WorkerState.IDLE) if each.node not in state.draining), None)
+    if scorer is None or not generators:
+        return None
+    return scorer, max(generators, key=lambda worker: worker.totals.parts - worker.handed_over)
+
+
 def _next_position(state: SchedulerState, pool: Pool, node: str) -> int | None:
     """The position in the queue of the first item that a worker on a node may be given.
 
@@ -104,7 +121,10 @@ def _next_position(state: SchedulerState, pool: Pool, node: str) -> int | None:
     whose disk is full or whose device is broken would use up every item's tries.
     """
     nodes = {worker.node for worker in pool.workers if worker.state is not WorkerState.STARTING}
+    in_hand = {worker.item for worker in pool.workers}  # what is scored early is queued when its generator is done
     for position, item in enumerate(pool.queue):
+        if item in in_hand:
+            continue
         failed_on = state.failed_on.get((pool.stage, item.name), set())
         if node not in failed_on or failed_on >= nodes:
             return position

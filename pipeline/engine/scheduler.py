@@ -80,9 +80,10 @@ class Scheduler:
         """Counts of items, workers and results so far."""
         busy = {pool.stage: len(pool.in_state(WorkerState.BUSY)) for pool in self._schedule.pools}
         waiting = sum(pool.waiting for pool in self._schedule.pools)
+        early = sum(worker.is_early for worker in self._schedule.busy)
         return self.account.tally(
             items=len(self.items),
-            items_left=waiting + len(self._claimed) + sum(busy.values()),
+            items_left=waiting + len(self._claimed) + sum(busy.values()) - early,
             workers=busy,
             seconds=time.monotonic() - self._started_at,
         )
@@ -102,6 +103,8 @@ class Scheduler:
                 self._resize(pool)
                 while (assignment := decisions.next_assignment(self._schedule, pool)) is not None:
                     self._assign(pool, assignment)
+            while (pair := decisions.next_early_scoring(self._schedule)) is not None:
+                self._score_early(*pair)
             self._collect()
         if stop.is_set():
             self._stop()
@@ -179,6 +182,14 @@ class Scheduler:
         worker.assigned(item, prefetch, attempt=attempt, now=time.monotonic())
         self._actors.run(worker)
 
+    def _score_early(self, scorer: WorkerRecord, generator: WorkerRecord) -> None:
+        """Has a scorer score what a generator has committed of its item so far; the item is done later."""
+        assert generator.item is not None
+        generator.handed_over = generator.totals.parts
+        attempt = self._schedule.tries["scorer", generator.item.name] + 1
+        scorer.assigned(generator.item, None, attempt=attempt, now=time.monotonic(), is_early=True)
+        self._actors.run(scorer)
+
     def _requeue_unclaimed_item(self) -> None:
         """Queues an item that another run had claimed and has left undone."""
         try:
@@ -221,7 +232,8 @@ class Scheduler:
         elif result.end == "held":
             self._claimed.add(item)
         elif result.end == "stopped":
-            self._schedule.pool(worker.stage).queue.appendleft(item)
+            if not worker.is_early:
+                self._schedule.pool(worker.stage).queue.appendleft(item)
             self._remove(worker)
         else:
             if result.end == "broken":
@@ -246,7 +258,7 @@ class Scheduler:
         self._read_nodes(now=True)
         if worker.node in self._live_nodes:
             self._retry_or_give_up(worker, item, f"its worker died: {reason}", cause="worker")
-        else:  # the machine is gone: not the item's fault
+        elif not worker.is_early:  # the machine is gone: not the item's fault
             log.warning("a node is gone; %s goes back into the queue", item.name)
             self._schedule.pool(worker.stage).queue.appendleft(item)
 
@@ -285,6 +297,8 @@ class Scheduler:
         self.account.count_failed_try(worker.stage, cause)
         if not lasting:  # else the run's last lines say it
             log.warning("try %d of %d: %s: %s", tries, ATTEMPTS, item.name, reason)
+        if worker.is_early:  # it is scored once more when it has been attacked
+            return
         if not decisions.gives_up(tries, lasting=lasting) or self._stopping:
             self._schedule.pool(worker.stage).queue.append(item)
             return
@@ -328,4 +342,5 @@ class Scheduler:
             totals=worker.totals,
             attempt=worker.attempt,
             node=worker.node,
+            early=worker.is_early,
         )

@@ -41,6 +41,8 @@ class WorkerRecord:
         prefetch: The item whose shard it fetches meanwhile, which it will probably be assigned next.
         attempt: Which try of its item this is, from 1.
         totals: What it has added to the store for its item, as far as it has reported.
+        handed_over: Of a generator: how many of the item's committed units scoring began with while it works.
+        is_early: Of a scorer: its item is still being attacked; it scores what is committed so far.
     """
 
     stage: StageName
@@ -51,17 +53,20 @@ class WorkerRecord:
     prefetch: Item | None = None
     attempt: int = 1
     totals: StageTotals = field(default_factory=StageTotals)
+    handed_over: int = 0
+    is_early: bool = False
 
     def started(self, node: str, now: float) -> None:
         """Its models are loaded, and it waits for an item."""
         assert self.state is WorkerState.STARTING
         self.state, self.node, self.since = WorkerState.IDLE, node, now
 
-    def assigned(self, item: Item, prefetch: Item | None, *, attempt: int, now: float) -> None:
+    def assigned(self, item: Item, prefetch: Item | None, *, attempt: int, now: float, is_early: bool = False) -> None:
         """It works on an item."""
         assert self.state is WorkerState.IDLE
         self.state, self.since = WorkerState.BUSY, now
         self.item, self.prefetch, self.attempt, self.totals = item, prefetch, attempt, StageTotals()
+        self.handed_over, self.is_early = 0, is_early
 
     def finished(self, now: float) -> Item:
         """It returned its item, done or not; `prefetch` stays with it."""

@@ -63,12 +63,9 @@ class Way:
     @property
     def fault(self) -> str:
         """What does not fit, with the first keys."""
-        if self.missing or self.unknown:
-            return (
-                f"{len(self.missing)} keys missing ({_first(self.missing)}), "
-                f"{len(self.unknown)} unknown ({_first(self.unknown)})"
-            )
-        return self.unfit[0]
+        counted = (("missing", self.missing), ("unknown", self.unknown))
+        faults = [f"{len(keys)} {what} key{'s'[: len(keys) > 1]} ({_first(keys)})" for what, keys in counted if keys]
+        return ", ".join(faults) or self.unfit[0]
 
 
 def candidates(contents: object) -> dict[str, dict[str, Tensor]]:
@@ -106,13 +103,22 @@ def find_weights(
         WeightsError: None fits, or several do that differ.
     """
     states = candidates(contents)
-    ways = [way for path, state in states.items() for way in _ways(path, state, expected, choice)]
+
+    def ways_of(chosen: str) -> list[Way]:
+        return [way for path, state in states.items() for way in _ways(path, state, expected, chosen)]
+
+    # Wrappers are left out of the keys' names, and so may be those of the choice.
+    ways = ways_of(choice) or ways_of(".".join(step for step in choice.split(".") if step not in _WRAPPERS))
     fitting = [way for way in ways if way.fits]
     if choice and not ways:
         raise WeightsError(f"{checkpoint}: weights = {choice!r}: the file holds {_names(states, choice)}")
     if not fitting:
         fault = f": {max(ways, key=_agreement).fault}" if ways else ": it holds no tensors by name"
-        raise WeightsError(f"{checkpoint}: does not fit {architecture}{fault}; the file holds {_outline(contents)}")
+        choices = [f'"{way.name}"' for way in ways if way.name and any(again.fits for again in ways_of(way.name))]
+        remedy = f"; to leave these out, set weights = {' or '.join(choices)}" if choices else ""
+        raise WeightsError(
+            f"{checkpoint}: does not fit {architecture}{fault}; the file holds {_outline(contents)}{remedy}"
+        )
     different = [way for way in fitting[1:] if not _equal(way.state, fitting[0].state)]
     if different:
         names = " or ".join(f'"{way.name}"' for way in [fitting[0], *different] if way.name)
@@ -210,5 +216,5 @@ def _first(keys: list[str], most: int = 3) -> str:
 
 def _names(states: Mapping[str, Mapping[str, Tensor]], choice: str) -> str:
     names = [name for name in states if name]
-    nearest = difflib.get_close_matches(choice, names, n=1)
+    nearest = [name for name in names if choice in name] or difflib.get_close_matches(choice, names, n=1)
     return f"{', '.join(names) or 'one state dict alone'}" + (f"; did you mean {nearest[0]}?" if nearest else "")

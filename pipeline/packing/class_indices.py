@@ -51,7 +51,10 @@ def number_classes(names: Iterable[str], *, where: str) -> tuple[dict[str, int],
                 f"{where}: {len(known)} folders are synsets of ImageNet-1k ({known[0]}), {len(ordered) - len(known)} "
                 f"are not ({other}); leave these out, or state the index of each class with --classes"
             )
-    return {name: index for index, name in enumerate(ordered)}, _order_notes(ordered)
+    notes = _order_notes(ordered)
+    if all(re.match(r"n[0-9]{8}\b", name) for name in ordered):
+        notes.append("the names begin with synsets; for ImageNet's indices, state them with --classes")
+    return {name: index for index, name in enumerate(ordered)}, notes
 
 
 def label_index(text: str, names: Mapping[str, int]) -> int | None:
@@ -101,11 +104,7 @@ def _by_number(names: list[str], where: str) -> tuple[dict[str, int], list[str]]
     classes = {name: int(name) for name in sorted(names, key=int)}
     if len(set(classes.values())) < len(names):
         raise RecipeError(f"{where}: two class folders are the same number, such as 7 and 07; rename one")
-    if 0 in classes.values():
-        return classes, []
-    return classes, [
-        f"the folders' numbers are the labels, and begin with {min(classes.values())}: labels count from 0"
-    ]
+    return classes, []
 
 
 def _order_notes(ordered: list[str]) -> list[str]:

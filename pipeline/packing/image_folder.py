@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import RecipeError
 from pipeline.packing.class_indices import number_classes
-from pipeline.packing.labelled import LabelledImage, LabelledImages, has_image_extension
+from pipeline.packing.labelled import EMPTY, LabelledImage, LabelledImages, has_image_extension
 
 # Folders of thumbnails, recycled and found files that storage devices, archivers and file systems make.
 _SYSTEM_FOLDERS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
@@ -39,6 +39,8 @@ def read_image_folder(folder: Path, *, names: Mapping[str, int], out: Path | Non
             left_out.setdefault(_NO_IMAGE, []).append(str(path))
         elif len(relative.parts) == 1:
             left_out.setdefault(_LOOSE, []).append(str(path))
+        elif not path.stat().st_size:
+            left_out.setdefault(EMPTY, []).append(str(path))
         else:
             by_class.setdefault(relative.parts[0], []).append(path)
     if not by_class:

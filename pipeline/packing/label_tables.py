@@ -92,10 +92,15 @@ def read_csv_rows(text: str, where: str) -> Iterator[Row]:
     """
     with io.StringIO(text, newline="") as file:
         rows = csv.DictReader(file)
-        columns = rows.fieldnames or ()
+        columns = list(rows.fieldnames or ())
+        repeated = next((column for column in columns if columns.count(column) > 1), None)
+        if repeated is not None:
+            raise RecipeError(f"{where}: two columns are called {repeated!r}; rename one")
         convert = next((convert for needed, convert in _CONVERTERS if needed <= set(columns)), None)
         if convert is None:
-            raise RecipeError(f"{where}: expected the columns filename,label; found {','.join(columns)}"[:500])
+            found = ",".join(columns).replace("\t", "\\t")
+            remedy = "; separate them by commas" if re.search(r"[;\t]", "".join(columns)) else ""
+            raise RecipeError(f"{where}: expected the columns filename,label; found {found[:300]}{remedy}")
         try:
             for row in rows:
                 yield convert(f"{where} line {rows.line_num}", row)
@@ -195,19 +200,26 @@ def _find_image(folder: Path, row: Row) -> tuple[PurePosixPath, Path]:
     """
     name = PurePosixPath(row.name)
     if row.name and not name.is_absolute() and ".." not in name.parts:
-        for ending in ("", *(f".{extension}" for extension in ("JPEG", *IMAGE_EXTENSIONS))):
-            for place in _IMAGE_FOLDERS:
-                path = folder / place / f"{name}{ending}"
-                if path.is_file():
-                    return PurePosixPath(f"{name}{ending}"), path
-    raise RecipeError(f"{row.where}: no file {row.name!r} in {folder}")
+        for endings in ([""], [f".{extension}" for extension in ("JPEG", *IMAGE_EXTENSIONS)]):
+            names = [f"{name}{ending}" for ending in endings]
+            found = [
+                (named, place) for named in names for place in _IMAGE_FOLDERS if (folder / place / named).is_file()
+            ]
+            if len(found) > 1:
+                listed = " or ".join(str(PurePosixPath(place, named)) for named, place in found[:2])
+                raise RecipeError(f"{row.where}: {row.name!r} may be {listed}; write the whole name")
+            if found:
+                return PurePosixPath(found[0][0]), folder / found[0][1] / found[0][0]
+    hint = "; names are relative to it, with /" if name.is_absolute() or "\\" in row.name else ""
+    raise RecipeError(f"{row.where}: no file {row.name!r} in {folder}{hint}")
 
 
 def _index(row: Row, text: str, names: Mapping[str, int], column: str) -> int:
     index = label_index(text, names)
     if index is None:
-        remedy = "" if names else "; --classes gives names their indices"
-        raise RecipeError(f"{row.where}: the {column} {text[:40]!r} is no class index{remedy}")
+        is_name = re.search(r"[^\W\d_]", text)
+        remedy = "--classes gives names their indices" if is_name and not names else "a whole number from 0 is"
+        raise RecipeError(f"{row.where}: the {column} {text[:40]!r} is no class index; {remedy}")
     return index
 
 

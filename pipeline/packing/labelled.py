@@ -1,5 +1,6 @@
 """Labelled images, whatever they are read from, and the keys that they get."""
 
+import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,10 @@ from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from pipeline.data.sample_fields import IMAGE_EXTENSIONS
+from pipeline.errors import RecipeError
+
+# Why an image is left out that has no bytes.
+EMPTY = "empty"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,14 @@ def sample_key(path: PurePosixPath) -> str:
 
     A key cannot hold a dot (WebDataset takes what follows it for the extension), and folders become `_`. Letters and
     digits of any script, `_` and `-` are kept, all else is percent-encoded as in URLs, so that no two names collapse.
+
+    Raises:
+        RecipeError: The path is not UTF-8.
     """
+    name = path.as_posix()
+    if not name.isprintable() and any("\ud800" <= character <= "\udfff" for character in name):
+        readable = os.fsencode(name).decode(errors="backslashreplace")
+        raise RecipeError(f"{readable}: the name is not UTF-8; rename it, or unpack the archive with its encoding")
     plain = unicodedata.normalize("NFC", path.with_suffix("").as_posix())
     return "".join("_" if character == "/" else _encode(character) for character in plain)
 

@@ -16,7 +16,7 @@ class DataSpec:
 
     Attributes:
         name: The data's name in results.
-        shards: URLs, brace ranges or globs of WebDataset tars.
+        shards: URLs, brace ranges or wildcards (in file names) of WebDataset tars, plain or gzip.
         preparation: Resize and crop.
         part_size: Images in a part, the unit of commit.
         classes: Number of classes; labels lie in [0, classes).

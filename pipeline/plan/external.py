@@ -27,6 +27,9 @@ from pipeline.packing.label_tables import CSV_TABLES, read_labels
 from pipeline.packing.labelled import has_image_extension, sample_key
 from pipeline.storage import Storage, sha256
 
+# Formats that do not keep pixels, as a rule.
+_LOSSY = (".jpg", ".jpeg", ".webp")
+
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -135,7 +138,12 @@ class ExternalImages:
             if file.label not in (None, label):
                 raise ShardError(f"{where}: labels.csv says {file.label}, the original {label}; classes count from 0")
             image = _read_image(storage, file, where)
-            _require_within_budget(where, image, original, attack)
+            try:
+                _require_within_budget(where, image, original, attack)
+            except ShardError as error:
+                if PurePosixPath(file.name).suffix.lower() in _LOSSY:
+                    raise ShardError(f"{error}; JPEG and WebP change pixels: save the images as PNG") from None
+                raise
             pixels.append(image.unsqueeze(0))
         return torch.cat(pixels)
 
@@ -201,7 +209,8 @@ def read_external_images(folder: str, *, source: str) -> ExternalImages:
         label = next((labels[known] for known in (name, path.name, path.stem) if known in labels), None)
         files[name] = ImageFile(name, sha256(storage.get(name)), label)
     if not files:
-        raise RecipeError(f"{folder}: no images; a folder of PNG is expected, named as the originals are")
+        there = f"; it holds {', '.join(names[:3])}" if names else ""
+        raise RecipeError(f"{folder}: no images; a folder of PNG is expected, named as the originals are{there}")
     return ExternalImages(source, storage.url, files)
 
 

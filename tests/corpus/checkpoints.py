@@ -187,7 +187,7 @@ register(
 )
 register(
     "a loss's weights beside the network's",
-    Refusal(r"0 keys missing \(…\), 1 unknown \(criterion.weight…\); the file holds state_dict…"),
+    Refusal(r'1 unknown key \(criterion.weight…\); the file holds state_dict….*set weights = "state_dict.model"'),
     lambda: {"state_dict": prefixed("model.") | {"criterion.weight": torch.ones(CLASSES)}},
 )
 register(
@@ -226,11 +226,13 @@ for _classes in (7, CLASSES + 1):
     )
 register(
     "a renamed key",
-    Refusal(r"1 keys missing \(fc.bias…\), 1 unknown \(head.bias…\); the file holds conv1.0.weight, "),
+    Refusal(r"1 missing key \(fc.bias…\), 1 unknown key \(head.bias…\); the file holds conv1.0.weight, "),
     lambda: {**without("fc.bias"), "head.bias": state()["fc.bias"]},
 )
-register("a key that is a number", Refusal(r"1 unknown \(7…\)"), lambda: dict([*state().items(), (7, torch.ones(1))]))
-register("an odd key", Refusal(r"1 unknown \(a\\nb"), lambda: {**state(), "a\nb" + "x" * 999: torch.ones(1)})
+register(
+    "a key that is a number", Refusal(r"1 unknown key \(7…\)"), lambda: dict([*state().items(), (7, torch.ones(1))])
+)
+register("an odd key", Refusal(r"1 unknown key \(a\\nb"), lambda: {**state(), "a\nb" + "x" * 999: torch.ones(1)})
 for _kind, _tensor, _line in (
     ("integers", torch.ones(10, dtype=torch.int32), "fc.bias is of torch.int32, torch.float32 is wanted"),
     ("complex numbers", torch.ones(10, dtype=torch.complex64), "fc.bias is of torch.complex64"),

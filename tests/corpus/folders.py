@@ -52,6 +52,7 @@ NAMES: Mapping[str, tuple[Sequence[str], object]] = {
         Refusal("are not .n99999999.*--classes"),
     ),
     "synsets of which none is in ImageNet-1k": (["n99999998", "n99999999"], [0, 1]),
+    "synsets with names": (["n02085620-Chihuahua", "n02085782-Spaniel"], [0, 1]),
     "names": (["dog", "cat", "Ant"], [0, 1, 2]),
     "numbered names": (["class1", "class2", "class10"], [0, 1, 2]),
     "names in other scripts": (["猫", "犬", "чай"], [0, 1, 2]),
@@ -117,6 +118,37 @@ def _(folder: Path) -> object:
         "c10 before c2",
     )
     return all(each in text for each in (*wanted, "12 images of 12 classes, with labels 0 to 11", "1 shard in"))
+
+
+# Class folders, and what is noted about them.
+NOTES: Mapping[str, tuple[Sequence[str], str]] = {
+    "synsets with names": (
+        ["n02085620-Chihuahua", "n02085782-Spaniel"],
+        "the names begin with synsets",
+    ),
+    "numbers from 1": (["1", "2", "3"], "the labels are 1 to 3, and labels count from 0"),
+}
+for name, (folders, expected) in NOTES.items():
+
+    @case("folders", f"a note on {name}", True)
+    def _(folder: Path, folders: Sequence[str] = folders, expected: str = expected) -> object:
+        return expected in gnp("shards", write(folder / "in", *(f"{each}/1.jpg" for each in folders)), folder / "out")
+
+
+@case("folders", "names that are not UTF-8", Refusal(r"f.xfc.jpg: the name is not UTF-8; rename it"))
+def _(folder: Path) -> object:
+    return packed(write(folder / "in", "cat/f\udcfc.jpg"), folder / "out")
+
+
+@case("folders", "an empty file among images", {"cat_1": 0})
+def _(folder: Path) -> object:
+    write(folder / "in", "cat/1.jpg")
+    return packed(write(folder / "in", "cat/2.jpg", "dog/1.jpg", data=b""), folder / "out")
+
+
+@case("folders", "only empty files", Refusal("no labelled images"))
+def _(folder: Path) -> object:
+    return packed(write(folder / "in", "cat/1.jpg", data=b""), folder / "out")
 
 
 @case("folders", "classes.json beside the shards", {"cat": 0, "犬": 1})

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from pipeline.data import codec
 from pipeline.data.parts import Images
@@ -64,6 +66,19 @@ for name, (keys, files, expected) in FOLDERS.items():
     @case("scoring", name, expected)
     def _(folder: Path, keys: Sequence[str] = keys, files: Sequence[str] = files) -> object:
         return matched(folder, keys, files)
+
+
+@case("scoring", "tensors in place of images", Refusal("no images; a folder of PNG is expected.*it holds adv.pt"))
+def _(folder: Path) -> object:
+    (folder / "adv.pt").touch()
+    return external.read_external_images(str(folder), source="net")
+
+
+@case("scoring", "saved as JPEG", Refusal("JPEG and WebP change pixels: save the images as PNG"))
+def _(folder: Path) -> object:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(folder / "a.jpg")
+    found = external.read_external_images(str(folder), source="net")
+    return found.read_pixels(images(["a"]), ExternalAttack("theirs", Fraction(1, 255), "linf"))
 
 
 @case("scoring", "a name and its copy in another format", Refusal("two images of one name"))

@@ -35,7 +35,7 @@ TABLES: Mapping[str, tuple[str, str, object]] = {
         "name,class\n1.jpg,1\n",
         Refusal("expected the columns filename,label; found name,class"),
     ),
-    "labels.csv of a missing image": ("labels.csv", "filename,label\n2.jpg,1\n", Refusal("line 2: no file '2.jpg'")),
+    "labels.csv of a missing image": ("labels.csv", "filename,label\n3.jpg,1\n", Refusal("line 2: no file '3.jpg'")),
     "labels.csv that leaves the folder": (
         "labels.csv",
         "filename,label\n../secret.jpg,1\n",
@@ -59,6 +59,31 @@ TABLES: Mapping[str, tuple[str, str, object]] = {
     "labels.csv with a fraction": ("labels.csv", "filename,label\n1.jpg,3.0\n", Refusal("'3.0' is no class index")),
     "labels.csv with a short row": ("labels.csv", "label,filename\n1\n", Refusal("no file ''")),
     "labels.csv with a listed text": ("labels.csv", "filename,label\n1.jpg,3\nlabels.csv,1\n", {"1": 3}),
+    "labels.csv with semicolons": (
+        "labels.csv",
+        "filename;label\n1.jpg;3\n",
+        Refusal("found filename;label; separate them by commas"),
+    ),
+    "labels.csv with two columns of labels": (
+        "labels.csv",
+        "filename,label,label\n1.jpg,3,4\n",
+        Refusal("two columns are called 'label'"),
+    ),
+    "labels.csv with an image twice": (
+        "labels.csv",
+        "filename,label\n1.jpg,3\n1.jpg,4\n",
+        Refusal("1.jpg: the table of labels names it twice"),
+    ),
+    "labels.csv with a name that two files have": (
+        "labels.csv",
+        "filename,label\n2,3\n",
+        Refusal("line 2: '2' may be 2.jpg or 2.png; write the whole name"),
+    ),
+    "labels.csv from Windows paths": (
+        "labels.csv",
+        "filename,label\nimages\\1.jpg,3\n",
+        Refusal(r"no file .*; names are relative to it, with /"),
+    ),
     "labels.csv, empty": ("labels.csv", "", Refusal("expected the columns filename,label")),
     "labels.csv without rows": ("labels.csv", "filename,label\n", Refusal("no labelled images")),
     "labels.csv with a NUL": ("labels.csv", "filename,label\n1\0.jpg,3\n", Refusal("labels.csv")),
@@ -89,7 +114,7 @@ for name, (table, text, expected) in TABLES.items():
     @case("labels", name, expected)
     def _(folder: Path, table: str = table, text: str = text) -> object:
         write(folder, "secret.jpg")
-        write(folder / "in", "1.jpg", f"{VAL}.JPEG")
+        write(folder / "in", "1.jpg", "2.jpg", "2.png", f"{VAL}.JPEG")
         write(folder / "in", table, data=text.encode())
         return packed(folder / "in", folder / "out")
 
@@ -149,6 +174,14 @@ def _(folder: Path) -> object:
 
 IMAGES = [{"bytes": JPEG, "path": "n01443537_7.JPEG"}, {"bytes": jpeg(1), "path": "n01440764_5.JPEG"}]
 NAMED = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["tench", "goldfish"]}}}}).encode()}
+
+
+def write_parquet(path: Path, columns: Mapping[str, object], metadata: Mapping[bytes, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(dict(columns)).replace_schema_metadata(dict(metadata)), path)
+    return path
+
+
 # Columns and metadata of a Parquet file, and its keys and labels.
 PARQUET: Mapping[str, tuple[Mapping[str, object], Mapping[bytes, bytes], object]] = {
     "as on the Hub": ({"image": IMAGES, "label": [1, 0]}, NAMED, {"n01443537_7": 1, "n01440764_5": 0}),
@@ -179,15 +212,50 @@ PARQUET: Mapping[str, tuple[Mapping[str, object], Mapping[bytes, bytes], object]
         {},
         Refusal("expected the columns image and label; found img, fine"),
     ),
-    "of one image twice": ({"image": [IMAGES[0]] * 2, "label": [1, 1]}, {}, Refusal("would both have the key")),
+    "of one path twice": ({"image": [IMAGES[0]] * 2, "label": [1, 1]}, {}, {"val-000000": 1, "val-000001": 1}),
+    "of decoded pixels": (
+        {"image": [[1, 2]], "label": [1]},
+        {},
+        Refusal("type list<.*encoded images are wanted"),
+    ),
+    "with a missing image": ({"image": [None, IMAGES[1]], "label": [1, 0]}, {}, {"val-000001": 0}),
+    "with an empty image": ({"image": [b"", JPEG], "label": [1, 0]}, {}, {"val-000001": 0}),
 }
 for name, (columns, metadata, expected) in PARQUET.items():
 
     @case("labels", f"Parquet {name}", expected)
     def _(folder: Path, columns: Mapping[str, object] = columns, metadata: Mapping[bytes, bytes] = metadata) -> object:
-        (folder / "in").mkdir()
-        pq.write_table(pa.table(dict(columns)).replace_schema_metadata(dict(metadata)), folder / "in" / "val.parquet")
-        return packed(folder / "in", folder / "out")
+        return packed(write_parquet(folder / "in" / "val.parquet", columns, metadata).parent, folder / "out")
+
+
+# The order of names in --classes, and the labels of goldfish and tench in a file that numbers them 1 and 0.
+PARQUET_CLASSES: Mapping[str, tuple[bytes, object]] = {
+    "in another order": (b"goldfish\ntench\n", {"val-000000": 0, "val-000001": 1}),
+    "without one of the file's": (
+        b"goldfish\n",
+        Refusal("row 1: --classes names no class 'tench'"),
+    ),
+}
+for name, (data, expected) in PARQUET_CLASSES.items():
+
+    @case("labels", f"Parquet with --classes {name}", expected)
+    def _(folder: Path, data: bytes = data) -> object:
+        write(folder, "names", data=data)
+        path = write_parquet(folder / "val.parquet", {"image": [JPEG, JPEG], "label": [1, 0]}, NAMED)
+        return packed(path, folder / "out", classes=folder / "names")
+
+
+@case("labels", "Parquet of several splits", Refusal("several splits .test, train.; pack each by itself"))
+def _(folder: Path) -> object:
+    for name in ("train-00000-of-00001", "test-00000-of-00001"):
+        write_parquet(folder / "in" / f"{name}.parquet", {"image": [JPEG], "label": [1]}, {})
+    return packed(folder / "in", folder / "out")
+
+
+@case("labels", "Parquet one folder below", Refusal("one folder below; did you mean .*/data"))
+def _(folder: Path) -> object:
+    write_parquet(folder / "in" / "data" / "train.parquet", {"image": [JPEG], "label": [1]}, {})
+    return packed(folder / "in", folder / "out")
 
 
 @case("labels", "Parquet cut off", Refusal("not a readable Parquet file"))

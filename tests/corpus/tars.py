@@ -167,6 +167,12 @@ for name, (file_name, data, expected) in NAMES.items():
         return read(folder, data, name=file_name)
 
 
+@case("tars", "brackets in the name of the folder", [("a", 3)])
+def _(folder: Path) -> object:
+    (folder / "br[1]").mkdir()
+    return read(folder / "br[1]", tar(PAIR), name="s[0].tar")
+
+
 @case("tars", "one shard as .tar and .tar.gz", Refusal("gets the same name in results"))
 def _(folder: Path) -> object:
     for file in ("s.tar", "s.tar.gz"):

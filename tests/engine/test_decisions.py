@@ -18,6 +18,7 @@ from pipeline.errors import (
     StorageError,
     WeightsError,
 )
+from pipeline.ledger.progress import StageTotals
 from pipeline.plan.outline import Item, ShardSelection
 from pipeline.plan.pools import WorkerShape
 
@@ -224,3 +225,39 @@ def test_a_worker_s_states_follow_the_drawing() -> None:
     assert (record.state, record.item, record.attempt, record.since) == (WorkerState.BUSY, item(0), 2, NOW + 1)
     assert record.finished(NOW + 2) == item(0)
     assert (record.state, record.item, record.prefetch) == (WorkerState.IDLE, None, item(1))
+
+
+def committed(work: Item, units: int) -> WorkerRecord:
+    """A generator that works on an item and has reported so many committed units of it."""
+    record = busy(work)
+    record.totals = StageTotals(parts=units)
+    return record
+
+
+def test_an_idle_scorer_scores_what_is_committed_of_an_item_that_is_still_attacked() -> None:
+    few, many, none = committed(item(0), 1), committed(item(1), 3), busy(item(2))
+    scorer = worker("scorer", "n")
+    schedule = state(generators=[few, many, none], scorers=[scorer])
+    assert decisions.next_early_scoring(schedule) == (scorer, many)
+    many.handed_over = 3
+    assert decisions.next_early_scoring(schedule) == (scorer, few)
+    few.handed_over = 1
+    assert decisions.next_early_scoring(schedule) is None, "until a generator has committed more"
+
+
+def test_an_item_is_scored_by_one_scorer_at_a_time() -> None:
+    generator, early, idle = committed(item(0), 5), busy(item(0), "scorer"), worker("scorer", "n")
+    schedule = state(generators=[generator], scorers=[early, idle])
+    assert decisions.next_early_scoring(schedule) is None
+    schedule.scorers.queue.extend([item(0), item(1)])  # its generator is done with it
+    assert decisions.next_assignment(schedule, schedule.scorers) == Assignment(idle, item(1), None)
+    early.finished(NOW)
+    assert decisions.next_assignment(schedule, schedule.scorers) == Assignment(early, item(0), None)
+
+
+def test_an_item_whose_early_scoring_fails_again_and_again_waits_for_its_generator() -> None:
+    schedule = state(generators=[committed(item(0), 5)], scorers=[worker("scorer", "n")])
+    for _ in range(decisions.ATTEMPTS):
+        assert decisions.next_early_scoring(schedule) is not None
+        schedule.count_failed_try("scorer", item(0), "n")
+    assert decisions.next_early_scoring(schedule) is None

@@ -59,6 +59,20 @@ def test_every_generator_and_scorer_has_a_device_of_its_own(
     assert engine.run_plan(pickle_plan(planned), store_url, pools=Pools()).items == 0
 
 
+@pytest.mark.journey
+def test_parts_are_scored_while_others_of_their_item_are_attacked(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(24)])
+    job = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=300),))
+    store = Storage(str(tmp_path / "store"), create=True)
+    outcome = engine.run_plan(pickle_plan(make_plan(job, store.url)), store.url, pools=Pools(generators=1))
+    assert (outcome.items, outcome.failed) == (1, {})
+    times = {
+        kind: [stored.modified for stored in store.list(f"markers/{kind}")] for kind in ("adversarial", "transfer")
+    }
+    assert [len(modified) for modified in times.values()] == [6, 6]
+    assert min(times["transfer"]) < max(times["adversarial"])
+
+
 def test_pools_that_would_wait_for_ever_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
     planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
