@@ -178,7 +178,8 @@ class DeferredErrors:
             yield
         except (IntegrityError, MissingError, ShardError, CapacityError, FloatingPointError) as error:
             log.warning("%s", error)
-            if self._first is None or isinstance(self._first, ShardError):  # which another try does not cure
+            lasts = isinstance(self._first, ShardError) and not isinstance(error, ShardError)  # no other try cures it
+            if self._first is None or lasts:
                 self._first = error
 
     def raise_first(self) -> None:

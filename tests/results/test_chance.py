@@ -30,5 +30,5 @@ def test_labels_look_wrong_where_every_target_guesses(rates: list[Rate], classes
 def test_the_sentence_has_the_counts_and_the_likely_causes() -> None:
     sentence = chance_warning({"b": Rate(1, 40), "a": Rate(0, 20)}, 10)
     assert sentence is not None
-    for piece in ("(a 0 of 20, b 1 of 40 correct)", "count from 1", "classes.json", "docs/quick-start.md", "mean, std"):
+    for piece in ("(a 0 of 20, b 1 of 40 correct)", "count from 1", "classes.json", "docs/packing.md", "mean, std"):
         assert piece in sentence
