@@ -133,6 +133,7 @@ def test_noise_takes_no_precision() -> None:
         build("noise", epsilon=EPSILON, precision="bfloat16")
 
 
+@pytest.mark.journey
 def test_success_in_bfloat16_equals_float32_within_the_interval(demo_assets: Path) -> None:
     assert demo_assets.is_dir()
     scene = agreement.scene(10)

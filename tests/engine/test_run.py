@@ -162,6 +162,7 @@ def test_when_there_is_no_room_for_workers_the_run_ends_with_a_reason(tmp_path: 
     assert engine.run_plan(pickle_plan(planned), str(tmp_path / "store"), pools=Pools()).failed == {}
 
 
+@pytest.mark.journey
 def test_generators_make_room_for_scorers_where_somebody_else_has_taken_theirs(
     tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_generators_make_room_for_scorers_where_somebody_else_has_taken_theirs(
     assert (outcome.items, outcome.failed, outcome.incomplete) == (6, {}, 0)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("places", [1, 2])
 def test_two_runs_that_fill_a_cluster_and_fail_on_the_same_shards_both_end(
     places: int, tmp_path: Path, tiny_checkpoint: Path
@@ -200,6 +202,7 @@ def test_two_runs_that_fill_a_cluster_and_fail_on_the_same_shards_both_end(
     assert {unit.part.shard for unit in ledger.list_units("transfer")} == {"s-2", "s-3"}
 
 
+@pytest.mark.journey
 def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(index) for index in range(4)])
     slow = tiny_job(tmp_path / "in", tiny_checkpoint, attacks=(attack("mi", steps=3000),))
@@ -227,6 +230,7 @@ def test_idle_workers_that_die_are_no_failure_of_an_item(tmp_path: Path, tiny_ch
     assert (outcome.failed, outcome.incomplete) == ({}, 0)
 
 
+@pytest.mark.journey
 def test_a_run_that_is_told_to_stop_ends_and_the_next_one_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:
     for number in range(4):
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])
@@ -265,6 +269,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.journey
 def test_a_cluster_of_two_nodes_runs_the_same_recipe(tmp_path: Path, tiny_checkpoint: Path) -> None:
     for number in range(2):
         write_shard(tmp_path / "in" / f"s-{number}.tar", [sample(10 * number + index) for index in range(8)])

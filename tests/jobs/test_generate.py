@@ -71,6 +71,7 @@ def test_failed_items_are_listed_tolerated_skipped_and_retried(
     assert (plan.complete, plan.failures) == (True, ())
 
 
+@pytest.mark.journey
 def test_packages_of_the_same_names_in_the_working_folder_are_not_imported(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "in" / "bad.tar").unlink()
     for name in ("pipeline", "jobs"):

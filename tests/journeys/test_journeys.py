@@ -42,7 +42,7 @@ def _shared_ray(ray_on_four_devices: None) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["folder", "s3"])
+@pytest.fixture(scope="module", params=["folder", pytest.param("s3", marks=pytest.mark.journey)])
 def journey(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, demo_assets: Path, _shared_ray: None
 ) -> Journey:

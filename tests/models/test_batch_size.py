@@ -154,6 +154,7 @@ def run_both_stages(
     return Ledger(Storage(str(folder / store)))
 
 
+@pytest.mark.journey
 def test_smaller_batches_make_the_same_images_when_memory_really_runs_out(
     tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
@@ -170,6 +171,7 @@ def test_smaller_batches_make_the_same_images_when_memory_really_runs_out(
     assert other.fact("pixels_sha256") == marker.fact("pixels_sha256"), "the recorded batch size gives the same bytes"
 
 
+@pytest.mark.journey
 def test_one_image_that_really_does_not_fit_is_reported_in_one_line(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_shard(tmp_path / "in" / "s.tar", [sample(0)])
     with pytest.raises(AssertionError, match="CapacityError: one image does not fit into the device's memory"):

@@ -173,7 +173,7 @@ def test_a_checkpoint_other_than_the_published_one_is_refused_by_name(
     save_file({"a": torch.zeros(1)}, other)
     nrp, hgd = RepresentationPurifier, GuidedDenoiser
     for purifier, message in (
-        (nrp(str(other)), r"other\.safetensors: does not fit .* 694 keys missing .* wanted is NRP\.pth, of"),
+        (nrp(str(other)), r"other\.safetensors: does not fit .* 694 missing keys .* wanted is NRP\.pth, of"),
         (hgd(str(other)), r"other\.safetensors: does not fit .* wanted is denoise_incepv3_012\.ckpt, of"),
         (nrp(str(tmp_path / "missing.pth")), r"checkpoint .*missing\.pth: no such object; wanted is NRP\.pth, of"),
         (hgd(str(tmp_path)), r"checkpoint .*; wanted is denoise"),

@@ -70,6 +70,7 @@ def secret(s3: dict[str, str]) -> bytes:
     return s3["AWS_SECRET_ACCESS_KEY"].encode()
 
 
+@pytest.mark.journey
 def test_no_object_and_no_key_in_the_store_holds_the_secret(
     finished_run: FinishedRun, s3: dict[str, str], secret: bytes
 ) -> None:
