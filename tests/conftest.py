@@ -100,6 +100,14 @@ def ray_on_four_devices(s3: dict[str, str]) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    from pipeline.engine import cluster
+    from pipeline.models import malloc
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in malloc.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "_workers_inherit", True)
+        yield
+        ray.shutdown()

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from pipeline.engine.cluster import summary
+from pipeline.engine.cluster import summary, worker_environment
 from pipeline.engine.state import StageName, WorkerRecord, WorkerState
 from pipeline.engine.worker import ItemResult, Worker
 from pipeline.ledger.progress import StageTotals
@@ -74,6 +74,7 @@ class Actors:
             "num_cpus": shape.cpus,
             "num_gpus": shape.gpus,
             "resources": {shape.resource: _CUSTOM_RESOURCE} if shape.resource else None,
+            "runtime_env": worker_environment(),
             "max_restarts": 0,
             "max_task_retries": 0,
             "max_concurrency": 3,  # `run`, beside it `take_totals` or `stop`, and `live`

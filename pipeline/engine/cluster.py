@@ -21,12 +21,15 @@ from ray._private.state import state as ray_state  # nothing public lists nodes 
 
 from pipeline.engine import ray_folder
 from pipeline.errors import CapacityError
+from pipeline.models import malloc
 from pipeline.plan.pools import RESOURCES, Node
 
 log = logging.getLogger(__name__)
 
 # How long the head of a cluster may take to accept a connection.
 _CONNECT_TIMEOUT_S = 20.0
+# Whether this process has started Ray with `malloc.ENVIRONMENT`.
+_workers_inherit = False
 
 
 def connect(address: str | None) -> list[Node]:
@@ -56,13 +59,21 @@ def _init(address: str) -> None:
             contextlib.chdir(Path(__file__).parents[2]),
             mock.patch.object(ray_utils, "set_sigterm_handler"),  # Ray's ends the process at once, with code 15
             mock.patch.object(ray_worker, "connect", _connect_driver),
+            mock.patch.dict(os.environ, malloc.ENVIRONMENT if local else {}),
         ):
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except (ValueError, ConnectionError, RuntimeError, AssertionError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CapacityError(f"no Ray at {address}: {reason}") from error
+    global _workers_inherit
+    _workers_inherit = bool(local)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's C++ side has set one as well
+
+
+def worker_environment() -> dict[str, Any] | None:
+    """The `runtime_env` of workers; None where this process has started Ray, whose workers inherit it at no cost."""
+    return None if _workers_inherit else {"env_vars": malloc.ENVIRONMENT}
 
 
 def _connect_driver(*arguments: Any, connect: Any = ray_worker.connect, **options: Any) -> Any:

@@ -4,7 +4,7 @@
     agreement   agreement of the optimized model with the plain one: signs of gradients and success, in bfloat16 too
     profile     time of a gradient by kind of operation, plain and optimized
     exact       time and memory of the exact penalty's Hessian-vector product, by different methods
-    pipeline    images per second of the whole generator stage, and of the attack alone on the same images in memory
+    pipeline    images per second of whole runs on all cores, of as many bare attack loops in processes of their own
     engine      cost of scheduling an item, with workers that sleep and with workers that do nothing
     loader      images per second for training: ours, plain WebDataset, a folder of PNGs
     files       encoding, decoding, tars, hashing, and puts and gets of a store
@@ -20,8 +20,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,86 +33,22 @@ from rich.table import Table
 from infra import local_s3
 from jobs.demo import assets
 from jobs.runners.curvature import first_images
-from pipeline.attack.batch import AdmixPool
 from pipeline.data import codec, parts
-from pipeline.ledger import Ledger
-from pipeline.models import malloc, registry
-from pipeline.plan.external import ExternalAttack, ExternalImages
-from pipeline.plan.outline import Item
 from pipeline.plan.recipe_reader import load_recipe
-from pipeline.stages import Generator
-from pipeline.stages.part_attacks import LoadedSource
 from pipeline.storage import Storage
-from tests import peers, samples
+from tests import peers
 from tests.bench.agreement import agreement
 from tests.bench.engine import engine
 from tests.bench.exact import BATCH, ROUTES, route
 from tests.bench.figures import Figure, in_new_process, seconds, spread_of
 from tests.bench.growth import growth
 from tests.bench.loader import loader
+from tests.bench.pipeline import pipeline
 from tests.bench.profile import profiled
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "build" / "bench"
 IMAGENET_TRAIN = 1_281_167
-
-
-# --- pipeline ---------------------------------------------------------------------------------------------------------
-
-
-def pipeline() -> list[Figure]:
-    """Compares the generator stage on the demo's photographs, with one thread, with the attack alone."""
-    torch.set_num_threads(1)
-    malloc.keep_freed_memory()
-    assets.prepare(ROOT / "build" / "demo")
-    job = load_recipe(ROOT / "jobs" / "recipes" / "demo.toml").job()
-    attacks = tuple(each for each in job.attacks if each.name.startswith("gnp"))[:1]
-    # Parts of one batch, so that both sides have equal batches: smaller ones cost more per image.
-    job = replace(job, attacks=attacks, data=replace(job.data, part_size=10))
-    (attack,) = job.attacks
-    assert not isinstance(attack, ExternalAttack)
-    size = job.batch_size
-    assert size != "auto"
-    bare: list[float] = []
-    whole: list[float] = []
-    ratios, images = [], first_images(job.data, 1000)
-    with tempfile.TemporaryDirectory() as folder:
-        planned = samples.make_plan(job, f"{folder}/models")
-        (resolved,) = planned.sources
-        assert not isinstance(resolved, ExternalImages)
-        models, cpu = Storage(f"{folder}/models"), torch.device("cpu")
-        source = registry.load_source(resolved, models, classes=1000, device=cpu)
-
-        def attack_alone(number: int) -> None:
-            batch = slice(size * number, size * (number + 1))
-            pixels, labels, keys = images.pixels[batch], images.labels[batch], images.keys[batch]
-            made = attack(source, codec.to_float(pixels), labels, keys, pool=AdmixPool(pixels, labels))
-            codec.quantise(made, pixels, attack.epsilon, attack.norm)
-
-        def shard_to_store(stage: Generator, items: Sequence[Item], number: int) -> None:
-            if number + 1 < len(items):
-                stage.announce_next(items[number + 1], lambda: None)  # as a worker does
-            stage.run(items[number])
-
-        attack_alone(0)  # warms up kernels and heap
-        for turn in range(6):
-            ledger = Ledger(Storage(f"{folder}/{turn}", create=True))
-            stage = Generator(planned, ledger, cpu)
-            stage._loaded = LoadedSource(resolved.id, source)
-            items = samples.list_pending(planned, ledger)
-            for number in range(len(items)):  # one batch each, close in time, as a machine's speed varies
-                sides: list[tuple[list[float], Callable[[], object]]] = [
-                    (bare, functools.partial(attack_alone, number)),
-                    (whole, functools.partial(shard_to_store, stage, items, number)),
-                ]
-                for rates, function in sides if (turn + number) % 2 else reversed(sides):
-                    rates.append(size / seconds(function))
-                ratios.append(whole[-1] / bare[-1])
-    return [
-        spread_of(f"{attack.name}: the attack alone", bare, "images/s"),
-        spread_of(f"{attack.name}: shard to store", whole, "images/s"),
-        spread_of("shard to store, of the attack alone", ratios, "×", 0.95),
-    ]
 
 
 # --- exact -----------------------------------------------------------------------------------------------------------
