@@ -1,4 +1,4 @@
-"""Labels that look wrong are told by the table, Markdown, the page and the run that scored them."""
+"""The table, Markdown, the page and the run that scored them warn of labels that look wrong."""
 
 import io
 from dataclasses import replace

@@ -15,7 +15,7 @@ from unittest import mock
 from jobs import cli
 from pipeline.errors import GnpError
 
-# A fault that cannot pass is told within this time.
+# A fault that cannot pass is reported within this time.
 LIMIT_S = 10.0
 
 Build = Callable[[Path], object]

@@ -96,7 +96,7 @@ def test_of_a_thousand_items_the_one_that_always_raises_is_listed_and_all_others
     ((name, reason),) = outcome.failed.items()
     assert name.startswith(f"s-{poison:04d} from tiny")
     assert "not a complete tar" in reason or "truncated" in reason
-    assert not [message for message in caplog.messages if "s-0500 from tiny" in message], "told once, by the caller"
+    assert not [message for message in caplog.messages if "s-0500 from tiny" in message], "reported once, by the caller"
     ledger = Ledger(Storage(str(tmp_path / "store")))
     for kind in ("original", "adversarial", "clean", "transfer"):
         assert {unit.part.shard for unit in ledger.list_units(kind)} == {
