@@ -267,6 +267,17 @@ def test_a_slurm_job_forwards_signals_and_is_requeued_unless_it_was_cancelled(
     assert not list(tmp_path.glob(".gnp-*"))
 
 
+def test_the_code_is_the_run_s_where_it_ends_while_the_signal_is_handled(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    cat = tmp_path / "bin" / "cat"  # with which the script reads the run's process id
+    cat.write_text('#!/bin/sh\npid=$(/bin/cat "$1"); kill -TERM "$pid"; sleep 1; echo "$pid"\n')
+    cat.chmod(cat.stat().st_mode | stat.S_IXUSR)
+    running = job.start("recipe.toml", "s3://bucket/prefix")
+    wait_for_start(job)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 130
+
+
 def test_a_slurm_job_whose_ray_does_not_start_fails(tmp_path: Path) -> None:
     job = Job(tmp_path)
     (tmp_path / "bin" / "srun").write_text("#!/bin/sh\n")  # `ray symmetric-run` returns 0 in that case
