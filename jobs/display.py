@@ -19,8 +19,9 @@ from pipeline.errors import RecipeError
 from pipeline.ledger.progress import Progress as Counts
 from pipeline.ledger.progress import StageTotals, Tally
 
-# Longest time between two progress lines, where there is no terminal.
-_LINE_INTERVAL_S = 300.0
+# Longest time between two progress lines, where there is no terminal: at first, while one sees whether all is well,
+# and later.
+_FIRST_S, _FIRST_INTERVAL_S, _LINE_INTERVAL_S = 600.0, 60.0, 300.0
 # Lines of the screen that the table of success rates leaves for all else.
 _OTHER_LINES = 10
 
@@ -28,8 +29,8 @@ _OTHER_LINES = 10
 class Display:
     """Progress of a run: parts and files done, pace, time left, success rates so far and failures.
 
-    On a terminal, two bars and a table that are updated in place; elsewhere, a line whenever another tenth is done or
-    `_LINE_INTERVAL_S` have passed.
+    On a terminal, two bars and a table that are updated in place; elsewhere, a line whenever another tenth is done, or
+    a minute has passed (after ten minutes, five).
     """
 
     def __init__(self, console: Console) -> None:
@@ -56,7 +57,8 @@ class Display:
             self._redraw(counts, tally, left_s)
             return
         tenths = 10 * (counts.attacked + counts.scored) // max(1, counts.to_attack + counts.to_score)
-        if tenths > self._tenths or time.monotonic() - self._last_line_s > _LINE_INTERVAL_S:
+        interval_s = _FIRST_INTERVAL_S if tally.seconds < _FIRST_S else _LINE_INTERVAL_S
+        if tenths > self._tenths or time.monotonic() - self._last_line_s > interval_s:
             self._tenths = tenths
             self._last_line_s = time.monotonic()
             self.print_line(_line(counts, tally, left_s))

@@ -1,5 +1,6 @@
 """Every row of docs/errors.md: a command that fails so prints exactly that line."""
 
+import gzip
 import os
 import re
 import signal
@@ -63,8 +64,14 @@ def setup(tmp_path: Path, tiny_checkpoint: Path) -> Setup:
 
 def truncated_shard(setup: Setup) -> list[object]:
     shard = setup.folder / "in" / "s.tar"
+    (setup.folder / "in" / "t.tar").write_bytes(shard.read_bytes())
     shard.write_bytes(shard.read_bytes()[:3000])
     return setup.generate(setup.recipe)
+
+
+def no_target_class(setup: Setup) -> list[object]:
+    write_shard(setup.folder / "in" / "t.tar", [{**sample(0), "target": b"1"}])
+    return setup.generate(setup.edited('"i"', '{ attack = "mi", target_class = "shard" }'))
 
 
 def damaged_result(setup: Setup) -> list[object]:
@@ -138,6 +145,13 @@ def unusable_images(setup: Setup) -> list[object]:
     return setup.generate(setup.recipe)
 
 
+def unusable_compressed_images(setup: Setup) -> list[object]:
+    command = unusable_images(setup)
+    shard = setup.folder / "in" / "s.tar"
+    shard.write_bytes(gzip.compress(shard.read_bytes()))
+    return command
+
+
 def train_command(setup: Setup, old: str = "", new: str = "") -> list[object]:
     recipe = write_training_recipe(setup.folder, setup.folder / "store", setup.checkpoint)
     assert old in recipe.read_text()
@@ -163,8 +177,9 @@ COMMANDS: dict[str, Callable[[Setup], list[object]]] = {
     "no folder": lambda setup: setup.generate(setup.edited("/in/", "/nowhere/")),
     "zipped": zipped_shard,
     "truncated": truncated_shard,
-    "no target class": lambda setup: setup.generate(setup.edited('"i"', '{ attack = "mi", target_class = "shard" }')),
+    "no target class": no_target_class,
     "unusable": unusable_images,
+    "unusable, found by workers": unusable_compressed_images,
     "not cached": lambda setup: setup.generate(setup.edited(setup.network, 'model = "resnet50.tv_in1k"')),
     "no weights": lambda setup: setup.generate(setup.edited(str(setup.checkpoint), f"{setup.folder}/nobody.pt")),
     "no fit": wrong_class_count,

@@ -49,6 +49,21 @@ def select(images: Images, indices: Sequence[int]) -> Images:
     return Images(keys, images.labels[rows], images.pixels[rows], images.target_classes[rows])
 
 
+def require_target_classes(images: Images, attack: str) -> None:
+    """Requires that the shard names a target class for every image, as an attack of that name wants it.
+
+    Raises:
+        ShardError: An image has none.
+    """
+    lacking = images.target_classes < 0
+    if lacking.any():
+        key = images.keys[int(lacking.int().argmax())]
+        raise ShardError(
+            f"sample {key!r} has no target class, which {attack} wants; pack the shard again, under another name, with "
+            f"a file {key}.target"
+        )
+
+
 def encode_tar(
     images: Images, pixels: Tensor, extra: Sequence[Mapping[str, bytes]] | None = None, *, threads: int = 1
 ) -> bytes:

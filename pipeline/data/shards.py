@@ -77,6 +77,15 @@ class Shard:
     def __len__(self) -> int:
         return len(self._records) + len(self._rejected)
 
+    def require_samples(self) -> None:
+        """Requires that there are any.
+
+        Raises:
+            ShardError: It is empty.
+        """
+        if not len(self):
+            raise ShardError(f"shard {self.name}: it holds no samples; leave it out of the recipe")
+
     def samples(self, indices: Iterable[int], *, classes: int, label: str = LABEL) -> Iterator[Sample | RejectedSample]:
         """Some of the samples, each usable or rejected with a reason.
 
@@ -166,10 +175,17 @@ def download_shard(shard: ShardFile) -> Iterator[Shard]:
         digest = Storage(folder).download(name, file)
         size_bytes = file.seek(0, io.SEEK_END)
         file.seek(0)
-        is_gzip = file.read(len(_GZIP)) == _GZIP
-        if is_gzip:
+        packed = is_gzip(file)
+        if packed:
             _unpack(file, unpacked, shard.url)
-        yield Shard(unpacked if is_gzip else file, name=shard.name, sha256=digest, size_bytes=size_bytes)
+        yield Shard(unpacked if packed else file, name=shard.name, sha256=digest, size_bytes=size_bytes)
+
+
+def is_gzip(file: BinaryIO) -> bool:
+    """Whether a file is compressed, by its first bytes, whatever it is called; leaves it at its beginning."""
+    start = file.read(len(_GZIP))
+    file.seek(0)
+    return start == _GZIP
 
 
 def _unpack(file: BinaryIO, unpacked: BinaryIO, url: str) -> None:

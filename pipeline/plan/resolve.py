@@ -15,8 +15,8 @@ from pipeline.models.registry import ResolvedModel, ResolvedSource
 from pipeline.plan.data_spec import DataSpec
 from pipeline.plan.external import ExternalAttack, ExternalImages
 from pipeline.plan.job import Job
+from pipeline.plan.local_shards import count_parts
 from pipeline.plan.outline import Outline, PickledPlan, ShardSelection
-from pipeline.plan.part_counts import count_parts
 from pipeline.storage import Storage
 
 
@@ -72,16 +72,16 @@ def resolve_job(job: Job, storage: Storage, *, since: float = 0.0) -> Plan:
         MissingError: A shard does not exist.
         WeightsError: A model's weights cannot be had, or do not fit.
     """
-    files = shard_list.find_shards(job.data.shards)
+    return _resolve_models(job, _find_shards(job.data, since), storage)
+
+
+def _resolve_models(job: Job, found: "_Found", storage: Storage) -> Plan:
     classes = job.data.classes
-    selections = _select_shards(job.data, files)
-    # The first N images depend on the order of the shards; all images do not.
-    limited = {"limit": job.data.limit, "shards": [file.name for file in files]} if job.data.limit else {}
     return Plan(
         job=job,
-        dataset=make_id(job.data.name, {**job.data.image_settings, **limited}),
-        selections=tuple(selection for selection in selections if selection.shard.modified >= since),
-        shard_names=tuple(selection.shard.name for selection in selections),
+        dataset=found.dataset,
+        selections=found.selections,
+        shard_names=found.names,
         sources=tuple(
             spec if isinstance(spec, ExternalImages) else registry.resolve_source(spec, storage, classes=classes)
             for spec in job.sources
@@ -95,11 +95,14 @@ def prepare_plan(job: Job, storage: Storage, *, since: float = 0.0) -> PickledPl
     """Resolves a job and checks its shards against the store, for a driver; see `resolve_job`.
 
     Raises:
-        RecipeError: A shard has changed since the store's results were made; see `require_unchanged_shards`.
+        RecipeError: No image can be used, see `count_parts`; or a shard has changed since the store's results were
+            made, see `require_unchanged_shards`.
     """
-    plan = resolve_job(job, storage, since=since)
+    found = _find_shards(job.data, since)
+    part_counts = count_parts(found.selections, job)  # before models, which may take minutes to download
+    plan = _resolve_models(job, found, storage)
     require_unchanged_shards(plan, Ledger(storage))
-    return replace(pickle_plan(plan), part_counts=count_parts(plan.selections, job.data.part_size))
+    return replace(pickle_plan(plan), part_counts=part_counts)
 
 
 def pickle_plan(plan: Plan) -> PickledPlan:
@@ -157,6 +160,27 @@ def _require_same_bytes(file: ShardFile, scope: str, ledger: Ledger) -> None:
                 f"shards: {file.url} is not the {file.name!r} that this store's results come from ({used['url']}): "
                 "rename the shard, give data.name another value, or use another store"
             )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A plan's attributes of the same names, and its shards, as `shard_names`."""
+
+    dataset: str
+    selections: tuple[ShardSelection, ...]
+    names: tuple[str, ...]
+
+
+def _find_shards(data: DataSpec, since: float) -> _Found:
+    files = shard_list.find_shards(data.shards)
+    selections = _select_shards(data, files)
+    # The first N images depend on the order of the shards; all images do not.
+    limited = {"limit": data.limit, "shards": [file.name for file in files]} if data.limit else {}
+    return _Found(
+        make_id(data.name, {**data.image_settings, **limited}),
+        tuple(selection for selection in selections if selection.shard.modified >= since),
+        tuple(selection.shard.name for selection in selections),
+    )
 
 
 def _select_shards(data: DataSpec, files: Sequence[ShardFile]) -> tuple[ShardSelection, ...]:

@@ -79,10 +79,9 @@ class OriginalParts:
 
     def _parts_of(self, shard: Shard) -> Iterator[tuple[Part, range]]:
         """The item's parts, and the indices of their samples in the shard."""
+        shard.require_samples()
         most = self._item.selection.images
         total = len(shard) if most is None else min(len(shard), most)
-        if not total:
-            raise ShardError(f"shard {shard.name}: it holds no samples; leave it out of the recipe")
         size = self._stage.plan.job.data.part_size
         count = -(-total // size)
         for index in range(self._item.offset, count, self._item.stride):

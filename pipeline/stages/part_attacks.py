@@ -11,7 +11,6 @@ from pipeline.attack.loop import Iterative
 from pipeline.attack.recipe import Attack
 from pipeline.data import codec, parts
 from pipeline.data.parts import Images
-from pipeline.errors import ShardError
 from pipeline.models import predict
 from pipeline.models.batch_size import run_in_batches
 from pipeline.plan.external import ExternalAttack, ExternalImages
@@ -104,12 +103,8 @@ class PartAttacks:
         none = torch.full_like(images.labels, -1)
         if attack.target_class is None:
             return none
-        if attack.target_class == "shard" and (images.target_classes < 0).any():
-            key = images.keys[int((images.target_classes < 0).int().argmax())]
-            raise ShardError(
-                f"sample {key!r} has no target class, which {attack.name} wants; pack the shard again, under another "
-                f"name, with a file {key}.target"
-            )
+        if attack.target_class == "shard":
+            parts.require_target_classes(images, attack.name)
 
         def choose(batch: slice) -> Tensor:
             pixels, labels, stored = (

@@ -1,14 +1,11 @@
 """The table, Markdown, the page and the run that scored them warn of labels that look wrong."""
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
 from jobs import formats, tables
-from jobs.runners.generate import _label_warning
 from pipeline.analysis import page
 from pipeline.analysis.report import summarise
 from pipeline.ledger.progress import StageTotals
@@ -43,13 +40,3 @@ def test_a_run_counts_what_it_scored(tmp_path: Path, tiny_checkpoint: Path) -> N
     scored = sum((Scorer(plan, ledger, CPU).run(item) for item in list_pending(plan, ledger)), StageTotals())
     (accuracy,) = summarise(ledger).accuracy
     assert (scored.clean, scored.correct) == ({"tiny": 20}, {"tiny": accuracy.correct.count})
-
-
-@pytest.mark.parametrize(("correct", "warned"), [(0, True), (20, False)])
-def test_a_run_tells_it_by_the_classes_of_its_plan(
-    tmp_path: Path, tiny_checkpoint: Path, correct: int, warned: bool
-) -> None:
-    write_shard(tmp_path / "in" / "s.tar", [sample(0)])
-    outline = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint)).outline
-    scored = replace(StageTotals(), clean={"tiny": 20}, correct={"tiny": correct})
-    assert (_label_warning(scored, outline) is not None) == warned

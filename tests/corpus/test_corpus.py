@@ -14,6 +14,7 @@ from tests.corpus import (
     images,
     loaders,
     models,
+    runs,
     scoring,
     stores,
     tables,
@@ -23,7 +24,7 @@ from tests.corpus.cases import CASES, judge
 
 # Importing a module registers its cases.
 MODULES = (
-    *(folders, tables, images, tars, scoring, checkpoints, models),
+    *(folders, tables, images, tars, runs, scoring, checkpoints, models),
     *(call_settings, call_tensors, calls, loaders, environments, stores),
 )
 

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,17 +137,29 @@ def test_parts_that_were_not_tried_are_not_skipped_with_a_failed_part_of_their_s
     assert len(list(ledger.list_units("transfer"))) == 6
 
 
+def test_a_run_whose_labels_no_target_predicts_says_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (recipe.parent / "in" / "bad.tar").unlink()
+    shifted = [{**sample(index), "cls": b"9"} for index in range(20)]  # the untrained network predicts another class
+    write_shard(recipe.parent / "in" / "good.tar", shifted)
+    code, _, errors = run(recipe, capsys)
+    assert code == 0
+    assert errors.startswith("warning: no target classifies clean images better than by chance (tiny 0 of 20 correct)")
+    assert len(errors.splitlines()) == 1
+
+
 def test_without_a_terminal_a_long_run_prints_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     output = io.StringIO()
     display = Display(Console(file=output, width=200))
     tally = Tally(1, 1, {}, StageTotals(), StageTotals(), 0, 0, 1.0)
-    for now, attacked in ((1000.0, 0), (1001.0, 1), (1200.0, 2), (1301.0, 3), (1302.0, 20), (1303.0, 21)):
-        monkeypatch.setattr("time.monotonic", lambda now=now: now)
-        display.update(
-            Counts(attacked=attacked, to_attack=100, scored=0, to_score=100, shards_known=1, shards=1), tally
-        )
+    seen = ((0, 0), (1, 1), (59, 2), (61, 3), (62, 20), (63, 21), (700, 22), (900, 23), (1001, 24))
+    for now, attacked in seen:
+        monkeypatch.setattr("time.monotonic", lambda now=now: 1000.0 + now)
+        counts = Counts(attacked=attacked, to_attack=100, scored=0, to_score=100, shards_known=1, shards=1)
+        display.update(counts, replace(tally, seconds=now))
     assert [line.split(" parts")[0] for line in output.getvalue().splitlines()] == [
         "attacked 0/100",
         "attacked 3/100",
         "attacked 20/100",
+        "attacked 22/100",
+        "attacked 24/100",
     ]
