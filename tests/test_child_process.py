@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.child_process import run_in_child_process
+from pipeline.child_process import ChildProcess, run_in_child_process
 from pipeline.errors import CapacityError, MissingError
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +44,24 @@ def write_pid_and_sleep(path: Path) -> None:
 def test_the_result_of_a_function_comes_from_another_process() -> None:
     assert run_in_child_process(os.getpid, task="asking", timeout_minutes=1) != os.getpid()
     assert run_in_child_process(partial(divide, 4), task="dividing", timeout_minutes=1) == 0.25
+
+
+def test_a_process_calls_one_function_after_another_also_after_an_error() -> None:
+    with ChildProcess() as child:
+        first = child.call(os.getpid, task="asking", timeout_minutes=1)
+        with pytest.raises(MissingError):
+            child.call(refuse, task="refusing", timeout_minutes=1)
+        result = child.begin(partial(divide, 4), task="dividing", timeout_minutes=1)
+        assert result() == 0.25
+        assert child.call(os.getpid, task="asking", timeout_minutes=1) == first
+    assert not psutil.pid_exists(first)
+
+
+def test_a_process_that_died_between_calls_is_an_error_of_the_next() -> None:
+    with ChildProcess() as child:
+        os.kill(child.call(os.getpid, task="asking", timeout_minutes=1), signal.SIGKILL)
+        with pytest.raises(CapacityError, match="dividing: its process died"):
+            child.call(partial(divide, 4), task="dividing", timeout_minutes=1)
 
 
 def test_a_user_error_is_raised_unchanged() -> None:

@@ -18,7 +18,7 @@ from jobs.display import Display, item_log
 from jobs.exit_codes import RESUME_HINT, stop_deadline
 from jobs.output import print_line
 from pipeline import engine
-from pipeline.child_process import run_in_child_process
+from pipeline.child_process import ChildProcess
 from pipeline.engine import Outcome
 from pipeline.ledger import Ledger
 from pipeline.ledger.progress import StageTotals
@@ -95,13 +95,14 @@ def run_job(
     stop = threading.Event()
     _interrupt_on_sigterm(stop)
     console.print("[dim]finding shards, resolving models[/dim]")
-    with item_log(log):
-        prepared, pools = run_in_child_process(prepare, task="resolving the recipe", timeout_minutes=RESOLVE_MINUTES)
+    with item_log(log), ChildProcess() as child:
+        prepared, pools = child.call(prepare, task="resolving the recipe", timeout_minutes=RESOLVE_MINUTES)
         with stop_deadline(stop, f"stopped while {store} did not answer; {RESUME_HINT}"), Display(console) as display:
             outcome = engine.run_plan(
                 prepared,
                 store,
                 pools=pools,
+                child=child,
                 address=address,
                 retry_failed=retry_failed,
                 stop=stop,

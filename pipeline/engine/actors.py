@@ -25,10 +25,15 @@ _CUSTOM_RESOURCE = 0.0001
 
 
 @dataclass(frozen=True)
-class Started:
-    """A worker's models are loaded; it runs on this node."""
+class Placed:
+    """A worker's process runs on this node."""
 
     node: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker is ready for items."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class _Calls:
 
     Attributes:
         actor: Its handle.
-        result: The call that it works on: `ready` while it starts, `run` while it is busy; None while it is idle.
+        result: The call that it works on: `node`, then `load` while it starts, `run` while it is busy; None while it is
+            idle.
         lifetime: A call that never returns: it fails when the worker dies.
         totals: The call for its totals so far, while one is out.
         totals_at: When its totals were last received, or its item assigned.
@@ -81,7 +87,7 @@ class Actors:
         }
         actor_class = self._classes[worker.stage].options(**options)
         actor = actor_class.remote(worker.stage, self._plan, self._plan_id, self._store, shape.threads, self._run)
-        self._calls[worker] = _Calls(actor, actor.ready.remote())
+        self._calls[worker] = _Calls(actor, actor.node.remote())
 
     def kill(self, worker: WorkerRecord) -> None:
         """Ends a worker's process at once."""
@@ -100,7 +106,7 @@ class Actors:
         """Has a worker end its item after the unit in hand."""
         self._calls[worker].actor.stop.remote()
 
-    def wait(self, timeout_s: float) -> Iterator[tuple[WorkerRecord, Started | ItemResult | Died]]:
+    def wait(self, timeout_s: float) -> Iterator[tuple[WorkerRecord, Placed | Started | ItemResult | Died]]:
         """What became of workers' calls, once at least one has ended or the time is over."""
         waiting = {calls.result or calls.lifetime: worker for worker, calls in self._calls.items()}
         if not waiting:
@@ -112,16 +118,19 @@ class Actors:
         for future in ready:
             yield waiting[future], self._result(waiting[future], future)
 
-    def _result(self, worker: WorkerRecord, future: Any) -> Started | ItemResult | Died:
+    def _result(self, worker: WorkerRecord, future: Any) -> Placed | Started | ItemResult | Died:
         try:
             result = ray.get(future)
         except ray.exceptions.RayError as error:
             return Died(summary(error))
         calls = self._calls[worker]
         calls.result = None
+        if worker.state is WorkerState.PENDING:
+            calls.result = calls.actor.load.remote()
+            return Placed(result)
         if worker.state is WorkerState.STARTING:
             calls.lifetime = calls.actor.live.remote()
-            return Started(result)
+            return Started()
         assert isinstance(result, ItemResult)
         return result
 

@@ -34,9 +34,9 @@ class Assignment:
 def workers_wanted(state: SchedulerState, pool: Pool) -> int:
     """How many workers of a pool there is work for."""
     wanted = pool.waiting + len(pool.in_state(WorkerState.BUSY))
-    if pool is state.scorers and state.generators.has_started_worker:
-        # Scorers start while generators work, so that loading the targets delays nothing; but never before a generator
-        # is up, whose place on the cluster an idle scorer might have taken.
+    if pool is state.scorers and any(worker.node for worker in state.generators.workers):
+        # Scorers start beside generators, so that loading the targets delays nothing; but never before a generator has
+        # its place on the cluster, which an idle scorer might take.
         wanted = max(wanted, state.generators.waiting + len(state.busy))
     return min(pool.shape.count, wanted)
 
@@ -47,14 +47,14 @@ def to_release(state: SchedulerState, pool: Pool, now: float) -> list[WorkerReco
     They go at once where the other pool waits for their place, else after `IDLE_S`, so that another run finds room.
     """
     other = state.scorers if pool is state.generators else state.generators
-    place_needed = bool(other.in_state(WorkerState.STARTING))
+    place_needed = bool(other.in_state(WorkerState.PENDING))
     free = [
         worker
         for worker in pool.workers
-        if worker.state is WorkerState.STARTING
+        if not worker.has_started
         or (worker.state is WorkerState.IDLE and (place_needed or worker.since < now - IDLE_S))
     ]
-    free.sort(key=lambda worker: (worker.state is not WorkerState.STARTING, worker.prefetch is not None))
+    free.sort(key=lambda worker: (worker.has_started, worker.prefetch is not None))
     return free[: max(0, len(pool.workers) - workers_wanted(state, pool))]
 
 
@@ -120,7 +120,7 @@ def _next_position(state: SchedulerState, pool: Pool, node: str) -> int | None:
     An item that failed on that node waits for another node, where the pool has one it has not failed on: a single node
     whose disk is full or whose device is broken would use up every item's tries.
     """
-    nodes = {worker.node for worker in pool.workers if worker.state is not WorkerState.STARTING}
+    nodes = {worker.node for worker in pool.workers if worker.has_started}
     in_hand = {worker.item for worker in pool.workers}  # what is scored early is queued when its generator is done
     for position, item in enumerate(pool.queue):
         if item in in_hand:

@@ -14,7 +14,7 @@ from functools import partial
 
 import ray.exceptions
 
-from pipeline.child_process import run_in_child_process
+from pipeline.child_process import ChildProcess
 from pipeline.engine.cluster import connect, summary
 from pipeline.engine.decisions import ATTEMPTS
 from pipeline.engine.heartbeat import heartbeats, progress_reports
@@ -62,6 +62,7 @@ def run_plan(
     store: str,
     *,
     pools: Pools,
+    child: ChildProcess | None = None,
     address: str | None = None,
     retry_failed: bool = False,
     stop: threading.Event | None = None,
@@ -74,6 +75,8 @@ def run_plan(
         plan: The plan, pickled for the workers, and its outline.
         store: URL of the store; every worker opens it from its own environment.
         pools: How many workers, and what each is given.
+        child: A process that tries the models before workers start, and is ended then: the one that resolved the plan,
+            if there is one, has torch loaded.
         address: A Ray cluster; by default the one of this process, or of RAY_ADDRESS, or else a local one.
         retry_failed: Also try again what earlier runs of this plan gave up, and images that were quarantined.
         stop: Set it to end the run early. SIGTERM and Ctrl-C do, where this is called in the main thread.
@@ -91,18 +94,19 @@ def run_plan(
     storage.check_put_if_absent()
     ledger = Ledger(storage)
     plan_id = ledger.record_plan(outline.record)
-    if retry_failed:
-        retry = partial(_retry_quarantined, plan, storage.url)
-        notices = run_in_child_process(
-            retry, task="trying quarantined images again", timeout_minutes=pools.item_minutes
-        )
-        for line in notices:
-            on_notice(line)
-    committed = ledger.list_committed(all_scopes(outline))
-    listed = _update_failures(outline, ledger, plan_id, committed, retry=retry_failed)
-    work = _WorkDone(committed)
-    if _lacking(outline, committed, listed):
-        scheduler = _start(plan, ledger, plan_id, committed, listed, pools, address, on_notice)
+    scheduler = None
+    with child or ChildProcess() as child:
+        if retry_failed:
+            retry = partial(_retry_quarantined, plan, storage.url)
+            notices = child.call(retry, task="trying quarantined images again", timeout_minutes=pools.item_minutes)
+            for line in notices:
+                on_notice(line)
+        committed = ledger.list_committed(all_scopes(outline))
+        listed = _update_failures(outline, ledger, plan_id, committed, retry=retry_failed)
+        work = _WorkDone(committed)
+        if _lacking(outline, committed, listed):
+            scheduler = _start(plan, ledger, plan_id, committed, listed, pools, child, address, on_notice)
+    if scheduler is not None:
         reports = progress_reports(plan, ledger, scheduler, on_progress)
         stop = stop or threading.Event()
         with heartbeats(scheduler, storage), reports, stopping_on_signals(stop):
@@ -143,15 +147,16 @@ def _start(
     committed: CommittedParts,
     listed: Sequence[Failure],
     pools: Pools,
+    child: ChildProcess,
     address: str | None,
     on_notice: Callable[[str], None],
 ) -> Scheduler:
     """Loads every model once, joins the cluster, and returns a scheduler for as many workers as it holds."""
     outline, storage = plan.outline, ledger.storage
     preflight = partial(_preflight, plan.pickled, storage.url)
-    scoring_share = run_in_child_process(preflight, task="loading the models", timeout_minutes=pools.start_minutes)
-    nodes = connect(address)
-    sizing = size_pools(pools, nodes, scoring=scoring_share)
+    scoring_share = child.begin(preflight, task="loading the models", timeout_minutes=pools.start_minutes)
+    nodes = connect(address)  # meanwhile
+    sizing = size_pools(pools, nodes, scoring=scoring_share())
     log.info("%s", sizing)
     if notice := shared_nodes_notice(nodes):
         on_notice(notice)

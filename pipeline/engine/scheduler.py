@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pipeline.engine import cluster, decisions
 from pipeline.engine.accounting import FailureCause, RunAccount, log_item
-from pipeline.engine.actors import Actors, Died, Started
+from pipeline.engine.actors import Actors, Died, Placed, Started
 from pipeline.engine.claimed import ClaimedItems
 from pipeline.engine.decisions import ATTEMPTS, Assignment
 from pipeline.engine.state import Pool, SchedulerState, WorkerRecord, WorkerState
@@ -205,8 +205,10 @@ class Scheduler:
         for worker, totals, memory_bytes in self._actors.totals():
             self._add_totals(worker, totals, memory_bytes)
         for worker, event in self._actors.wait(_WAIT_S):
-            if isinstance(event, Started):
-                worker.started(event.node, time.monotonic())
+            if isinstance(event, Placed):
+                worker.placed(event.node, time.monotonic())
+            elif isinstance(event, Started):
+                worker.started(time.monotonic())
                 self._schedule.pool(worker.stage).failed_starts = 0
             elif isinstance(event, Died):
                 self._worker_died(worker, event.reason)

@@ -2,9 +2,11 @@
 
 Plain data and its transitions: no Ray, no clock, no store. `decisions` reads it, `Scheduler` changes it. A worker:
 
-    STARTING ──started──▶ IDLE ──assigned──▶ BUSY
-                           ▲                  │
-                           └─────finished─────┘        from any state it may be removed (it died, or is not needed)
+    PENDING ──placed──▶ STARTING ──started──▶ IDLE ──assigned──▶ BUSY
+                                               ▲                  │
+                                               └─────finished─────┘
+
+From any state it may be removed: it died, or is not needed.
 """
 
 from collections import Counter, defaultdict, deque
@@ -23,6 +25,7 @@ StageName = Literal["generator", "scorer"]
 class WorkerState(Enum):
     """A worker's state; the module's drawing has the transitions."""
 
+    PENDING = "pending"
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
@@ -36,7 +39,7 @@ class WorkerRecord:
         stage: The stage that it works for.
         since: When it entered its state, by `time.monotonic`.
         state: Its state.
-        node: Id of the node that it runs on; empty while it starts.
+        node: Id of the node that it runs on; empty while it waits for a place on one.
         item: The item that it works on, while it is busy.
         prefetch: The item whose shard it fetches meanwhile, which it will probably be assigned next.
         attempt: Which try of its item this is, from 1.
@@ -47,7 +50,7 @@ class WorkerRecord:
 
     stage: StageName
     since: float
-    state: WorkerState = WorkerState.STARTING
+    state: WorkerState = WorkerState.PENDING
     node: str = ""
     item: Item | None = None
     prefetch: Item | None = None
@@ -56,10 +59,20 @@ class WorkerRecord:
     handed_over: int = 0
     is_early: bool = False
 
-    def started(self, node: str, now: float) -> None:
-        """Its models are loaded, and it waits for an item."""
+    @property
+    def has_started(self) -> bool:
+        """Whether it is up."""
+        return self.state in (WorkerState.IDLE, WorkerState.BUSY)
+
+    def placed(self, node: str, now: float) -> None:
+        """Its process runs, and loads what it needs."""
+        assert self.state is WorkerState.PENDING
+        self.state, self.node, self.since = WorkerState.STARTING, node, now
+
+    def started(self, now: float) -> None:
+        """It is ready, and waits for an item."""
         assert self.state is WorkerState.STARTING
-        self.state, self.node, self.since = WorkerState.IDLE, node, now
+        self.state, self.since = WorkerState.IDLE, now
 
     def assigned(self, item: Item, prefetch: Item | None, *, attempt: int, now: float, is_early: bool = False) -> None:
         """It works on an item."""
@@ -108,7 +121,7 @@ class Pool:
     @property
     def has_started_worker(self) -> bool:
         """Whether at least one worker is up."""
-        return any(worker.state is not WorkerState.STARTING for worker in self.workers)
+        return any(worker.has_started for worker in self.workers)
 
     @property
     def waiting(self) -> int:

@@ -48,25 +48,30 @@ class Worker:
     """A stage in an actor. A failing item gives an `ItemResult`; it never ends the actor."""
 
     def __init__(self, stage: str, pickled: bytes, plan_id: str, store: str, threads: int, run: str) -> None:
+        self._kind = stage
+        self._pickled = pickled
+        self._plan_id = plan_id
+        self._store = store
+        self._threads = threads
+        self._run = run
+        self._stopping = threading.Event()
+
+    def node(self) -> str:
+        """The id of the node that it runs on; called first."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def load(self) -> None:
+        """Loads what its items need; called next."""
         from pipeline.engine import device
         from pipeline.plan.resolve import unpickle_plan
         from pipeline.stages import STAGES
 
         self._device = device
-        self._threads = threads
-        self._attacks = stage == "generator"
-        self._plan_id = plan_id
-        self._run = run
-        self._stopping = threading.Event()
-        device.configure(threads)
-        self._ledger = Ledger(Storage(store))
-        plan = unpickle_plan(pickled)
+        device.configure(self._threads)
+        self._ledger = Ledger(Storage(self._store))
+        plan = unpickle_plan(self._pickled)
         self._outline = plan.outline
-        self._stage = STAGES[stage](plan, self._ledger, device.worker_device(), self._stopping.is_set)
-
-    def ready(self) -> str:
-        """The id of the node that it runs on."""
-        return str(ray.get_runtime_context().get_node_id())
+        self._stage = STAGES[self._kind](plan, self._ledger, device.worker_device(), self._stopping.is_set)
 
     def stop(self) -> None:
         """Ends the item in hand after the current unit; called beside `run`."""
@@ -96,7 +101,7 @@ class Worker:
     def _try(self, item: Item, attempt: int, following: Item | None) -> ItemResult:
         try:
             # Only attacking is claimed: an item is scored by the run that attacked it, or gave it up.
-            holder = self._claim(item) if self._attacks and not is_done(self._outline, item, self._ledger) else None
+            holder = self._claim(item) if self._kind == "generator" and not is_done(self._outline, item, self._ledger) else None
             if holder is not None:
                 return ItemResult("held", holder)
             if following is not None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from scipy.stats import binomtest, t
 
 CONFIDENCE = 0.95
 
@@ -40,6 +39,8 @@ class Rate:
         """
         if not self.n:
             return None
+        from scipy.stats import binomtest  # half a second, which commands that need no interval do not wait
+
         interval = binomtest(self.count, self.n).proportion_ci(CONFIDENCE, method="wilson")
         return float(interval.low), float(interval.high)
 
@@ -91,6 +92,8 @@ class Pooled:
 
         `added_variance` and `n` are that sum's addition and the denominator, with the images that the interval adds.
         """
+        from scipy.stats import t  # as above
+
         counts, products, pairs = self.squares
         spread = counts - 2 * rate * products + rate**2 * pairs + added_variance
         return float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(spread) / n

@@ -31,10 +31,11 @@ def item(number: int, source: str = "source") -> Item:
 
 
 def worker(stage: StageName = "generator", node: str = "", *, since: float = NOW) -> WorkerRecord:
-    """A worker that has started on a node, or that still starts where none is named."""
+    """A worker that has started on a node, or that waits for its place where none is named."""
     record = WorkerRecord(stage, since)
     if node:
-        record.started(node, since)
+        record.placed(node, since)
+        record.started(since)
     return record
 
 
@@ -70,9 +71,10 @@ def test_as_many_workers_as_items_are_started_and_no_more_than_the_pool_holds() 
     few, many = state(queue=[item(0), item(1)]), state(queue=[item(number) for number in range(9)])
     assert decisions.to_start(few, few.generators, NOW) == 2
     assert decisions.to_start(many, many.generators, NOW) == 4
-    assert decisions.to_start(many, many.scorers, NOW) == 0, "no generator is up, whose place a scorer might take"
-    many.generators.workers.append(worker(node="n"))
-    assert decisions.to_start(many, many.scorers, NOW) == 1, "its models load while the generators work"
+    many.generators.workers.append(worker())
+    assert decisions.to_start(many, many.scorers, NOW) == 0, "a scorer might take the generator's place"
+    many.generators.workers[0].placed("n", NOW)
+    assert decisions.to_start(many, many.scorers, NOW) == 1, "its models load while the generator's do"
 
 
 def test_starts_that_fail_are_repeated_after_a_pause_and_end_the_run_at_last() -> None:
@@ -219,8 +221,10 @@ def test_a_store_that_fails_again_and_again_with_nothing_done_ends_the_run() -> 
 
 def test_a_worker_s_states_follow_the_drawing() -> None:
     record = worker()
-    assert record.state is WorkerState.STARTING
-    record.started("n", NOW)
+    assert (record.state, record.node) == (WorkerState.PENDING, "")
+    record.placed("n", NOW)
+    assert (record.state, record.node, record.has_started) == (WorkerState.STARTING, "n", False)
+    record.started(NOW)
     record.assigned(item(0), item(1), attempt=2, now=NOW + 1)
     assert (record.state, record.item, record.attempt, record.since) == (WorkerState.BUSY, item(0), 2, NOW + 1)
     assert record.finished(NOW + 2) == item(0)
