@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from jobs.output import print_line
 from pipeline import engine
 from pipeline.child_process import ChildProcess
 from pipeline.engine import Outcome
+from pipeline.errors import GnpError, MissingError
 from pipeline.ledger import Ledger
 from pipeline.ledger.progress import StageTotals
 from pipeline.plan.outline import Outline, PickledPlan
@@ -96,7 +97,10 @@ def run_job(
     _interrupt_on_sigterm(stop)
     console.print("[dim]finding shards, resolving models[/dim]")
     with item_log(log), ChildProcess() as child:
-        prepared, pools = child.call(prepare, task="resolving the recipe", timeout_minutes=RESOLVE_MINUTES)
+        resolving = child.begin(prepare, task="resolving the recipe", timeout_minutes=RESOLVE_MINUTES)
+        if _is_empty(store):  # so there is work for Ray, which can start meanwhile
+            engine.connect(address)
+        prepared, pools = resolving()
         with stop_deadline(stop, f"stopped while {store} did not answer; {RESUME_HINT}"), Display(console) as display:
             outcome = engine.run_plan(
                 prepared,
@@ -109,10 +113,9 @@ def run_job(
                 on_progress=display.update,
                 on_notice=display.print_line,
             )
-    for name, reason in outcome.failed.items():
-        sys.stderr.write(f"failed: {name}: {reason}\n")
-    for failure in outcome.listed:
-        sys.stderr.write(f"failed earlier, not retried: {failure.item}: {failure.reason}\n")
+    sys.stderr.writelines(_by_reason("failed", outcome.failed))
+    earlier = {failure.item: failure.reason for failure in outcome.listed}
+    sys.stderr.writelines(_by_reason("failed earlier, not retried", earlier))
     if not prepared.outline.selections:
         print_line(console, "nothing to do: none of the recipe's shards was written in that time")
         return 0
@@ -125,6 +128,25 @@ def run_job(
         sys.stderr.write(f"failed: no image could be used: {_why_unusable(prepared.outline, store)}\n")
         return 1
     return 1 if outcome.incomplete > max_failed else 0
+
+
+def _by_reason(what: str, failures: Mapping[str, str]) -> Iterator[str]:
+    """A line for each reason, with the first item that failed for it: parts of a damaged shard fail alike."""
+    items: dict[str, list[str]] = {}
+    for item, reason in failures.items():
+        items.setdefault(reason, []).append(item)
+    for reason, (first, *others) in items.items():
+        yield f"{what}: {first}{f' and {len(others)} more' if others else ''}: {reason}\n"
+
+
+def _is_empty(store: str) -> bool:
+    """Whether no run has written to a store yet; false also where it cannot be read, which the run will say."""
+    try:
+        return not Ledger(Storage(store)).plan_keys()
+    except MissingError:
+        return True
+    except GnpError:
+        return False
 
 
 def _interrupt_on_sigterm(stop: threading.Event) -> None:

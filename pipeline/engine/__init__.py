@@ -28,7 +28,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
+from pipeline.engine.cluster import connect
 from pipeline.engine.decisions import ATTEMPTS
 from pipeline.engine.run import Outcome, run_plan
 
-__all__ = ["ATTEMPTS", "Outcome", "run_plan"]
+__all__ = ["ATTEMPTS", "Outcome", "connect", "run_plan"]

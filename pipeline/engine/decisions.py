@@ -18,6 +18,8 @@ _LASTING = (RecipeError, SampleError, ShardError, WeightsError)
 START_TRIES = 5
 # An idle worker is kept this long: an item that failed, or that another run gives up, may still come to it.
 IDLE_S = 5.0
+# Scoring has fallen behind where more than this many items wait for each scorer.
+_BEHIND = 2
 # The longest pause between starts that fail.
 MAX_BACKOFF_S = 30.0
 
@@ -33,12 +35,17 @@ class Assignment:
 
 def workers_wanted(state: SchedulerState, pool: Pool) -> int:
     """How many workers of a pool there is work for."""
-    wanted = pool.waiting + len(pool.in_state(WorkerState.BUSY))
-    if pool is state.scorers and any(worker.node for worker in state.generators.workers):
-        # Scorers start beside generators, so that loading the targets delays nothing; but never before a generator has
-        # its place on the cluster, which an idle scorer might take.
-        wanted = max(wanted, state.generators.waiting + len(state.busy))
-    return min(pool.shape.count, wanted)
+    at_hand = min(pool.shape.count, pool.waiting + len(pool.in_state(WorkerState.BUSY)))
+    if pool is state.generators:
+        return at_hand
+    # Scorers start beside generators, so that loading the targets delays nothing; but never before a generator has its
+    # place on the cluster, which an idle scorer might take. There are more than at first where scoring falls behind.
+    at_first = pool.shape.count if pool.shape.at_first is None else pool.shape.at_first
+    enough = max(len(pool.workers), at_first)
+    wanted = min(at_hand, enough + (pool.waiting > _BEHIND * enough))
+    if any(worker.node for worker in state.generators.workers):
+        wanted = max(wanted, min(at_first, state.generators.waiting + len(state.busy)))
+    return wanted
 
 
 def to_release(state: SchedulerState, pool: Pool, now: float) -> list[WorkerRecord]:

@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,7 +23,7 @@ from pipeline.engine.signals import stopping_on_signals
 from pipeline.errors import CapacityError
 from pipeline.ledger import CommittedParts, Failure, Ledger, leases
 from pipeline.ledger.progress import Progress, StageTotals, Tally
-from pipeline.plan.outline import Item, Outline, PickledPlan, all_scopes, is_complete, pending_items
+from pipeline.plan.outline import Item, Outline, PickledPlan, all_scopes, incomplete_items, is_complete, pending_items
 from pipeline.plan.pools import Pools, shared_nodes_notice, size_pools
 from pipeline.storage import Storage
 
@@ -113,7 +113,7 @@ def run_plan(
             _wait_for_exclusive_run(storage, scheduler.run, stop, on_notice)
             for line in _notices_of_other_runs(storage, plan_id, scheduler.run):
                 on_notice(line)
-            work = _work(scheduler, outline, ledger, listed, stop)
+            work = _work(scheduler, outline, ledger, stop)
             scheduler.state = "stopped" if work.stopped else "done"
     return Outcome(
         items=work.items,
@@ -160,13 +160,11 @@ def _start(
     log.info("%s", sizing)
     if notice := shared_nodes_notice(nodes):
         on_notice(notice)
-    items = _lacking(outline, committed, listed, workers=sizing.generator.count)
+    items = _lacking(outline, committed, listed, workers=sizing.generator.count, part_counts=plan.part_counts)
     return Scheduler(plan, plan_id, storage, sizing, pools, items)
 
 
-def _work(
-    scheduler: Scheduler, outline: Outline, ledger: Ledger, listed: Sequence[Failure], stop: threading.Event
-) -> _WorkDone:
+def _work(scheduler: Scheduler, outline: Outline, ledger: Ledger, stop: threading.Event) -> _WorkDone:
     """Has items worked on until the store shows each of them done, or it was given up.
 
     Raises:
@@ -177,7 +175,7 @@ def _work(
         for _ in range(ATTEMPTS):
             scheduler.work([item for item in items if item.name not in scheduler.failed], stop)
             committed = ledger.list_committed(all_scopes(outline))
-            items = _lacking(outline, committed, listed, workers=scheduler.workers)
+            items = incomplete_items(outline, items, committed)
             if stop.is_set() or scheduler.failed.keys() >= {item.name for item in items}:
                 break
     except (ray.exceptions.RayError, ConnectionError) as error:
@@ -192,11 +190,17 @@ def _work(
     return _WorkDone(committed, len(scheduler.items), failed, totals["generator"], totals["scorer"], stopped)
 
 
-def _lacking(outline: Outline, committed: CommittedParts, listed: Sequence[Failure], *, workers: int = 1) -> list[Item]:
+def _lacking(
+    outline: Outline,
+    committed: CommittedParts,
+    listed: Sequence[Failure],
+    *,
+    workers: int = 1,
+    part_counts: Mapping[str, int] | None = None,
+) -> list[Item]:
     """The items that lack something, without those that earlier runs gave up."""
-    return [
-        item for item in pending_items(outline, committed, workers=workers) if not _is_listed(item, listed, committed)
-    ]
+    items = pending_items(outline, committed, workers=workers, part_counts=part_counts)
+    return [item for item in items if not _is_listed(item, listed, committed)]
 
 
 def _update_failures(

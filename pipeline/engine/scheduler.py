@@ -43,7 +43,6 @@ class Scheduler:
         plan_id: The plan's id.
         state: `running`, until whoever started it sets how it ended.
         items: The items that had work to do when the run began.
-        workers: Number of generators that the run may have.
         account: Counts of what the run did.
         failed: Item name → its failure, for items that were given up.
     """
@@ -62,7 +61,6 @@ class Scheduler:
         self.plan_id = plan_id
         self.state = "running"
         self.items = items
-        self.workers = sizing.generator.count
         self.account = RunAccount(self.run)
         self.failed: dict[str, Failure] = {}
         self._started_at = now

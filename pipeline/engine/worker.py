@@ -21,6 +21,9 @@ from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
 
+# A worker without an item for this long returns its freed memory; the next item would have it all cleared page by page.
+_RELEASE_AFTER_S = 2.0
+
 
 @dataclass(frozen=True)
 class ItemResult:
@@ -55,6 +58,7 @@ class Worker:
         self._threads = threads
         self._run = run
         self._stopping = threading.Event()
+        self._release: threading.Timer | None = None
 
     def node(self) -> str:
         """The id of the node that it runs on; called first."""
@@ -93,15 +97,20 @@ class Worker:
             attempt: Which try this is, from 1.
             following: An item that will probably be next: its shard is claimed and fetched meanwhile.
         """
+        if self._release is not None:
+            self._release.cancel()
         self._device.configure(self._threads)  # this runs in a thread of its own, and thread counts are per thread
         result = self._try(item, attempt, following)
-        malloc.release_freed_memory()
+        self._release = threading.Timer(_RELEASE_AFTER_S, malloc.release_freed_memory)
+        self._release.daemon = True
+        self._release.start()
         return replace(result, memory_bytes=self._device.peak_memory_bytes(self._stage.device))
 
     def _try(self, item: Item, attempt: int, following: Item | None) -> ItemResult:
         try:
             # Only attacking is claimed: an item is scored by the run that attacked it, or gave it up.
-            holder = self._claim(item) if self._kind == "generator" and not is_done(self._outline, item, self._ledger) else None
+            claims = self._kind == "generator" and not is_done(self._outline, item, self._ledger)
+            holder = self._claim(item) if claims else None
             if holder is not None:
                 return ItemResult("held", holder)
             if following is not None:

@@ -1,4 +1,4 @@
-"""Memory of the C heap (glibc malloc): kept by the process between steps, released to the system between items.
+"""Memory of the C heap (glibc malloc): kept by a worker while it works, released to the system when it is idle.
 
 A gradient's activations are gigabytes that are freed a moment later. glibc returns them to the system, which clears
 every page again at the next step: on a CPU a fifth to a third of the time of an EfficientNet-Lite0's gradient.

@@ -11,6 +11,10 @@ from typing import Any
 from pipeline.data.sample import Part, ShardFile
 from pipeline.ledger import CommittedParts, Unit
 
+# The last shards, one per worker, are divided into so many items: workers then end within an eighth of a shard's time
+# of each other. Each of these items fetches its shard.
+_LAST_PIECES = 8
+
 
 @dataclass(frozen=True)
 class ShardSelection:
@@ -91,21 +95,39 @@ class PickledPlan:
     part_counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def pending_items(outline: Outline, committed: CommittedParts, *, workers: int = 1) -> list[Item]:
-    """The items with missing results.
+def pending_items(
+    outline: Outline,
+    committed: CommittedParts,
+    *,
+    workers: int = 1,
+    part_counts: Mapping[str, int] | None = None,
+) -> list[Item]:
+    """The items with missing results: whole shards, and parts of the last ones, so that workers end together.
 
     Args:
         outline: The plan.
         committed: The committed parts of `all_scopes(outline)`.
-        workers: The number of generators: where shards are fewer, they are split into strided items.
+        workers: The number of generators.
+        part_counts: Shard → number of parts, as far as it is known of shards without a committed part.
     """
-    stride = -(-workers // max(len(outline.selections), 1))
-    items = (
-        Item(selection, source, offset, stride)
-        for source in outline.sources
-        for selection in outline.selections
-        for offset in range(stride)
-    )
+    shards = [(source, selection) for source in outline.sources for selection in outline.selections]
+    pieces = max(_LAST_PIECES, -(-workers // max(len(shards), 1))) if workers > 1 else 1
+
+    def stride(position: int, shard: str) -> int:
+        count = committed.part_count(shard) or (part_counts or {}).get(shard, pieces)
+        return 1 if position < len(shards) - workers else min(pieces, count)
+
+    items = [
+        Item(selection, source, offset, step)
+        for position, (source, selection) in enumerate(shards)
+        for step in [stride(position, selection.shard.name)]
+        for offset in range(step)
+    ]
+    return incomplete_items(outline, items, committed)
+
+
+def incomplete_items(outline: Outline, items: Sequence[Item], committed: CommittedParts) -> list[Item]:
+    """The items of which a unit is not committed."""
     scopes = {source: source_scopes(outline, source) for source in outline.sources}
     return [item for item in items if not _is_committed(item, scopes[item.source], committed)]
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.errors import CapacityError
@@ -15,12 +15,14 @@ class Pools:
     """`[engine]`: the number of workers of each kind, and the resources of each.
 
     Attributes:
-        generators: Workers that attack; `auto` fills the cluster.
-        scorers: Workers that score; `auto` gives scoring the share of the cluster that it has of the recipe's work, by
-            the time that a gradient of each source and a prediction of each target took before the run.
-        gpus_per_generator: GPUs of a generator; fractions share a device. By default 1, or ½ where there is one GPU
-            only. Ignored where there is none.
-        gpus_per_scorer: GPUs of a scorer, likewise.
+        generators: Workers that attack; `auto` puts one on every device (GPU, or core where there is none).
+        scorers: Workers that score; `auto` puts them beside the generators, on the same devices, so that none is idle
+            while either kind has work. As many start as scoring needs, by the time that a gradient of each source and
+            a prediction of each target took before the run; more where scoring falls behind.
+        gpus_per_generator: GPUs of a generator; fractions share a device. By default about ½, beside a scorer's ½.
+            Ignored where there is none.
+        gpus_per_scorer: GPUs of a scorer, likewise. Where any of these four is given, generators and scorers have
+            separate devices, divided by the work.
         cpus_per_worker: Cores, and threads, of a worker; by default the cores that there are, shared out.
         item_minutes: An item (a shard, or some of its parts) that takes longer is stopped and counts as a failed try.
         start_minutes: The run ends with an error when no worker of a kind could start for this long, or when trying to
@@ -47,6 +49,12 @@ class Pools:
             minutes = getattr(self, name)
             require_setting(0 < minutes < math.inf, name, minutes, "must be a positive number")
 
+
+# The shares of a device of a generator and a scorer beside each other. Two generators never fit on one GPU; nor more
+# generators on a machine than it has cores, at most 15.
+_GPU_SHARES = 0.51, 0.49
+_CORE_SHARES = 0.95, 0.05
+_MOST_SHARED_CORES = 15
 
 # Where a cluster's nodes declare one of these custom resources, workers of that kind start only on those nodes.
 RESOURCES = {"generator": "gnp_generator", "scorer": "gnp_scorer"}
@@ -76,12 +84,14 @@ class WorkerShape:
         gpus: GPUs of a worker.
         cpus: Cores of a worker; below 1 where workers outnumber cores.
         resource: The custom resource of the only nodes that they may start on; empty for all nodes.
+        at_first: Of scorers: how many there are unless scoring falls behind; None: all.
     """
 
     count: int
     gpus: float
     cpus: float
     resource: str = ""
+    at_first: int | None = None
 
     @property
     def threads(self) -> int:
@@ -114,7 +124,7 @@ def size_pools(pools: Pools, nodes: Sequence[Node], *, scoring: float) -> PoolSi
     if sum(node.cpus for node in nodes) < 1:
         raise CapacityError("the cluster declares no CPU; start Ray with at least one")
     if not has_reserved_nodes(nodes):
-        return _size_on_shared_nodes(pools, nodes, scoring)
+        return _size_on_shared_devices(pools, nodes, scoring) or _size_on_shared_nodes(pools, nodes, scoring)
     reserved = {stage: [node for node in nodes if name in node.resources] for stage, name in RESOURCES.items()}
     cpus = pools.cpus_per_worker
     return PoolSizes(
@@ -155,6 +165,33 @@ def _size_on_reserved_nodes(
         f"engine: {_describe_workers(workers, stage, worker_gpus, cpus)} cannot fit on {_describe_nodes(nodes)} "
         f"that declare {RESOURCES[stage]}; ask for fewer or smaller workers, or add nodes"
     )
+
+
+def _size_on_shared_devices(pools: Pools, nodes: Sequence[Node], scoring: float) -> PoolSizes | None:
+    """A generator on every device, and scorers beside them; None where the recipe says otherwise.
+
+    A device's time is the system's to divide, so neither kind is idle while it has work, whatever its share. Not on
+    machines of many cores and no GPU: there, workers have several threads each, which wait for each other at every
+    step, and badly for threads of others.
+    """
+    has_gpus = any(node.gpus for node in nodes)
+    asked = (pools.generators, pools.scorers, pools.cpus_per_worker)
+    asked_gpus = (pools.gpus_per_generator, pools.gpus_per_scorer) if has_gpus else (None, None)
+    if (*asked, *asked_gpus) != ("auto", "auto", None, None, None):
+        return None
+    if has_gpus:
+        cpus = min((node.cpus / (2 * int(node.gpus)) for node in nodes if node.gpus >= 1), default=0.0)
+        devices = sum(int(node.gpus) for node in nodes)
+        shares = [(gpus, float(int(cpus)) or cpus) for gpus in _GPU_SHARES]
+    else:
+        devices = sum(int(node.cpus) for node in nodes)
+        shares = [(0.0, cpus) for cpus in _CORE_SHARES]
+    if not devices or (not has_gpus and max(node.cpus for node in nodes) > _MOST_SHARED_CORES):
+        return None
+    # While a generator wants a device too, a scorer gets half of its time.
+    at_first = max(1, min(devices, math.ceil(2 * devices * scoring)))
+    generator, scorer = (WorkerShape(devices, gpus, cpus) for gpus, cpus in shares)
+    return PoolSizes(generator, replace(scorer, at_first=at_first))
 
 
 def _size_on_shared_nodes(pools: Pools, nodes: Sequence[Node], scoring: float) -> PoolSizes:

@@ -77,6 +77,17 @@ def test_as_many_workers_as_items_are_started_and_no_more_than_the_pool_holds() 
     assert decisions.to_start(many, many.scorers, NOW) == 1, "its models load while the generator's do"
 
 
+def test_more_scorers_start_where_scoring_falls_behind() -> None:
+    schedule = state(generators=[busy(item(0))], scorers=[worker("scorer", "n")], queue=[item(1)])
+    schedule.scorers.shape = WorkerShape(4, 0.0, 0.0, at_first=1)
+    schedule.scorers.queue.extend([item(20), item(21)])
+    assert decisions.to_start(schedule, schedule.scorers, NOW) == 0, "they are scored in their turn"
+    schedule.scorers.queue.append(item(22))
+    assert decisions.to_start(schedule, schedule.scorers, NOW) == 1
+    schedule.scorers.workers.append(worker("scorer"))
+    assert decisions.to_start(schedule, schedule.scorers, NOW) == 0, "three wait for two"
+
+
 def test_starts_that_fail_are_repeated_after_a_pause_and_end_the_run_at_last() -> None:
     schedule = state(queue=[item(0)])
     pool = schedule.generators

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,25 +10,47 @@ from pipeline.plan.pools import Node, Pools, PoolSizes, WorkerShape, shared_node
 
 
 @pytest.mark.parametrize(
-    ("nodes", "expected"),
+    ("nodes", "generator", "scorer"),
     [
-        ([Node(1, 0)], PoolSizes(WorkerShape(1, 0, 0.5), WorkerShape(1, 0, 0.5))),
-        ([Node(2, 0)], PoolSizes(WorkerShape(1, 0, 1), WorkerShape(1, 0, 1))),
-        ([Node(16, 0)], PoolSizes(WorkerShape(6, 0, 2), WorkerShape(2, 0, 2))),
-        ([Node(8, 1)], PoolSizes(WorkerShape(1, 0.5, 4), WorkerShape(1, 0.5, 4))),
-        ([Node(16, 4)], PoolSizes(WorkerShape(3, 1, 4), WorkerShape(1, 1, 4))),
-        ([Node(32, 8), Node(32, 8)], PoolSizes(WorkerShape(12, 1, 4), WorkerShape(4, 1, 4))),
+        ([Node(1, 0)], WorkerShape(1, 0, 0.95), WorkerShape(1, 0, 0.05)),
+        ([Node(2, 0)], WorkerShape(2, 0, 0.95), WorkerShape(2, 0, 0.05)),
+        ([Node(8, 1)], WorkerShape(1, 0.51, 4), WorkerShape(1, 0.49, 4)),
+        ([Node(16, 4)], WorkerShape(4, 0.51, 2), WorkerShape(4, 0.49, 2)),
+        ([Node(4, 4), Node(4, 0)], WorkerShape(4, 0.51, 0.5), WorkerShape(4, 0.49, 0.5)),
+        ([Node(32, 8), Node(64, 8)], WorkerShape(16, 0.51, 2), WorkerShape(16, 0.49, 2)),
     ],
 )
-def test_auto_fills_the_cluster(nodes: list[Node], expected: PoolSizes) -> None:
-    assert size_pools(Pools(), nodes, scoring=0.25) == expected
+def test_auto_puts_a_generator_on_every_device_and_scorers_beside_them(
+    nodes: list[Node], generator: WorkerShape, scorer: WorkerShape
+) -> None:
+    sizes = size_pools(Pools(), nodes, scoring=0.0)
+    assert sizes == PoolSizes(generator, replace(scorer, at_first=1))
+
+
+@pytest.mark.parametrize(("scoring", "at_first"), [(0.0, 1), (0.04, 1), (0.2, 4), (0.5, 8), (0.6, 8), (1.0, 8)])
+def test_scorers_can_take_half_of_the_devices_that_they_share(scoring: float, at_first: int) -> None:
+    assert size_pools(Pools(), [Node(32, 8)], scoring=scoring).scorer.at_first == at_first
+
+
+@given(st.integers(1, 15), st.integers(1, 15))
+def test_machines_hold_as_many_generators_as_they_have_cores(first: int, second: int) -> None:
+    sizes = size_pools(Pools(), [Node(first, 0), Node(second, 0)], scoring=0.3)
+    generators, scorers = sizes.generator, sizes.scorer
+    for cores in (first, second):
+        assert cores * (generators.cpus + scorers.cpus) <= cores + 1e-9
+        assert (cores + 1) * generators.cpus > cores
+
+
+def test_machines_of_many_cores_are_divided() -> None:
+    assert size_pools(Pools(), [Node(16, 0)], scoring=0.25) == PoolSizes(WorkerShape(6, 0, 2), WorkerShape(2, 0, 2))
 
 
 @pytest.mark.parametrize(
     ("scoring", "generators", "scorers"), [(0.0, 15, 1), (0.1, 14, 2), (0.5, 8, 8), (0.9, 2, 14), (1.0, 1, 15)]
 )
-def test_auto_divides_the_cluster_as_the_work_divides(scoring: float, generators: int, scorers: int) -> None:
-    sizes = size_pools(Pools(), [Node(32, 8), Node(32, 8)], scoring=scoring)
+def test_whole_devices_are_divided_as_the_work_divides(scoring: float, generators: int, scorers: int) -> None:
+    pools = Pools(gpus_per_generator=1, gpus_per_scorer=1)
+    sizes = size_pools(pools, [Node(32, 8), Node(32, 8)], scoring=scoring)
     assert (sizes.generator.count, sizes.scorer.count) == (generators, scorers)
 
 

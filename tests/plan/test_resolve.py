@@ -70,13 +70,32 @@ def test_everything_is_pending_in_an_empty_store(job: Job, ledger: Ledger) -> No
     assert [(item.selection.shard.name, item.offset, item.stride) for item in items] == [("s-0", 0, 1), ("s-1", 0, 1)]
 
 
-def test_fewer_shards_than_workers_are_split_into_strided_items(job: Job, ledger: Ledger) -> None:
+def test_the_last_shards_are_split_into_strided_items(job: Job, ledger: Ledger) -> None:
+    planned = make_plan(job).outline
+    committed = ledger.list_committed(outline.all_scopes(planned))
+
+    def strides(workers: int, **part_counts: int) -> list[tuple[str, int, int]]:
+        counts = {name.replace("_", "-"): count for name, count in part_counts.items()}
+        items = outline.pending_items(planned, committed, workers=workers, part_counts=counts)
+        return [(item.selection.shard.name, item.offset, item.stride) for item in items]
+
+    eight = [("s-1", offset, 8) for offset in range(8)]
+    assert strides(1) == [("s-0", 0, 1), ("s-1", 0, 1)], "one worker ends together with itself"
+    assert len(strides(2)) == 16
+    assert strides(2, s_0=1) == [("s-0", 0, 1), *eight]
+    assert strides(2, s_0=2, s_1=100) == [("s-0", 0, 2), ("s-0", 1, 2), *eight], "not more pieces than parts"
+    assert len(strides(100)) == 2 * 50, "a piece for each worker"
+    longer = replace(planned, selections=(*[planned.selections[0]] * 9, planned.selections[1]))
+    items = outline.pending_items(longer, committed, workers=2)
+    assert [item.stride for item in items] == [1] * 8 + [8] * 16
+
+
+def test_pieces_of_a_shard_are_its_parts(job: Job, ledger: Ledger) -> None:
     planned = make_plan(job)
-    items = list_pending(planned, ledger, workers=5)
-    assert [(item.offset, item.stride) for item in items] == [(0, 3), (1, 3), (2, 3)] * 2
     commit(ledger, Unit(planned.dataset, Part("s-0", 0, 3)))
     known = ledger.list_committed(outline.all_scopes(planned.outline))
-    parts = [outline.item_parts(item, known) for item in items[:3]]
+    items = list_pending(planned, ledger, workers=2)[:3]
+    parts = [outline.item_parts(item, known) for item in items]
     assert parts == [[Part("s-0", 0, 3)], [Part("s-0", 1, 3)], [Part("s-0", 2, 3)]]
 
 
