@@ -103,6 +103,7 @@ def ray_on_four_devices(s3: dict[str, str]) -> Iterator[None]:
     from pipeline.engine import cluster
     from pipeline.models import malloc
 
+    ray.shutdown()  # a command that an earlier test ran may have started one
     with pytest.MonkeyPatch.context() as patch:
         for name, value in malloc.ENVIRONMENT.items():
             patch.setenv(name, value)

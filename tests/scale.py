@@ -268,6 +268,9 @@ class Idle(Worker):
     def __init__(self, *_: object) -> None:
         self._stopping = threading.Event()
 
+    def load(self) -> None:
+        """Loads nothing."""
+
     def run(self, item: Item, attempt: int, following: Item | None = None) -> ItemResult:
         del item, attempt, following
         return ItemResult("done")

@@ -5,6 +5,7 @@
     profile     time of a gradient by kind of operation, plain and optimized
     exact       time and memory of the exact penalty's Hessian-vector product, by different methods
     pipeline    images per second of whole runs on all cores, of as many bare attack loops in processes of their own
+    flow        wall time of whole runs, of bare loops that attack and score; busy share of eight logical devices
     engine      cost of scheduling an item, with workers that sleep and with workers that do nothing
     loader      images per second for training: ours, plain WebDataset, a folder of PNGs
     files       encoding, decoding, tars, hashing, and puts and gets of a store
@@ -41,6 +42,7 @@ from tests.bench.agreement import agreement
 from tests.bench.engine import engine
 from tests.bench.exact import BATCH, ROUTES, route
 from tests.bench.figures import Figure, in_new_process, seconds, spread_of
+from tests.bench.flow import flow
 from tests.bench.growth import growth
 from tests.bench.loader import loader
 from tests.bench.pipeline import pipeline
@@ -121,6 +123,7 @@ PARTS = {
     "profile": profiled,
     "exact": exact,
     "pipeline": pipeline,
+    "flow": flow,
     "engine": engine,
     "loader": loader,
     "files": files,

@@ -31,6 +31,9 @@ class Sleeper(Worker):
         self._workers = int(self._folder.name)
         self._all_started = False
 
+    def load(self) -> None:
+        """Loads nothing."""
+
     def run(self, item: Item, attempt: int, following: Item | None = None) -> ItemResult:
         del attempt, following
         if not self._sleeps:

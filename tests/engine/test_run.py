@@ -37,7 +37,7 @@ def workers(ledger: Ledger, kind: str) -> dict[str, set[str]]:
     return found
 
 
-def test_every_generator_and_scorer_has_a_device_of_its_own(
+def test_every_device_has_a_generator_and_scorers_are_beside_them(
     store_url: str, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     for number in range(9):
@@ -47,14 +47,12 @@ def test_every_generator_and_scorer_has_a_device_of_its_own(
     outcome = engine.run_plan(
         pickle_plan(planned), store_url, pools=Pools(), on_progress=lambda counts, _: seen.append(counts)
     )
-    assert (outcome.items, outcome.failed) == (9, {})
+    assert (outcome.items, outcome.failed) == (5 + 4 * 8, {}), "the last four shards in pieces"
     ledger = Ledger(Storage(store_url))
     generators, scorers = workers(ledger, "adversarial"), workers(ledger, "transfer")
-    assert len(generators) == 3
-    assert len(scorers) == 1
-    assert all(len(devices) == 1 for devices in [*generators.values(), *scorers.values()])
-    devices = [next(iter(devices)) for devices in [*generators.values(), *scorers.values()]]
-    assert sorted(devices) == ["0", "1", "2", "3"]
+    assert sorted(generators.values(), key=str) == [{"0"}, {"1"}, {"2"}, {"3"}]
+    assert 1 <= len(scorers) <= 4
+    assert len(set().union(*scorers.values())) == len(scorers), "no two on one device"
     assert (seen[-1].attacked, seen[-1].scored) == (18, 36)
     assert engine.run_plan(pickle_plan(planned), store_url, pools=Pools()).items == 0
 
