@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from jobs.output import print_line
 from pipeline import engine
 from pipeline.child_process import ChildProcess
 from pipeline.engine import Outcome
-from pipeline.errors import GnpError, MissingError
+from pipeline.errors import CapacityError, GnpError, MissingError
 from pipeline.ledger import Ledger
 from pipeline.ledger.progress import StageTotals
 from pipeline.plan.outline import Outline, PickledPlan
@@ -96,12 +96,17 @@ def run_job(
     stop = threading.Event()
     _interrupt_on_sigterm(stop)
     console.print("[dim]finding shards, resolving models[/dim]")
-    with item_log(log), ChildProcess() as child:
+    deadline = stop_deadline(stop, f"stopped while {store} did not answer; {RESUME_HINT}")
+    with item_log(log), ChildProcess() as child, deadline:
         resolving = child.begin(prepare, task="resolving the recipe", timeout_minutes=RESOLVE_MINUTES)
         if _is_empty(store):  # so there is work for Ray, which can start meanwhile
-            engine.connect(address)
+            try:
+                engine.connect(address)
+            except CapacityError:
+                resolving()  # what is wrong with the recipe comes first
+                raise
         prepared, pools = resolving()
-        with stop_deadline(stop, f"stopped while {store} did not answer; {RESUME_HINT}"), Display(console) as display:
+        with Display(console) as display:
             outcome = engine.run_plan(
                 prepared,
                 store,
@@ -113,9 +118,10 @@ def run_job(
                 on_progress=display.update,
                 on_notice=display.print_line,
             )
-    sys.stderr.writelines(_by_reason("failed", outcome.failed))
-    earlier = {failure.item: failure.reason for failure in outcome.listed}
-    sys.stderr.writelines(_by_reason("failed earlier, not retried", earlier))
+    for name, reason in outcome.failed.items():
+        sys.stderr.write(f"failed: {name}: {reason}\n")
+    for failure in outcome.listed:
+        sys.stderr.write(f"failed earlier, not retried: {failure.item}: {failure.reason}\n")
     if not prepared.outline.selections:
         print_line(console, "nothing to do: none of the recipe's shards was written in that time")
         return 0
@@ -128,15 +134,6 @@ def run_job(
         sys.stderr.write(f"failed: no image could be used: {_why_unusable(prepared.outline, store)}\n")
         return 1
     return 1 if outcome.incomplete > max_failed else 0
-
-
-def _by_reason(what: str, failures: Mapping[str, str]) -> Iterator[str]:
-    """A line for each reason, with the first item that failed for it: parts of a damaged shard fail alike."""
-    items: dict[str, list[str]] = {}
-    for item, reason in failures.items():
-        items.setdefault(reason, []).append(item)
-    for reason, (first, *others) in items.items():
-        yield f"{what}: {first}{f' and {len(others)} more' if others else ''}: {reason}\n"
 
 
 def _is_empty(store: str) -> bool:

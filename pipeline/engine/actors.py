@@ -116,7 +116,8 @@ class Actors:
         if ready and rest:  # workers of one pace end together: one wait per result would add up
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for future in ready:
-            yield waiting[future], self._result(waiting[future], future)
+            if waiting[future] in self._calls:  # what came before may have ended the worker
+                yield waiting[future], self._result(waiting[future], future)
 
     def _result(self, worker: WorkerRecord, future: Any) -> Placed | Started | ItemResult | Died:
         try:

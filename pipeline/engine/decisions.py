@@ -18,8 +18,9 @@ _LASTING = (RecipeError, SampleError, ShardError, WeightsError)
 START_TRIES = 5
 # An idle worker is kept this long: an item that failed, or that another run gives up, may still come to it.
 IDLE_S = 5.0
-# Scoring has fallen behind where more than this many items wait for each scorer.
-_BEHIND = 2
+# Scoring has fallen behind where more than this many items wait for each scorer; another is started once it has been so
+# for this long, since a scorer takes seconds to start.
+_BEHIND, _BEHIND_S = 2, 10.0
 # The longest pause between starts that fail.
 MAX_BACKOFF_S = 30.0
 
@@ -33,19 +34,27 @@ class Assignment:
     prefetch: Item | None
 
 
-def workers_wanted(state: SchedulerState, pool: Pool) -> int:
+def workers_wanted(state: SchedulerState, pool: Pool, now: float) -> int:
     """How many workers of a pool there is work for."""
     at_hand = min(pool.shape.count, pool.waiting + len(pool.in_state(WorkerState.BUSY)))
     if pool is state.generators:
         return at_hand
-    # Scorers start beside generators, so that loading the targets delays nothing; but never before a generator has its
-    # place on the cluster, which an idle scorer might take. There are more than at first where scoring falls behind.
+    # Scorers start beside generators, so that loading the targets delays nothing; but no more of them than generators
+    # have places on the cluster while one waits for its own, which an idle scorer might take.
+    placed = sum(bool(worker.node) for worker in state.generators.workers)
     at_first = pool.shape.count if pool.shape.at_first is None else pool.shape.at_first
     enough = max(len(pool.workers), at_first)
-    wanted = min(at_hand, enough + (pool.waiting > _BEHIND * enough))
-    if any(worker.node for worker in state.generators.workers):
+    more = pool.behind_since is not None and now - pool.behind_since > _BEHIND_S
+    wanted = min(at_hand, enough + more)
+    if placed:
         wanted = max(wanted, min(at_first, state.generators.waiting + len(state.busy)))
-    return wanted
+    return min(wanted, placed) if placed and state.generators.in_state(WorkerState.PENDING) else wanted
+
+
+def has_fallen_behind(state: SchedulerState) -> bool:
+    """Whether more items wait to be scored than the scorers will soon have done; any, once all are attacked."""
+    attacking = state.generators.waiting + len(state.generators.in_state(WorkerState.BUSY))
+    return state.scorers.waiting > (_BEHIND * len(state.scorers.workers) if attacking else 0)
 
 
 def to_release(state: SchedulerState, pool: Pool, now: float) -> list[WorkerRecord]:
@@ -61,18 +70,19 @@ def to_release(state: SchedulerState, pool: Pool, now: float) -> list[WorkerReco
         if not worker.has_started
         or (worker.state is WorkerState.IDLE and (place_needed or worker.since < now - IDLE_S))
     ]
-    free.sort(key=lambda worker: (worker.has_started, worker.prefetch is not None))
-    return free[: max(0, len(pool.workers) - workers_wanted(state, pool))]
+    order = list(WorkerState)  # what has cost least goes first
+    free.sort(key=lambda worker: (order.index(worker.state), worker.prefetch is not None, -worker.since))
+    return free[: max(0, len(pool.workers) - workers_wanted(state, pool, now))]
 
 
 def to_start(state: SchedulerState, pool: Pool, now: float) -> int:
     """How many workers of a pool to start now."""
-    return 0 if now < pool.start_not_before else max(0, workers_wanted(state, pool) - len(pool.workers))
+    return 0 if now < pool.start_not_before else max(0, workers_wanted(state, pool, now) - len(pool.workers))
 
 
-def lacks_worker(state: SchedulerState, pool: Pool) -> bool:
+def lacks_worker(state: SchedulerState, pool: Pool, now: float) -> bool:
     """Whether there is work for a pool of which no worker is up."""
-    return workers_wanted(state, pool) > 0 and not pool.has_started_worker
+    return workers_wanted(state, pool, now) > 0 and not pool.has_started_worker
 
 
 def start_failure(pool: Pool, now: float, *, limit_s: float) -> str | None:

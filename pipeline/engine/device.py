@@ -9,13 +9,8 @@ from pipeline.models import malloc
 
 
 def worker_device() -> torch.device:
-    """The GPU that Ray gave this worker, of whose memory it may take its share; the CPU where it gave none."""
-    if not (torch.cuda.is_available() and ray.get_gpu_ids()):
-        return torch.device("cpu")
-    share = ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)
-    if share < 1:
-        torch.cuda.set_per_process_memory_fraction(share)  # too much is then this worker's failure, not its neighbour's
-    return torch.device("cuda")
+    """The GPU that Ray gave this worker; the CPU where it gave none."""
+    return torch.device("cuda") if torch.cuda.is_available() and ray.get_gpu_ids() else torch.device("cpu")
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import ray.exceptions
@@ -200,7 +200,7 @@ def _lacking(
 ) -> list[Item]:
     """The items that lack something, without those that earlier runs gave up."""
     items = pending_items(outline, committed, workers=workers, part_counts=part_counts)
-    return [item for item in items if not _is_listed(item, listed, committed)]
+    return [item for item in items if not _is_listed(outline, item, listed, committed)]
 
 
 def _update_failures(
@@ -224,16 +224,19 @@ def _update_failures(
     return tuple(filter(holds, failures))
 
 
-def _is_listed(item: Item, listed: Sequence[Failure], committed: CommittedParts) -> bool:
-    """Whether earlier runs gave up each part of an item; these may have had other strides."""
+def _is_listed(outline: Outline, item: Item, listed: Sequence[Failure], committed: CommittedParts) -> bool:
+    """Whether earlier runs gave up each part of an item that lacks something; these may have had other strides."""
     shard = item.selection.shard.name
     failures = [failure for failure in listed if (failure.source, failure.shard) == (item.source, shard)]
+    if not failures:
+        return False
     # While the number of parts is unknown, strides repeat themselves after their least common multiple.
     repeat = math.lcm(item.stride, *(failure.stride for failure in failures))
     count = committed.part_count(shard) or item.offset + repeat
-    return bool(failures) and all(
+    return all(
         any(part % failure.stride == failure.offset for failure in failures)
         for part in range(item.offset, count, item.stride)
+        if not is_complete(outline, replace(item, offset=part, stride=count), committed)
     )
 
 

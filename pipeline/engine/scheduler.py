@@ -97,6 +97,7 @@ class Scheduler:
         while not stop.is_set() and self._has_work():
             self._read_nodes()
             self._requeue_unclaimed_item()
+            self._note_whether_scoring_falls_behind()
             for pool in self._schedule.pools:
                 self._resize(pool)
                 while (assignment := decisions.next_assignment(self._schedule, pool)) is not None:
@@ -128,7 +129,7 @@ class Scheduler:
         now = time.monotonic()
         for worker in decisions.to_release(self._schedule, pool, now):
             self._remove(worker)
-        if decisions.lacks_worker(self._schedule, pool):
+        if decisions.lacks_worker(self._schedule, pool, now):
             failure = decisions.start_failure(pool, now, limit_s=60 * self._limits.start_minutes)
             if failure is not None:
                 raise CapacityError(failure)
@@ -187,6 +188,13 @@ class Scheduler:
         attempt = self._schedule.tries["scorer", generator.item.name] + 1
         scorer.assigned(generator.item, None, attempt=attempt, now=time.monotonic(), is_early=True)
         self._actors.run(scorer)
+
+    def _note_whether_scoring_falls_behind(self) -> None:
+        scorers = self._schedule.scorers
+        if not decisions.has_fallen_behind(self._schedule):
+            scorers.behind_since = None
+        elif scorers.behind_since is None:
+            scorers.behind_since = time.monotonic()
 
     def _requeue_unclaimed_item(self) -> None:
         """Queues an item that another run had claimed and has left undone."""
@@ -325,7 +333,9 @@ class Scheduler:
             self.account.count_failed_item()
         try:
             Ledger(self._storage).record_failure(failure)
-            leases.release(self._storage, claim_path(self.plan_id, item), self.run)
+            claim = claim_path(self.plan_id, item)
+            if claim not in {claim_path(self.plan_id, other) for other in self._schedule.generators.items}:
+                leases.release(self._storage, claim, self.run)
         except StorageError as error:
             self._store_failed(str(error))
 

@@ -103,6 +103,7 @@ class Pool:
         failed_starts: How many starts in a row have failed.
         start_error: Why the last one did.
         start_not_before: No worker is started before this time.
+        behind_since: Since when it has fallen behind, by `decisions.has_fallen_behind`; None: it keeps up.
     """
 
     stage: StageName
@@ -113,6 +114,7 @@ class Pool:
     failed_starts: int = 0
     start_error: str = ""
     start_not_before: float = 0.0
+    behind_since: float | None = None
 
     def in_state(self, state: WorkerState) -> list[WorkerRecord]:
         """Its workers in one state."""
@@ -122,6 +124,12 @@ class Pool:
     def has_started_worker(self) -> bool:
         """Whether at least one worker is up."""
         return any(worker.has_started for worker in self.workers)
+
+    @property
+    def items(self) -> list[Item]:
+        """The items that wait or are worked on."""
+        in_hand = (item for worker in self.workers for item in (worker.item, worker.prefetch))
+        return [*self.queue, *(item for item in in_hand if item is not None)]
 
     @property
     def waiting(self) -> int:

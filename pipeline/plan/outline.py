@@ -104,23 +104,28 @@ def pending_items(
 ) -> list[Item]:
     """The items with missing results: whole shards, and parts of the last ones, so that workers end together.
 
+    A shard whose number of parts is unknown may be damaged; it is divided only where workers outnumber shards.
+
     Args:
         outline: The plan.
         committed: The committed parts of `all_scopes(outline)`.
         workers: The number of generators.
         part_counts: Shard → number of parts, as far as it is known of shards without a committed part.
     """
-    shards = [(source, selection) for source in outline.sources for selection in outline.selections]
-    pieces = max(_LAST_PIECES, -(-workers // max(len(shards), 1))) if workers > 1 else 1
+    shards = [Item(selection, source) for source in outline.sources for selection in outline.selections]
+    pending = incomplete_items(outline, shards, committed)
+    fewest = -(-workers // max(len({item.selection.shard.name for item in pending}), 1))
 
     def stride(position: int, shard: str) -> int:
-        count = committed.part_count(shard) or (part_counts or {}).get(shard, pieces)
-        return 1 if position < len(shards) - workers else min(pieces, count)
+        count = committed.part_count(shard) or (part_counts or {}).get(shard)
+        if count is None or workers == 1 or position < len(pending) - workers:
+            return fewest
+        return min(count, max(_LAST_PIECES, fewest))
 
     items = [
-        Item(selection, source, offset, step)
-        for position, (source, selection) in enumerate(shards)
-        for step in [stride(position, selection.shard.name)]
+        replace(item, offset=offset, stride=step)
+        for position, item in enumerate(pending)
+        for step in [stride(position, item.selection.shard.name)]
         for offset in range(step)
     ]
     return incomplete_items(outline, items, committed)

@@ -19,10 +19,10 @@ class Pools:
         scorers: Workers that score; `auto` puts them beside the generators, on the same devices, so that none is idle
             while either kind has work. As many start as scoring needs, by the time that a gradient of each source and
             a prediction of each target took before the run; more where scoring falls behind.
-        gpus_per_generator: GPUs of a generator; fractions share a device. By default about ½, beside a scorer's ½.
-            Ignored where there is none.
-        gpus_per_scorer: GPUs of a scorer, likewise. Where any of these four is given, generators and scorers have
-            separate devices, divided by the work.
+        gpus_per_generator: GPUs of a generator; fractions share a device. Ignored where there is none. Where this or
+            any other number of workers, GPUs or cores is given, generators and scorers no longer share devices, which
+            are divided by the work; it then is 1 by default, or ½ where there is one GPU only.
+        gpus_per_scorer: GPUs of a scorer, likewise.
         cpus_per_worker: Cores, and threads, of a worker; by default the cores that there are, shared out.
         item_minutes: An item (a shard, or some of its parts) that takes longer is stopped and counts as a failed try.
         start_minutes: The run ends with an error when no worker of a kind could start for this long, or when trying to
@@ -51,9 +51,9 @@ class Pools:
 
 
 # The shares of a device of a generator and a scorer beside each other. Two generators never fit on one GPU; nor more
-# generators on a machine than it has cores, at most 15.
+# generators on a machine than it has cores, at most 15. Scorers on a core never leave too little for a generator.
 _GPU_SHARES = 0.51, 0.49
-_CORE_SHARES = 0.95, 0.05
+_CORE_SHARES = 0.94, 0.004
 _MOST_SHARED_CORES = 15
 
 # Where a cluster's nodes declare one of these custom resources, workers of that kind start only on those nodes.
@@ -252,7 +252,7 @@ def _count_of(count: float, noun: str) -> str:
 
 
 def _default_cpus(nodes: Sequence[Node]) -> int:
-    """Cores of a worker without a GPU: at most eight workers per machine, for more would hold more copies of models."""
+    """Cores of a worker without a GPU, where devices are divided: at most eight workers per machine, for the memory."""
     return max(1, int(max(node.cpus for node in nodes)) // 8)
 
 

@@ -99,10 +99,19 @@ def prepare_plan(job: Job, storage: Storage, *, since: float = 0.0) -> PickledPl
             made, see `require_unchanged_shards`.
     """
     found = _find_shards(job.data, since)
-    part_counts = count_parts(found.selections, job)  # before models, which may take minutes to download
+    ledger = Ledger(storage)
+    # Before models, which may take minutes to download.
+    part_counts = count_parts(found.selections, job, is_new=_is_new(job, found.dataset, ledger))
     plan = _resolve_models(job, found, storage)
-    require_unchanged_shards(plan, Ledger(storage))
+    require_unchanged_shards(plan, ledger)
     return replace(pickle_plan(plan), part_counts=part_counts)
+
+
+def _is_new(job: Job, dataset: str, ledger: Ledger) -> bool:
+    """Whether nothing was made of a dataset before; for another program's images, nothing of these."""
+    external = [source.id for source in job.sources if isinstance(source, ExternalImages)]
+    made = [f"adversarial/{dataset}/{source}" for source in external] or [f"original/{dataset}"]
+    return not any(True for prefix in made for _ in ledger.list_units(prefix))
 
 
 def pickle_plan(plan: Plan) -> PickledPlan:

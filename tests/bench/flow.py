@@ -73,7 +73,7 @@ class Workload:
                 ("sources", "tf_efficientnet_lite0", "lite0", ""),
                 ("targets", "tf_efficientnet_lite0", "lite0", defense),
                 ("targets", "tf_efficientnet_lite1", "lite1", ""),
-                ("targets", "torchvision/squeezenet1_1", "squeezenet", ""),
+                ("targets", "tf_efficientnet_lite2", "lite2", ""),
             )
         )
         recipe = folder / "recipe.toml"

@@ -157,7 +157,7 @@ def _run(workload: Workload, folder: Path, images: int) -> tuple[float, list[dic
     store = Storage(f"{folder}/store", create=True)
     plan = pickle_plan(samples.make_plan(job, store.url))
     watch = _Watch()
-    outcome = engine.run_plan(plan, store.url, pools=Pools(generators=_CORES, scorers=1))
+    outcome = engine.run_plan(plan, store.url, pools=Pools())
     workers = watch.stop()
     assert not outcome.failed, outcome.failed
     originals = [stored.modified for stored in store.list("markers/original")]

@@ -26,12 +26,13 @@ def scenarios(place: Site) -> dict[str, Scenario]:
     """Every scenario by its short name, in the order of the campaign."""
     kill = processes.kill_repeatedly
     return {
-        "generator": partial(kill, fault="generator killed", kill=lambda: place.kill_worker("Generator"), count=12),
-        "scorer": partial(kill, fault="scorer killed", kill=lambda: place.kill_worker("Scorer"), count=12),
-        "node": partial(kill, fault="node killed", kill=place.kill_node, count=10),
-        "server": partial(kill, fault="S3 server killed and restarted", kill=place.kill_server, count=10),
-        "drain": partial(kill, fault="node drained (preemption notice)", kill=place.drain_node, count=4),
-        "driver": partial(kill, fault="driver killed, and run again", kill=lambda: True, count=6, driver=True),
+        "generator": partial(kill, fault="generator killed", kill=lambda _: place.kill_worker("Generator"), count=12),
+        "scorer": partial(kill, fault="scorer killed", kill=lambda _: place.kill_worker("Scorer"), count=12),
+        "both": processes.kill_in_both_stages,
+        "node": partial(kill, fault="node killed", kill=lambda _: place.kill_node(), count=10),
+        "server": partial(kill, fault="S3 server killed and restarted", kill=lambda _: place.kill_server(), count=10),
+        "drain": partial(kill, fault="node drained (preemption notice)", kill=lambda _: place.drain_node(), count=4),
+        "driver": partial(kill, fault="driver killed, and run again", kill=lambda _: True, count=6, driver=True),
         "all": processes.everything_at_once,
         **{kind: partial(storage_faults.storage_fault, kind=kind) for kind in storage_faults.SHARES},
         "disk": storage_faults.full_disk,

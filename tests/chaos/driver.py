@@ -51,12 +51,15 @@ class FaultyWorker(Worker):
     folder: Path
 
     def __init__(self, *arguments: Any) -> None:
-        if take_fault(self.folder, "fail-start"):
-            raise RuntimeError("injected: no device for this worker")
         super().__init__(*arguments)
         self._broken = False
         if (self.folder / "memory").exists():
             self._shrink_memory()
+
+    def load(self) -> None:
+        if take_fault(self.folder, "fail-start"):
+            raise RuntimeError("injected: no device for this worker")
+        super().load()
 
     def run(self, item: Item, attempt: int, following: Item | None = None) -> ItemResult:
         poison = self.folder / "poison"

@@ -6,26 +6,28 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from pipeline.ledger import Ledger
 from pipeline.storage import Storage
 from tests.chaos.proxy import Fault
 from tests.chaos.scenario import Campaign, Row, new_store
-from tests.chaos.site import NODES, Damage, compare
+from tests.chaos.site import LONG_INPUT, NODES, Damage, compare
 
 # A driver has to end within this time after SIGTERM.
 _STOP_S = 30
 
 
 def kill_repeatedly(
-    campaign: Campaign, fault: str, kill: Callable[[], bool], count: int, *, driver: bool = False
+    campaign: Campaign, fault: str, kill: Callable[[str], bool], count: int, *, driver: bool = False
 ) -> Row:
     """Kills one kind of process at random moments, in as many runs as it takes.
 
     Args:
         campaign: The campaign.
         fault: Description for the row.
-        kill: Kills one process; False where none of the kind was running.
+        kill: Given the run's store, kills one process; false where none of the kind was running.
         count: Kills at scale 1.
         driver: Whether the driver is killed, and run again each time.
     """
@@ -41,7 +43,7 @@ def kill_repeatedly(
         injected += campaign.site.run_with_faults(
             campaign.recipe,
             store,
-            kill,
+            partial(kill, store),
             times=count - injected,
             pause_s=(4.0, 9.0) if driver else (0.5, 4.0),
             driver=driver,
@@ -49,6 +51,21 @@ def kill_repeatedly(
         seconds += time.monotonic() - started - campaign.undisturbed_s
         damage += compare(campaign.reference, store)
     return Row(fault, injected, damage, seconds / max(1, injected))
+
+
+def kill_in_both_stages(campaign: Campaign) -> Row:
+    """Kills generators and scorers while parts of one shard's items are attacked and others of them are scored."""
+    site = campaign.site
+    one_shard = Campaign(site, scale=campaign.scale, shards=f"{LONG_INPUT}/s-*.tar")
+    to_attack = sum(unit.kind == "adversarial" for unit in one_shard.reference)
+
+    def kill(store: str) -> bool:
+        ledger = Ledger(Storage(store))
+        attacked, scored = (sum(1 for _ in ledger.list_units(kind)) for kind in ("adversarial", "transfer"))
+        in_both = scored > 0 and attacked < to_attack
+        return in_both and site.kill_worker(site.random.choice(("Generator", "Scorer")))
+
+    return kill_repeatedly(one_shard, fault="either killed, parts of one shard in both stages", kill=kill, count=12)
 
 
 def everything_at_once(campaign: Campaign) -> Row:

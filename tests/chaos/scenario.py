@@ -36,6 +36,7 @@ class Campaign:
     Args:
         site: Server, proxy and cluster.
         scale: 1 for the whole campaign; less for fewer injections.
+        shards: The input shards.
 
     Attributes:
         recipe: Recipe over the undamaged input shards.
@@ -44,10 +45,10 @@ class Campaign:
         undisturbed_s: Seconds that the run took, with warm caches.
     """
 
-    def __init__(self, site: Site, *, scale: float) -> None:
+    def __init__(self, site: Site, *, scale: float, shards: str = f"{INPUT}/s-*.tar") -> None:
         self.site = site
         self.scale = scale
-        self.recipe = site.recipe(f"{INPUT}/s-*.tar")
+        self.recipe = site.recipe(shards)
         site.complete(self.recipe, new_store())  # warms caches
         self.store = new_store()
         started = time.monotonic()

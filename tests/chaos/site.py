@@ -30,6 +30,9 @@ from tests.conftest import ROOT
 from tests.samples import CLASSES, SIDE, sample, write_shard
 
 INPUT = "s3://demo/input"
+# One shard of many parts.
+LONG_INPUT = "s3://demo/long"
+_LONG_PARTS = 24
 NODES = 3
 _PARTS_PER_SHARD = 2
 _PART_SIZE = 4
@@ -289,9 +292,11 @@ def site(folder: Path, *, seed: int, shards: int) -> Iterator[Site]:
 
 
 def write_input(built: Site, shards: int) -> None:
-    """Writes the input shards, `INPUT/s-00.tar` …, of `_PARTS_PER_SHARD` parts."""
+    """Writes the input shards, `INPUT/s-00.tar` …, of `_PARTS_PER_SHARD` parts, and one of many."""
     storage = Storage(INPUT, create=True)
     for number in range(shards):
         path = built.folder / "in" / f"s-{number:02d}.tar"
         write_shard(path, [sample(100 * number + index) for index in range(_PARTS_PER_SHARD * _PART_SIZE)])
         storage.put(path.name, path.read_bytes())
+    path = write_shard(built.folder / "s-long.tar", [sample(index) for index in range(_LONG_PARTS * _PART_SIZE)])
+    Storage(LONG_INPUT, create=True).put(path.name, path.read_bytes())

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT
 
 # A short campaign: one scenario of each kind, on fewer shards.
-FAULTS = ["scorer", "driver", "lost-response", "flip", "poison"]
+FAULTS = ["both", "driver", "lost-response", "flip", "poison"]
 
 
 @pytest.mark.journey

@@ -77,21 +77,45 @@ def test_as_many_workers_as_items_are_started_and_no_more_than_the_pool_holds() 
     assert decisions.to_start(many, many.scorers, NOW) == 1, "its models load while the generator's do"
 
 
-def test_more_scorers_start_where_scoring_falls_behind() -> None:
+def test_more_scorers_start_where_scoring_stays_behind() -> None:
     schedule = state(generators=[busy(item(0))], scorers=[worker("scorer", "n")], queue=[item(1)])
-    schedule.scorers.shape = WorkerShape(4, 0.0, 0.0, at_first=1)
-    schedule.scorers.queue.extend([item(20), item(21)])
-    assert decisions.to_start(schedule, schedule.scorers, NOW) == 0, "they are scored in their turn"
-    schedule.scorers.queue.append(item(22))
+    scorers = schedule.scorers
+    scorers.shape = WorkerShape(4, 0.0, 0.0, at_first=1)
+    scorers.queue.extend([item(20), item(21)])
+    assert not decisions.has_fallen_behind(schedule), "they are scored in their turn"
+    scorers.queue.append(item(22))
+    assert decisions.has_fallen_behind(schedule)
+    scorers.behind_since = NOW
+    assert decisions.to_start(schedule, scorers, NOW + 9) == 0, "not for a moment"
+    assert decisions.to_start(schedule, scorers, NOW + 11) == 1
+    scorers.workers.append(worker("scorer"))
+    assert not decisions.has_fallen_behind(schedule), "three wait for two"
+    schedule.generators.workers[0].finished(NOW)
+    schedule.generators.queue.clear()
+    assert decisions.has_fallen_behind(schedule), "nothing else is left to do"
+
+
+def test_scorers_leave_pending_generators_their_places() -> None:
+    schedule = state(generators=[worker(node="n"), worker()], queue=[item(0), item(1)])
+    schedule.scorers.shape = WorkerShape(4, 0.0, 0.0)
     assert decisions.to_start(schedule, schedule.scorers, NOW) == 1
-    schedule.scorers.workers.append(worker("scorer"))
-    assert decisions.to_start(schedule, schedule.scorers, NOW) == 0, "three wait for two"
+    schedule.scorers.workers += [worker("scorer", "n"), worker("scorer", "n", since=NOW - 1)]
+    assert decisions.to_release(schedule, schedule.scorers, NOW) == [schedule.scorers.workers[0]]
+    schedule.generators.workers[1].placed("n", NOW)
+    assert decisions.to_release(schedule, schedule.scorers, NOW) == []
+
+
+def test_of_workers_that_are_not_needed_those_go_first_that_have_cost_least() -> None:
+    idle, starting, pending = worker(node="n", since=NOW - 99), WorkerRecord("generator", NOW), worker()
+    starting.placed("n", NOW)
+    schedule = state(generators=[idle, starting, pending])
+    assert decisions.to_release(schedule, schedule.generators, NOW) == [pending, starting, idle]
 
 
 def test_starts_that_fail_are_repeated_after_a_pause_and_end_the_run_at_last() -> None:
     schedule = state(queue=[item(0)])
     pool = schedule.generators
-    assert decisions.lacks_worker(schedule, pool)
+    assert decisions.lacks_worker(schedule, pool, NOW)
     assert decisions.start_failure(pool, NOW + 60, limit_s=61) is None
     assert decisions.start_failure(pool, NOW + 62, limit_s=61) == (
         "no generator could start, in 0 tries and 1.0 minutes: the cluster has no room for it"
