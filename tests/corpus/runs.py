@@ -2,10 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
+from jobs.runners import generate
 from pipeline.data import codec
-from tests.corpus.cases import Refusal, case, gnp
+from tests.corpus import cases
+from tests.corpus.cases import Refusal, case
 from tests.samples import SIDE, jpeg, sample, write_recipe, write_shard
+
+
+def gnp(*arguments: object) -> str:
+    """As `cases.gnp`, but Ray does not start meanwhile: it would be that of this process, and of all cases after it."""
+    with mock.patch.object(generate, "_is_empty", return_value=False):
+        return cases.gnp(*arguments)
+
 
 # Samples of the only shard, lines of `[data]`, attacks, and the line.
 SHARDS: Mapping[str, tuple[Sequence[Mapping[str, object]], str, str, str]] = {
