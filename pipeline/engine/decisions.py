@@ -48,7 +48,8 @@ def workers_wanted(state: SchedulerState, pool: Pool, now: float) -> int:
     wanted = min(at_hand, enough + more)
     if placed:
         wanted = max(wanted, min(at_first, state.generators.waiting + len(state.busy)))
-    return min(wanted, placed) if placed and state.generators.in_state(WorkerState.PENDING) else wanted
+    may_take_place = placed and state.generators.in_state(WorkerState.PENDING) and not pool.shape.resource
+    return min(wanted, placed) if may_take_place else wanted
 
 
 def has_fallen_behind(state: SchedulerState) -> bool:

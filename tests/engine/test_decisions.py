@@ -101,6 +101,9 @@ def test_scorers_leave_pending_generators_their_places() -> None:
     assert decisions.to_start(schedule, schedule.scorers, NOW) == 1
     schedule.scorers.workers += [worker("scorer", "n"), worker("scorer", "n", since=NOW - 1)]
     assert decisions.to_release(schedule, schedule.scorers, NOW) == [schedule.scorers.workers[0]]
+    schedule.scorers.shape = WorkerShape(4, 0.0, 0.0, "gnp_scorer")
+    assert decisions.to_release(schedule, schedule.scorers, NOW) == [], "on nodes of their own they are in nobody's way"
+    schedule.scorers.shape = WorkerShape(4, 0.0, 0.0)
     schedule.generators.workers[1].placed("n", NOW)
     assert decisions.to_release(schedule, schedule.scorers, NOW) == []
 
