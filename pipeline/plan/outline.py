@@ -104,7 +104,8 @@ def pending_items(
 ) -> list[Item]:
     """The items with missing results: whole shards, and parts of the last ones, so that workers end together.
 
-    A shard whose number of parts is unknown may be damaged; it is divided only where workers outnumber shards.
+    A shard whose number of parts is unknown may be damaged; it is divided only where workers outnumber the plan's
+    shards.
 
     Args:
         outline: The plan.
@@ -114,13 +115,15 @@ def pending_items(
     """
     shards = [Item(selection, source) for source in outline.sources for selection in outline.selections]
     pending = incomplete_items(outline, shards, committed)
-    fewest = -(-workers // max(len({item.selection.shard.name for item in pending}), 1))
+    shard_count = max(len({item.selection.shard.name for item in pending}), 1)
 
     def stride(position: int, shard: str) -> int:
         count = committed.part_count(shard) or (part_counts or {}).get(shard)
-        if count is None or workers == 1 or position < len(pending) - workers:
-            return fewest
-        return min(count, max(_LAST_PIECES, fewest))
+        if count is None:
+            return -(-workers // max(len(outline.selections), 1))
+        if workers == 1 or position < len(pending) - workers:
+            return 1
+        return min(count, max(_LAST_PIECES, -(-workers // shard_count)))
 
     items = [
         replace(item, offset=offset, stride=step)

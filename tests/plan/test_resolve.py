@@ -80,11 +80,17 @@ def test_the_last_shards_are_split_into_strided_items(job: Job, ledger: Ledger) 
         return [(item.selection.shard.name, item.offset, item.stride) for item in items]
 
     whole = [("s-0", 0, 1), ("s-1", 0, 1)]
+    eight = [("s-1", offset, 8) for offset in range(8)]
     assert strides(1, s_0=9, s_1=9) == whole, "one worker ends together with itself"
     assert strides(2) == whole, "they may be damaged"
     assert len(strides(2, s_0=9, s_1=9)) == 16
     assert strides(2, s_0=2) == [("s-0", 0, 2), ("s-0", 1, 2), ("s-1", 0, 1)], "not more pieces than parts"
     assert len(strides(100)) == 2 * 50, "a piece for each worker"
+    commit_all(ledger, make_plan(job), Part("s-0", 0, 1))
+    committed = ledger.list_committed(outline.all_scopes(planned))
+    assert strides(2) == [("s-1", 0, 1)], "the only one that is left may be damaged"
+    assert strides(2, s_1=9) == eight
+    committed = ledger.list_committed([])
     longer = replace(planned, selections=(*[planned.selections[0]] * 9, planned.selections[1]))
     items = outline.pending_items(longer, committed, workers=2, part_counts={"s-0": 9, "s-1": 9})
     assert [item.stride for item in items] == [1] * 8 + [8] * 16
