@@ -100,7 +100,9 @@ class FusedConvolution(nn.Module):
         kernel = self._kernels[sides, dtype]
         if has_onednn_routines(dtype):
             return convolve(images, kernel, self.ceiling)
-        output = F.conv2d(images, kernel.weight, kernel.bias, self.stride, kernel.padding, self.dilation, self.groups)
+        output = F.conv2d(
+            images, kernel.convolution.weight, kernel.bias, self.stride, kernel.padding, self.dilation, self.groups
+        )
         return output if self.ceiling is None else output.clamp(0, self.ceiling)
 
     @torch.inference_mode(False)  # the kernel is cached, and its first call may be one without gradients

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 from collections import Counter
 
 import pytest
@@ -79,11 +80,11 @@ def test_outputs_and_derivatives_are_the_same(name: str, activation: type[nn.ReL
         assert float((single.double() - exact).norm()) <= 1e-5 * float(exact.norm())
 
 
-def test_image_sizes_may_change_between_calls() -> None:
+def test_shapes_may_change_between_calls() -> None:
     plain, _ = convolution("same")
     fused = FusedConvolution(copy.deepcopy(plain).float(), None)
-    for rows, columns in ((9, 10), (10, 10), (9, 9), (9, 10)):
-        images = torch.randn(1, 8, rows, columns)
+    for count, rows, columns in ((1, 9, 10), (1, 10, 10), (3, 9, 9), (1, 9, 9), (1, 9, 10), (0, 9, 10)):
+        images = torch.randn(count, 8, rows, columns)
         torch.testing.assert_close(fused(images).double(), plain(images.double()), rtol=1e-5, atol=1e-5)
 
 
@@ -92,6 +93,15 @@ def test_the_type_may_change_after_a_call() -> None:
     fused = FusedConvolution(copy.deepcopy(plain).float(), float("inf"))
     fused(images.float())
     torch.testing.assert_close(fused.double()(images), plain(images).relu())
+
+
+def test_a_called_convolution_can_be_copied_and_pickled() -> None:
+    plain, images = convolution("stem")
+    fused = FusedConvolution(plain.float(), float("inf"))
+    inputs = images.float().requires_grad_()
+    grad(fused(inputs).sum(), inputs)  # also orders the weights of the adjoint
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert torch.equal(other(inputs), fused(inputs))
 
 
 @pytest.mark.parametrize("has_routines", [True, False])
@@ -228,9 +238,10 @@ def test_same_padding_with_dilation_is_left_to_torch() -> None:
     assert fuse_convolutions(network, 15) is network
 
 
-def test_a_convolution_first_called_in_inference_mode_can_be_differentiated() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # computed by oneDNN, and by torch
+def test_a_convolution_first_called_in_inference_mode_can_be_differentiated(dtype: torch.dtype) -> None:
     plain, images = convolution("same")
-    fused = FusedConvolution(plain, None)  # float64: computed by torch
+    fused, images = FusedConvolution(plain.to(dtype), None), images.to(dtype)
     with torch.inference_mode():
         fused(images)
     inputs = images.requires_grad_()
