@@ -48,7 +48,7 @@ cluster: $(VENV)/installed  ## the demo submitted to a Ray cluster of three node
 loop: $(VENV)/installed  ## attack, train, attack again, on digits: 9 minutes
 	$(BIN)/python -m jobs.loop
 
-scale: $(VENV)/installed  ## 100,000 parts on a real S3 server, a 5 GB shard, 100,000 items: time, memory, requests
+scale: $(VENV)/installed  ## a million markers on a real S3 server, a 5 GB shard, 100,000 items: time, memory, requests
 	$(BIN)/python -m tests.scale
 
 bench: $(VENV)/installed  ## how fast: gradients beside other libraries', the pipeline, the engine, files, growth; a quarter of an hour

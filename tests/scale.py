@@ -1,6 +1,6 @@
 """`make scale`: time, memory and requests at scale; a program, not a test: `python -m tests.scale --only a`.
 
-    a    resuming a plan with 100,000 parts on a real S3 server: time, memory, requests
+    a    resuming a plan with a million markers on a real S3 server, without and with its index: time, memory, requests
     b    a shard of 5 GB of large photographs through both stages: peak memory of the process
     c    the driver's memory after 1,000, 10,000 and 100,000 items, with a real Ray and workers that do nothing
 
@@ -37,6 +37,7 @@ from pipeline.data.sample import Part, ShardFile
 from pipeline.engine import actors, scheduler
 from pipeline.engine.worker import ItemResult, Worker
 from pipeline.ledger import Ledger, make_id
+from pipeline.ledger.finished_shards import index_finished_shards
 from pipeline.plan import outline
 from pipeline.plan.outline import Item, Outline, PickledPlan, ShardSelection
 from pipeline.plan.pools import Node, Pools, size_pools
@@ -44,9 +45,9 @@ from pipeline.storage import Storage
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "scale.json"
-SHARDS, PARTS = 1_000, 100
+SHARDS, PARTS = 2_500, 100
 # (shard, part) → the index of the one of its four markers that is missing.
-UNFINISHED = {(3, 0): 0, (3, 1): 1, (3, 99): 3, (500, 50): 2, (500, 51): 3, (999, 0): 1, (999, 99): 3}
+UNFINISHED = {(3, 0): 0, (3, 1): 1, (3, 99): 3, (500, 50): 2, (500, 51): 3, (2499, 0): 1, (2499, 99): 3}
 PHOTOGRAPHS, SIDE = 500, 1862
 ITEMS = (1_000, 10_000, 100_000)
 
@@ -79,7 +80,7 @@ def measured(function: Callable[..., dict[str, Any]], *arguments: object, **envi
 
 
 def large_plan() -> Outline:
-    """A plan of 1,000 shards, one source, one attack and one target: four markers per part."""
+    """A plan of 2,500 shards, one source, one attack and one target: four markers per part."""
     shards = [ShardFile(f"s3://in/s-{n:05d}.tar", f"s-{n:05d}", 10**9, f"v{n}") for n in range(SHARDS)]
     model = {"model": "resnet50.tv_in1k", "digest": "0" * 64, "policy": "direct", "input_size": 224}
     described = {
@@ -123,7 +124,7 @@ def resume(url: str) -> dict[str, Any]:
             counting.enter_context(_count_requests(name, requests))
         planned, ledger, before = large_plan(), Ledger(Storage(url)), peak_mb()
         started, cpu = time.monotonic(), time.process_time()
-        committed = ledger.list_committed(outline.all_scopes(planned))
+        committed = ledger.list_committed(outline.all_scopes(planned), shards=planned.record["shards"])
         listed = time.monotonic()
         items = outline.pending_items(planned, committed)
         ended, cpu = time.monotonic(), time.process_time() - cpu
@@ -140,6 +141,15 @@ def resume(url: str) -> dict[str, Any]:
         "before_mb": round(before),
         "requests": dict(requests),
     }
+
+
+def write_index(url: str) -> dict[str, Any]:
+    """What a run adds to the index of finished shards on the way, all at once."""
+    planned, ledger = large_plan(), Ledger(Storage(url))
+    committed = ledger.list_committed(outline.all_scopes(planned))
+    started = time.monotonic()
+    index_finished_shards(ledger.storage, committed, planned.record["shards"])
+    return {"seconds": round(time.monotonic() - started, 2), "records": len(list(ledger.storage.list("finished")))}
 
 
 _STATUS_PROGRAM = """
@@ -182,25 +192,34 @@ def row_a() -> dict[str, Any]:
         keys = asyncio.run(fill(Storage(url), large_markers(large_plan())))
         filled = time.monotonic() - started
         Ledger(Storage(url)).record_plan(large_plan().record)
-        found = measured(resume, url)
-        found["status"] = measure_status(url)
-    found |= {"parts": SHARDS * PARTS, "keys": keys, "filled_s": round(filled)}
-    small = found["peak_mb"] < 500 and found["status"]["peak_mb"] < 500
-    fast = found["seconds"] < 10 and found["status"]["seconds"] < 10
-    found["ok"] = small and fast and not found["requests"].get("get")
-    lists, cpu_s = found["requests"]["list"], found["cpu_s"]
-    # At 50 ms per listing: one after another, or as many at a time as the ledger has readers; and this process's CPU.
-    found["extrapolated"] = [
-        {
-            "keys": many,
-            "requests": round(lists * many / keys),
-            "one_stream_s": round(lists * many / keys * 0.05),
-            "32_streams_s": round(lists * many / keys * 0.05 / 32, 1),
-            "cpu_s": round(cpu_s * many / keys, 1),
-        }
-        for many in (1_000_000, 4_000_000, 20_000_000)
-    ]
-    return found
+        without_index = measured(resume, url) | {"status": measure_status(url)}
+        index = measured(write_index, url)
+        with_index = measured(resume, url) | {"status": measure_status(url)}
+    small = all(
+        peak < 500 for each in (without_index, with_index) for peak in (each["peak_mb"], each["status"]["peak_mb"])
+    )
+    fast = with_index["seconds"] < 5 and with_index["status"]["seconds"] < 5
+    lists, cpu_s = without_index["requests"]["list"], without_index["cpu_s"]
+    return {
+        "parts": SHARDS * PARTS,
+        "keys": keys,
+        "filled_s": round(filled),
+        "without_index": without_index,
+        "index": index,
+        "with_index": with_index,
+        "ok": small and fast and not without_index["requests"].get("get"),
+        # At 50 ms per listing, one after another or as many at a time as the ledger has readers; and this process's CPU.
+        "extrapolated_without_index": [
+            {
+                "keys": many,
+                "requests": round(lists * many / keys),
+                "one_stream_s": round(lists * many / keys * 0.05),
+                "32_streams_s": round(lists * many / keys * 0.05 / 32, 1),
+                "cpu_s": round(cpu_s * many / keys, 1),
+            }
+            for many in (4_000_000, 20_000_000)
+        ],
+    }
 
 
 # --- b: a large shard -------------------------------------------------------------------------------------------------

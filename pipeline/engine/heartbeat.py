@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pipeline.engine.scheduler import Scheduler
 from pipeline.errors import StorageError
 from pipeline.ledger import Ledger, leases
-from pipeline.ledger.progress import Progress, Tally, measure_progress
+from pipeline.ledger.finished_shards import index_finished_shards
+from pipeline.ledger.progress import Progress, Tally, count_progress, list_plan
 from pipeline.plan.outline import PickledPlan
 from pipeline.storage import Storage
 
@@ -47,10 +48,16 @@ def progress_reports(
     scheduler: Scheduler,
     on_progress: Callable[[Progress, Tally], None],
 ) -> Iterator[None]:
-    """While entered, reports progress as the store shows it; listing the store takes at most 1/20 of the time."""
+    """While entered, reports progress as the store shows it; listing the store takes at most 1/20 of the time.
+
+    What is finished is added to the index of finished shards on the way.
+    """
+    record = plan.outline.record
 
     def report() -> None:
-        on_progress(measure_progress(plan.outline.record, ledger, plan.part_counts), scheduler.tally())
+        committed = list_plan(record, ledger)
+        on_progress(count_progress(record, committed, plan.part_counts), scheduler.tally())
+        index_finished_shards(ledger.storage, committed, record["shards"])
 
     try:
         with _repeated(report, lambda took_s: max(1.0, 20 * took_s), name="progress"):

@@ -101,7 +101,7 @@ def run_plan(
             notices = child.call(retry, task="trying quarantined images again", timeout_minutes=pools.item_minutes)
             for line in notices:
                 on_notice(line)
-        committed = ledger.list_committed(all_scopes(outline))
+        committed = _list_committed(outline, ledger)
         listed = _update_failures(outline, ledger, plan_id, committed, retry=retry_failed)
         work = _WorkDone(committed)
         if _lacking(outline, committed, listed):
@@ -174,7 +174,7 @@ def _work(scheduler: Scheduler, outline: Outline, ledger: Ledger, stop: threadin
     try:
         for _ in range(ATTEMPTS):
             scheduler.work([item for item in items if item.name not in scheduler.failed], stop)
-            committed = ledger.list_committed(all_scopes(outline))
+            committed = _list_committed(outline, ledger)
             items = incomplete_items(outline, items, committed)
             if stop.is_set() or scheduler.failed.keys() >= {item.name for item in items}:
                 break
@@ -188,6 +188,11 @@ def _work(scheduler: Scheduler, outline: Outline, ledger: Ledger, stop: threadin
     totals = scheduler.account.totals
     failed = {**lost, **given_up}
     return _WorkDone(committed, len(scheduler.items), failed, totals["generator"], totals["scorer"], stopped)
+
+
+def _list_committed(outline: Outline, ledger: Ledger) -> CommittedParts:
+    shards = {selection.shard.name for selection in outline.selections}
+    return ledger.list_committed(all_scopes(outline), shards=shards)
 
 
 def _lacking(

@@ -1,6 +1,7 @@
 """Which parts are committed, read off the names of markers alone: one request lists 1,000."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.ledger.keys import Unit, parse_part_file
@@ -28,6 +29,11 @@ class CommittedParts:
         """The committed parts of a shard in a scope: bit i for part i."""
         return self.scopes[scope].get(shard, (0, 0))[1]
 
+    def is_finished(self, shard: str) -> bool:
+        """Whether every part of a shard is committed in every scope."""
+        count = self.part_count(shard)
+        return count is not None and all(self.part_bits(scope, shard) == (1 << count) - 1 for scope in self.scopes)
+
 
 def list_scope(storage: Storage, scope: str, *, shard: str = "") -> dict[str, tuple[int, int]]:
     """The committed parts of one scope, as in `CommittedParts.scopes`.
@@ -37,10 +43,36 @@ def list_scope(storage: Storage, scope: str, *, shard: str = "") -> dict[str, tu
         scope: Such as `clean/DATASET/TARGET`.
         shard: Only this shard; by default all.
     """
+    folder = f"markers/{scope}/{shard}" if shard else f"markers/{scope}"
+    return _parts_by_shard(scope, (stored.key for stored in storage.list(folder)))
+
+
+def list_scope_without(
+    storage: Storage, scope: str, shards: Sequence[str], known: Mapping[str, int]
+) -> dict[str, tuple[int, int]]:
+    """The committed parts of some shards in one scope, some of which are known to be finished and are not listed.
+
+    Args:
+        storage: The store.
+        scope: Such as `clean/DATASET/TARGET`.
+        shards: The shards, in `key_order`.
+        known: Finished shard → number of its parts.
+    """
+    keys: Iterator[str] = (
+        stored.key
+        for is_known, neighbours in itertools.groupby(shards, known.__contains__)
+        if not is_known
+        for stored in storage.list_neighbours(f"markers/{scope}", list(neighbours))
+    )
+    listed = _parts_by_shard(scope, keys)
+    return listed | {shard: (known[shard], (1 << known[shard]) - 1) for shard in shards if shard in known}
+
+
+def _parts_by_shard(scope: str, keys: Iterable[str]) -> dict[str, tuple[int, int]]:
     shards: dict[str, tuple[int, int]] = {}
     start = len(f"markers/{scope}/")
-    for stored in storage.list(f"markers/{scope}/{shard}" if shard else f"markers/{scope}"):
-        name, _, file = stored.key[start:].rpartition("/")
+    for key in keys:
+        name, _, file = key[start:].rpartition("/")
         part = parse_part_file(file)
         if part is not None and "/" not in name:
             index, count = part

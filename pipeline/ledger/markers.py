@@ -14,10 +14,11 @@ from typing import Any
 
 from pipeline.data.sample import Part
 from pipeline.errors import IntegrityError, MissingError, RecipeError
-from pipeline.ledger.committed import CommittedParts, list_scope
+from pipeline.ledger import finished_shards
+from pipeline.ledger.committed import CommittedParts, list_scope, list_scope_without
 from pipeline.ledger.keys import UNIT_KINDS, Unit, fingerprint, parse_marker_key, unit_from_record
 from pipeline.ledger.plans import Failure, missing_from_plan
-from pipeline.storage import Storage, sha256
+from pipeline.storage import Storage, key_order, sha256
 
 _READERS = 32
 
@@ -110,6 +111,9 @@ class Ledger:
         """
         if not parts:
             return
+        shards = {part.shard for part in parts}
+        records = finished_shards.read_records(self.storage, dataset)
+        self.storage.delete([key for key, record in records.items() if shards & record.shards.keys()])
         for kind in reversed(UNIT_KINDS):
             units = self.list_units(f"{kind}/{dataset}")
             self.storage.delete([unit.marker_key for unit in units if unit.part in parts])
@@ -125,19 +129,27 @@ class Ledger:
             if unit is not None:
                 yield unit
 
-    def list_committed(self, scopes: Iterable[str], *, shard: str = "") -> CommittedParts:
+    def list_committed(self, scopes: Iterable[str], *, shard: str = "", shards: Iterable[str] = ()) -> CommittedParts:
         """The committed parts of some scopes, such as `clean/DATASET/TARGET`, listed in parallel.
 
         No marker is read, so planning and progress rest on this.
 
         Args:
-            scopes: The scopes.
+            scopes: The scopes, all of one dataset.
             shard: Only this shard; by default all.
+            shards: The only shards that matter, so that those in the index of finished shards are not listed.
         """
         scopes = list(scopes)
+        known = finished_shards.finished_shards(self.storage, scopes) if shards else {}
+        ordered = key_order(shards)
+
+        def list_one(scope: str) -> dict[str, tuple[int, int]]:
+            if finished := known.get(scope):
+                return list_scope_without(self.storage, scope, ordered, finished)
+            return list_scope(self.storage, scope, shard=shard)
+
         with ThreadPoolExecutor(_READERS) as pool:
-            listed = pool.map(lambda scope: list_scope(self.storage, scope, shard=shard), scopes)
-            return CommittedParts(dict(zip(scopes, listed, strict=True)))
+            return CommittedParts(dict(zip(scopes, pool.map(list_one, scopes), strict=True)))
 
     def read_marker(self, unit: Unit) -> Marker:
         """A unit's marker.

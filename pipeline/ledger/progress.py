@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from pipeline.data.sample import Part
-from pipeline.ledger import Ledger, Unit
+from pipeline.ledger import CommittedParts, Ledger, Unit
 
 # Names of a source, an attack and a target.
 SourceAttackTarget: TypeAlias = tuple[str, str, str]
@@ -102,25 +102,29 @@ class Tally:
     seconds: float
 
 
-def measure_progress(plan: Mapping[str, Any], ledger: Ledger, part_counts: Mapping[str, int] | None = None) -> Progress:
-    """Progress of a plan, from one listing of each of its folders of markers.
+def measure_progress(plan: Mapping[str, Any], ledger: Ledger) -> Progress:
+    """Progress of a recorded plan, as `Ledger.read_plan` returns it."""
+    return count_progress(plan, list_plan(plan, ledger))
+
+
+def list_plan(plan: Mapping[str, Any], ledger: Ledger) -> CommittedParts:
+    """What is committed of a recorded plan, from one listing of each of its folders of markers."""
+    original, attacked, scored = _plan_scopes(plan)
+    return ledger.list_committed([original, *attacked, *scored], shards=plan["shards"])
+
+
+def count_progress(
+    plan: Mapping[str, Any], committed: CommittedParts, part_counts: Mapping[str, int] | None = None
+) -> Progress:
+    """Progress of a plan.
 
     Args:
-        plan: The recorded plan, as `Ledger.read_plan` returns it.
-        ledger: The store.
+        plan: The recorded plan.
+        committed: What is committed of it.
         part_counts: Shard → number of parts, as far as it is known of shards without a committed part.
     """
-    dataset, shards = plan["dataset"], plan["shards"]
-    attacks = [(source, attack) for source in plan["sources"] for attack in plan["attacks"]]
-    part = Part("", 0, 1)
-    original = Unit(dataset, part).scope
-    attacked = [Unit(dataset, part, source, attack).scope for source, attack in attacks]
-    scored = [
-        Unit(dataset, part, source, attack, target).scope
-        for source, attack in [("", ""), *attacks]
-        for target in plan["targets"]
-    ]
-    committed = ledger.list_committed([original, *attacked, *scored])
+    _, attacked, scored = _plan_scopes(plan)
+    shards = plan["shards"]
     counts = {shard: committed.part_count(shard) or (part_counts or {}).get(shard) for shard in shards}
     known = {shard: count for shard, count in counts.items() if count is not None}
     parts = sum(known.values())
@@ -135,4 +139,19 @@ def measure_progress(plan: Mapping[str, Any], ledger: Ledger, part_counts: Mappi
         to_score=parts * len(scored),
         shards_known=len(known),
         shards=len(shards),
+    )
+
+
+def _plan_scopes(plan: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
+    """The scopes of a plan's originals, of its adversarial images, and of its results."""
+    dataset, part = plan["dataset"], Part("", 0, 1)
+    attacks = [(source, attack) for source in plan["sources"] for attack in plan["attacks"]]
+    return (
+        Unit(dataset, part).scope,
+        [Unit(dataset, part, source, attack).scope for source, attack in attacks],
+        [
+            Unit(dataset, part, source, attack, target).scope
+            for source, attack in [("", ""), *attacks]
+            for target in plan["targets"]
+        ],
     )

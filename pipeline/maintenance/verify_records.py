@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.errors import GnpError, IntegrityError, MissingError
-from pipeline.ledger import Ledger, Unit, missing_from_plan, parse_marker_key
+from pipeline.ledger import Ledger, Unit, finished_shards, missing_from_plan, parse_marker_key
 from pipeline.maintenance import manifest
 
 
@@ -32,6 +32,7 @@ def check_records(ledger: Ledger, committed: set[Unit]) -> Iterator[Problem]:
     """
     yield from _unknown_markers(ledger)
     yield from _missing_results(ledger, committed)
+    yield from _index_of_finished_shards(ledger)
     storage = ledger.storage
     weights = [stored.key for stored in storage.list("weights")]
     for key in weights:
@@ -72,6 +73,16 @@ def _missing_results(ledger: Ledger, committed: set[Unit]) -> Iterator[Problem]:
             if address not in reported:
                 reported.add(address)
                 yield Problem(address, f"{message}; {remedy}")
+
+
+def _index_of_finished_shards(ledger: Ledger) -> Iterator[Problem]:
+    storage = ledger.storage
+    for stored in storage.list("finished"):
+        try:
+            if not finished_shards.is_true(storage, finished_shards.read_record(storage, stored.key)):
+                yield Problem(storage.url_of(stored.key), "says that shards are finished which lack parts; remove it")
+        except GnpError as error:
+            yield Problem(storage.url_of(stored.key), str(error))
 
 
 def _model_records(ledger: Ledger, weights: set[str]) -> Iterator[Problem]:

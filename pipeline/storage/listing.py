@@ -39,13 +39,14 @@ def to_stored_object(meta: "ObjectMeta") -> StoredObject:
     return StoredObject(meta["path"], int(meta["size"]), str(meta["e_tag"] or modified), modified.timestamp())
 
 
-def list_objects(store: LocalStore | S3Store, prefix: str, *, url: str) -> Iterator[StoredObject]:
+def list_objects(store: LocalStore | S3Store, prefix: str, *, url: str, after: str = "") -> Iterator[StoredObject]:
     """Every object below the folder `prefix`, in no promised order.
 
     Args:
         store: The client.
         prefix: Folder below the store's root; "" for all.
         url: URL of the folder, for messages.
+        after: Only objects whose keys come after this one; on S3 alone.
 
     Raises:
         StorageError: The store failed.
@@ -55,7 +56,7 @@ def list_objects(store: LocalStore | S3Store, prefix: str, *, url: str) -> Itera
             for chunk in obstore.list(store, prefix or None, chunk_size=_PAGE_SIZE):
                 yield from map(to_stored_object, chunk)
         return
-    after: str | None = None  # S3 lists in the order of keys, so a page that breaks off is requested again
+    # S3 lists in the order of keys, so a page that breaks off is requested again.
     while page := _list_page(store, prefix, after, url=url):
         yield from page
         if len(page) < _PAGE_SIZE:  # the client fills its pages, so a short one is the last
@@ -64,8 +65,8 @@ def list_objects(store: LocalStore | S3Store, prefix: str, *, url: str) -> Itera
 
 
 @retry_transient
-def _list_page(store: S3Store, prefix: str, after: str | None, *, url: str) -> tuple[StoredObject, ...]:
+def _list_page(store: S3Store, prefix: str, after: str, *, url: str) -> tuple[StoredObject, ...]:
     """The next objects below a folder, in the order of keys; empty at the end."""
     with translated_errors(url):
-        pages = obstore.list(store, prefix or None, offset=after, chunk_size=_PAGE_SIZE)
+        pages = obstore.list(store, prefix or None, offset=after or None, chunk_size=_PAGE_SIZE)
         return tuple(to_stored_object(meta) for meta in next(iter(pages), ()))

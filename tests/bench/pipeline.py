@@ -5,6 +5,7 @@ in processes of their own before and after it, with the same network, images and
 """
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from jobs.demo import assets
 from jobs.runners.curvature import first_images
 from pipeline import engine
 from pipeline.attack.batch import AdmixPool
-from pipeline.attack.recipe import build
+from pipeline.attack.recipe import Attack, build
 from pipeline.data import codec, parts, shards
 from pipeline.models import malloc, registry
 from pipeline.models.spec import ModelSpec, TargetSpec
@@ -43,6 +45,8 @@ _CORES = len(os.sched_getaffinity(0))
 _BARE_S = 20.0
 _RUN_S = 110.0
 _STEPS = 10
+_PART = 32
+_GRADIENTS = 2 * _STEPS  # the penalty takes two a step
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,10 @@ class Workload:
         return ModelSpec(self.network, checkpoint=str(path), input_size=224)
 
     def job(self, folder: Path, images: int) -> Job:
-        """I-FGSM on this number of photographs, in parts of one batch each; the target costs next to nothing."""
+        """The penalty with momentum on photographs, with a target that costs next to nothing."""
         demo = load_recipe(_ROOT / "jobs" / "recipes" / "demo.toml").job()
         photographs = first_images(demo.data, 20)
-        per_shard = images // (2 * _CORES)  # whole batches; memory is handed back between shards
+        per_shard = images // (2 * _CORES)  # whole parts; two shards for each worker
         for start in range(0, images, per_shard):
             chosen = [index % 20 for index in range(start, start + per_shard)]
             some = parts.select(photographs, chosen)
@@ -79,12 +83,16 @@ class Workload:
         target = folder / "target.safetensors"
         save_file(timm.create_model("test_resnet").state_dict(), target)
         return Job(
-            data=replace(demo.data, name="bench", shards=(f"{folder}/*.tar",), part_size=self.batch),
+            data=replace(demo.data, name="bench", shards=(f"{folder}/*.tar",), part_size=_PART),
             sources=(self.model(folder),),
-            attacks=(build("i", epsilon=demo.attacks[0].epsilon, steps=_STEPS),),
+            attacks=(_attack(),),
             targets=(TargetSpec("test_resnet", checkpoint=str(target), input_size=64),),
             batch_size=self.batch,
         )
+
+
+def _attack() -> Attack:
+    return build("gnp+mi", epsilon=Fraction(8, 255), steps=_STEPS)
 
 
 def pipeline() -> list[Figure]:
@@ -101,7 +109,7 @@ def _measure(workload: Workload) -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         before = _bare_loops(workload, folder)
-        images = 2 * _CORES * workload.batch * max(1, round(_RUN_S * sum(before) / workload.batch / (2 * _CORES)))
+        images = 2 * _CORES * _PART * math.ceil(_RUN_S * sum(before) / _PART / (2 * _CORES))
         rate, workers = _run(workload, folder, images)
         after = _bare_loops(workload, folder)
     bare = [sum(before), sum(after)]
@@ -138,7 +146,7 @@ def bare_loop(network: str, batch: str, folder: str) -> None:
         storage = Storage(store, create=True)
         resolved = registry.resolve_source(workload.model(Path(folder)), storage, classes=1000)
         source = registry.load_source(resolved, storage, classes=1000, device=torch.device("cpu"))
-    attack = build("i", epsilon=demo.attacks[0].epsilon, steps=_STEPS)
+    attack = _attack()
     images, keys = codec.to_float(some.pixels), [str(index) for index in range(workload.batch)]
     pool = AdmixPool(some.pixels, some.labels)
     attack(source, images, some.labels, keys, pool=pool)
@@ -148,7 +156,7 @@ def bare_loop(network: str, batch: str, folder: str) -> None:
         count += workload.batch
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     rate = count / (time.perf_counter() - started)
-    sys.stdout.write(json.dumps({"rate": rate, "faults": faults / (count * _STEPS / workload.batch)}) + "\n")
+    sys.stdout.write(json.dumps({"rate": rate, "faults": faults / (count * _GRADIENTS / workload.batch)}) + "\n")
 
 
 def _run(workload: Workload, folder: Path, images: int) -> tuple[float, list[dict[str, float]]]:
@@ -163,7 +171,7 @@ def _run(workload: Workload, folder: Path, images: int) -> tuple[float, list[dic
     originals = [stored.modified for stored in store.list("markers/original")]
     adversarial = [stored.modified for stored in store.list("markers/adversarial")]
     seconds = max(adversarial) - min(originals)
-    gradients = outcome.made.images * _STEPS / workload.batch / len(workers)
+    gradients = outcome.made.images * _GRADIENTS / workload.batch / len(workers)
     return outcome.made.images / seconds, [
         {"faults": worker["faults"] / gradients, "busy": worker["cpu_s"] / seconds} for worker in workers
     ]
@@ -190,7 +198,7 @@ class _Watch:
         ]
 
     def _watch(self) -> None:
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(2.0):
             for process in psutil.process_iter(["pid", "cmdline"]):
                 if any(part.startswith("ray::Generator") for part in process.info["cmdline"] or ()):
                     self._read(process)
