@@ -208,7 +208,7 @@ def row_a() -> dict[str, Any]:
         "index": index,
         "with_index": with_index,
         "ok": small and fast and not without_index["requests"].get("get"),
-        # At 50 ms per listing, one after another or as many at a time as the ledger has readers; and this process's CPU.
+        # At 50 ms per listing, one after another or as many at a time as the ledger has readers; this process's CPU.
         "extrapolated_without_index": [
             {
                 "keys": many,

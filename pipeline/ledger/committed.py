@@ -55,7 +55,7 @@ def list_scope_without(
     Args:
         storage: The store.
         scope: Such as `clean/DATASET/TARGET`.
-        shards: The shards, in `key_order`.
+        shards: The shards, sorted.
         known: Finished shard → number of its parts.
     """
     keys: Iterator[str] = (

@@ -10,14 +10,14 @@ it may be deleted at any time.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import IntegrityError, MissingError
 from pipeline.ledger.committed import CommittedParts, list_scope_without
 from pipeline.ledger.keys import fingerprint
-from pipeline.storage import Storage, key_order
+from pipeline.storage import Storage, have_one_order
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,9 @@ def index_finished_shards(storage: Storage, committed: CommittedParts, shards: I
         committed: The committed parts, as `Ledger.list_committed` has found them.
         shards: The shards that the scopes are meant to have.
     """
-    scopes = tuple(committed.scopes)
+    shards, scopes = list(shards), tuple(committed.scopes)
+    if not have_one_order(shards):
+        return
     known = finished_shards(storage, scopes)
     indexed = set.intersection(*(set(known[scope]) for scope in scopes))
     for block in _finished_blocks(committed, shards, indexed):
@@ -79,7 +81,7 @@ def index_finished_shards(storage: Storage, committed: CommittedParts, shards: I
 
 def is_true(storage: Storage, record: FinishedShards) -> bool:
     """Whether the markers of which a record tells are there: lists them."""
-    shards = key_order(record.shards)
+    shards = sorted(record.shards)
     committed = CommittedParts({scope: list_scope_without(storage, scope, shards, {}) for scope in record.scopes})
     return all(
         committed.part_count(shard) == count and committed.is_finished(shard) for shard, count in record.shards.items()
@@ -91,7 +93,7 @@ def _finished_blocks(
 ) -> Iterator[FinishedShards]:
     """Blocks of finished shards that are worth a record: neighbours, so that the others are listed in few requests."""
     scopes, block, markers = tuple(committed.scopes), dict[str, int](), 0
-    for shard in key_order(shards):
+    for shard in sorted(shards):
         count = committed.part_count(shard)
         if count is None or shard in indexed or not committed.is_finished(shard):
             block, markers = {}, 0
@@ -101,6 +103,13 @@ def _finished_blocks(
         if markers >= _BLOCK_MARKERS:
             yield FinishedShards(scopes, block)
             block, markers = {}, 0
+
+
+def remove_records(storage: Storage, dataset: str, shards: Set[str]) -> None:
+    """Removes the records of some shards, whose markers are about to be removed."""
+    stale = [key for key, record in read_records(storage, dataset).items() if shards & record.shards.keys()]
+    if stale:
+        storage.delete(stale)
 
 
 def read_records(storage: Storage, dataset: str) -> dict[str, FinishedShards]:

@@ -18,7 +18,7 @@ from pipeline.ledger import finished_shards
 from pipeline.ledger.committed import CommittedParts, list_scope, list_scope_without
 from pipeline.ledger.keys import UNIT_KINDS, Unit, fingerprint, parse_marker_key, unit_from_record
 from pipeline.ledger.plans import Failure, missing_from_plan
-from pipeline.storage import Storage, key_order, sha256
+from pipeline.storage import Storage, have_one_order, sha256
 
 _READERS = 32
 
@@ -111,9 +111,7 @@ class Ledger:
         """
         if not parts:
             return
-        shards = {part.shard for part in parts}
-        records = finished_shards.read_records(self.storage, dataset)
-        self.storage.delete([key for key, record in records.items() if shards & record.shards.keys()])
+        finished_shards.remove_records(self.storage, dataset, {part.shard for part in parts})
         for kind in reversed(UNIT_KINDS):
             units = self.list_units(f"{kind}/{dataset}")
             self.storage.delete([unit.marker_key for unit in units if unit.part in parts])
@@ -140,8 +138,9 @@ class Ledger:
             shards: The only shards that matter, so that those in the index of finished shards are not listed.
         """
         scopes = list(scopes)
-        known = finished_shards.finished_shards(self.storage, scopes) if shards else {}
-        ordered = key_order(shards)
+        ordered = sorted(shards)
+        has_index = bool(ordered) and have_one_order(ordered)
+        known = finished_shards.finished_shards(self.storage, scopes) if has_index else {}
 
         def list_one(scope: str) -> dict[str, tuple[int, int]]:
             if finished := known.get(scope):

@@ -14,7 +14,7 @@ is read again before it counts as damage, because a byte can flip on the way as 
 
 from pipeline.storage.listing import StoredObject
 from pipeline.storage.records import json_sha256, sha256
-from pipeline.storage.store import Storage, key_order
+from pipeline.storage.store import Storage, have_one_order
 from pipeline.storage.urls import absolute_url, split_url
 
-__all__ = ["Storage", "StoredObject", "absolute_url", "json_sha256", "key_order", "sha256", "split_url"]
+__all__ = ["Storage", "StoredObject", "absolute_url", "have_one_order", "json_sha256", "sha256", "split_url"]

@@ -25,9 +25,10 @@ _READ_ATTEMPTS = 4
 _DELETE_BATCH = 1000
 
 
-def key_order(folders: Iterable[str]) -> list[str]:
-    """Names of folders in the order in which a store lists their objects."""
-    return sorted(folders, key=lambda name: f"{name}/")
+def have_one_order(folders: Iterable[str]) -> bool:
+    """Whether all stores list these folders in the order of their names: some compare names, some whole keys."""
+    names = list(folders)
+    return sorted(names) == sorted(names, key=lambda name: f"{name}/")
 
 
 class Storage:
@@ -143,14 +144,16 @@ class Storage:
 
         Args:
             prefix: The folder.
-            folders: Names of sub-folders in `key_order`. Objects of others that lie between them are listed as well.
+            folders: Names of sub-folders, sorted; they must have one order (`have_one_order`). Objects of others that
+                lie between them are listed as well.
 
         Raises:
             StorageError: The store failed.
         """
         if self._folder is not None:
             return itertools.chain.from_iterable(self.list(f"{prefix}/{name}") for name in folders)
-        stored = list_objects(self._store, prefix, url=self.url_of(prefix), after=f"{prefix}/{folders[0]}")
+        start = f"{prefix}/{folders[0]}/!"  # before any letter or digit; the client drops a slash at the end
+        stored = list_objects(self._store, prefix, url=self.url_of(prefix), after=start)
         end = f"{prefix}/{folders[-1]}" + chr(ord("/") + 1)
         return itertools.takewhile(lambda each: each.key < end, stored)
 
