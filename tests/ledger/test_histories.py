@@ -1,7 +1,8 @@
 """Random schedules against the ledger and the leases: what is committed never changes, whatever happens.
 
 Some runs work on a few units in one store. They are cut off, do the same work twice, lose responses, miss heartbeats
-and come back; clocks are wrong; garbage is collected. The ledger must be consistent after every step.
+and come back; clocks are wrong; garbage is collected; shards are indexed as finished, and parts revoked. The ledger
+must be consistent after every step.
 """
 
 import os
@@ -21,7 +22,7 @@ from hypothesis.stateful import (
 
 from pipeline.data.sample import Part
 from pipeline.errors import StorageError
-from pipeline.ledger import Unit, markers
+from pipeline.ledger import CommittedParts, Unit, finished_shards, markers
 from pipeline.maintenance import garbage
 from pipeline.storage import folder, sha256
 from tests.conftest import TRIED
@@ -52,6 +53,7 @@ class Histories(RunRules):
         self.files: dict[Unit, dict[Path, bytes]] = {}
         self.open: list[Delivery] = []
         self.garbage_found: list[garbage.Garbage] = []
+        self.seen: CommittedParts | None = None
 
     def teardown(self) -> None:
         try:
@@ -141,6 +143,32 @@ class Histories(RunRules):
         self.open = [delivery for delivery in self.open if delivery.writer != writer]
         self.start_new_run(writer)
 
+    # The index of finished shards
+
+    @rule()
+    def list_for_index(self) -> None:
+        """As a run's progress report does; what it has seen may be written to the index some steps later."""
+        self.seen = self.list_with_index()
+
+    @precondition(lambda self: self.seen is not None)
+    @rule()
+    def write_index(self) -> None:
+        assert self.seen is not None
+        finished_shards.index_finished_shards(self.storage, self.seen, ["s"])
+
+    @precondition(lambda self: not self.alive)
+    @rule(index=st.integers(0, 1))
+    def revoke_part(self, index: int) -> None:
+        """Nobody else may be at work then; whoever has lost its lease may still write what it has seen."""
+        self.ledger.revoke("d-0", [Part("s", index, 2)])
+        for unit in UNITS:
+            if unit.part.index == index:
+                self.committed.pop(unit, None)
+                self.files.pop(unit, None)
+
+    def list_with_index(self) -> CommittedParts:
+        return self.ledger.list_committed({unit.scope: None for unit in UNITS}, shards=["s"])
+
     # Time and garbage
 
     @rule()
@@ -182,6 +210,7 @@ class Histories(RunRules):
     @invariant()
     def committed_data_is_unchanged(self) -> None:
         committed = self.ledger.list_committed({unit.scope: None for unit in UNITS})
+        assert self.list_with_index() == committed, "the index says what is not so"
         listed = list(self.ledger.list_units("adversarial"))
         assert len(listed) == len(set(listed))
         assert set(listed) == set(self.committed) == {unit for unit in UNITS if unit in committed}
@@ -212,7 +241,9 @@ def data_of(unit: Unit, device: int) -> bytes:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without syncs and threads, which would take most of a step's time."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(markers, "ThreadPoolExecutor", SequentialPool)
+    for module in (markers, finished_shards):
+        monkeypatch.setattr(module, "ThreadPoolExecutor", SequentialPool)
+    monkeypatch.setattr(finished_shards, "_BLOCK_MARKERS", len(UNITS))
 
 
 @pytest.mark.journey
