@@ -69,13 +69,13 @@ class Worker:
 
     def load(self) -> None:
         """Loads what its items need; called next."""
-        from pipeline.engine import device
+        from pipeline.models import device
         from pipeline.plan.resolve import unpickle_plan
         from pipeline.stages import STAGES
 
         self._device = device
         device.configure(self._threads)
-        where = device.worker_device()
+        where = device.gpu_or_cpu(has_gpu=bool(ray.get_gpu_ids()))
         if self._kind == "generator" and where.type == "cpu":
             os.nice(_NICE)  # scorers on the same cores come first: what is there to score is scored at once
         self._ledger = Ledger(Storage(self._store))

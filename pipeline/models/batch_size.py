@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import CapacityError
 from pipeline.models import malloc
+from pipeline.models.device import is_out_of_memory, release_memory
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,6 @@ log = logging.getLogger(__name__)
 _WORTHWHILE_TIME = 0.95
 # Largest share of the free memory, as another attack may need more.
 _MOST_MEMORY = 0.8
-
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")
 
 
 def run_in_batches(function: Callable[[slice], Tensor], count: int, size: int) -> tuple[list[Tensor], int]:
@@ -43,7 +42,7 @@ def run_in_batches(function: Callable[[slice], Tensor], count: int, size: int) -
         try:
             results.append(function(slice(start, min(start + size, count))))
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         else:
@@ -54,8 +53,7 @@ def run_in_batches(function: Callable[[slice], Tensor], count: int, size: int) -
             raise CapacityError(f"one image does not fit into the device's memory: {reason}")
         size = max(1, size // 2)
         log.warning("out of memory; continuing with %d images at a time (%s)", size, reason)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return results, size
 
 
@@ -76,10 +74,15 @@ def fastest_batch_size(function: Callable[[int], object], *, most: int, device: 
         try:
             image_s = min(_seconds(function, size, device) for _ in range(2)) / size
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
+            failure = str(error)
+        else:
+            failure = ""
+        if failure:  # outside of the handler, as above
+            release_memory(device)
             if size == 1:
-                raise CapacityError(f"one image does not fit into the device's memory: {error}") from error
+                raise CapacityError(f"one image does not fit into the device's memory: {failure}")
             break
         used = memory.used_share()
         if image_s < _WORTHWHILE_TIME * least_s and (size == 1 or used <= _MOST_MEMORY):
@@ -141,11 +144,3 @@ def _read_kilobytes(file: Path) -> dict[str, float]:
     if not file.exists():
         return {}
     return {line.split(":")[0]: int(line.split()[1]) for line in file.read_text().splitlines() if line.endswith(" kB")}
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # A CPU's allocator raises a plain RuntimeError, and so does its convolution library, which does not say why.
-    message = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        phrase in message for phrase in _CPU_OUT_OF_MEMORY
-    )

@@ -65,13 +65,18 @@ def test_a_recipe_sets_the_precision_per_attack_and_may_list_several(tmp_path: P
 _Pass = tuple[str, torch.dtype, bool]
 
 
+def _tf32_is_allowed() -> bool:
+    cudnn: Any = torch.backends.cudnn
+    return "tf32" in (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision)
+
+
 class _PassRecorder(torch.autograd.Function):
     """The identity; records the precision of the forward, backward and double backward pass."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, passes: set[_Pass], name: str) -> Tensor:
         ctx.passes, ctx.name = passes, name
-        passes.add((name, images.dtype, torch.backends.cuda.matmul.allow_tf32))
+        passes.add((name, images.dtype, _tf32_is_allowed()))
         return images.clone()
 
     @staticmethod
@@ -105,13 +110,14 @@ def test_only_the_network_and_its_derivatives_use_the_precision(
     network = _RecordingNetwork().requires_grad_(False)
     images, labels = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
     parts = {"gnp": GradientNormPenalty(form="exact")}
+    before = _tf32_is_allowed()
     adversarial = build("gnp+mi", epsilon=EPSILON, parts=parts, precision=precision)(
         network, images, labels, ["a", "b"]
     )
     assert {(used, allowed) for _, used, allowed in network.passes} == {(dtype, tf32)}
     assert {"f", "f'", "f''"} <= {name for name, _, _ in network.passes}
     assert adversarial.dtype == torch.float32
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert _tf32_is_allowed() == before
     assert not torch.is_autocast_enabled("cpu")
 
 

@@ -1,0 +1,99 @@
+"""What a device's errors mean, and the settings of torch that other programs may have made before."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipeline.errors import CapacityError
+from pipeline.models.batch_size import fastest_batch_size, run_in_batches
+from pipeline.models.device import is_broken_by, is_out_of_memory
+from tests.conftest import ROOT
+
+# As CUDA, cuDNN and cuBLAS word it.
+OUT_OF_MEMORY: list[Exception] = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("FIND was unable to find an engine to execute this computation"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+]
+BROKEN: list[Exception] = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_a_lack_of_memory_halves_the_batch_under_every_name(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_broken_by(error)
+
+    def at_most_two(batch: slice) -> torch.Tensor:
+        if batch.stop - batch.start > 2:
+            raise error
+        return torch.arange(batch.start, batch.stop)
+
+    results, size = run_in_batches(at_most_two, 8, 8)
+    assert (torch.cat(results).tolist(), size) == (list(range(8)), 2)
+
+
+@pytest.mark.parametrize("error", BROKEN, ids=str)
+def test_a_broken_device_is_no_lack_of_memory(error: Exception) -> None:
+    assert is_broken_by(error)
+    assert not is_out_of_memory(error)
+
+
+def test_memory_is_handed_back_after_a_size_that_did_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[torch.device] = []
+    monkeypatch.setattr("pipeline.models.batch_size.release_memory", released.append)
+
+    def at_most_two(size: int) -> None:
+        if size > 2:
+            raise OUT_OF_MEMORY[1]
+
+    cpu = torch.device("cpu")
+    assert fastest_batch_size(at_most_two, most=64, device=cpu) <= 2
+    assert released == [cpu]
+    with pytest.raises(CapacityError, match="one image does not fit"):
+        fastest_batch_size(lambda _: at_most_two(3), most=64, device=cpu)
+
+
+_PROGRAM = """
+import torch
+from pipeline.attack import precision
+precision._HAS_PRECISIONS = {new}
+{before}
+read = precision._read_switches
+was = read()
+with precision.compute_in("float32", torch.device("cpu")):
+    assert read() == {off}, read()
+    with precision.compute_in("tf32", torch.device("cpu")):
+        assert read() == {on}, read()
+    assert read() == {off}, read()
+assert read() == was, (read(), was)
+{after}
+"""
+# What a program may have set before: nothing, the flags before torch 2.9, those since, or what sets both.
+BEFORE = {
+    "nothing": "",
+    "old-on": "torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True",
+    "old-off": "torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False",
+    "new-on": 'torch.backends.fp32_precision = "tf32"',
+    "new-mixed": 'torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = "ieee", "tf32"',
+    "matmul": 'torch.set_float32_matmul_precision("high")',
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_tf32_is_set_and_restored_whichever_flags_are_in_use(before: str) -> None:
+    program = _PROGRAM.format(new=True, on=("tf32", "tf32"), off=("ieee", "ieee"), before=BEFORE[before], after="")
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("before", ["nothing", "old-on", "old-off"])
+def test_tf32_is_set_and_restored_on_a_torch_that_has_the_old_flags_only(before: str) -> None:
+    program = _PROGRAM.format(new=False, on=(True, True), off=(False, False), before=BEFORE[before], after="")
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
