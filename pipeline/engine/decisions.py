@@ -122,14 +122,14 @@ def next_early_scoring(state: SchedulerState) -> tuple[WorkerRecord, WorkerRecor
         worker
         for worker in state.generators.in_state(WorkerState.BUSY)
         if worker.item is not None
-        and worker.totals.parts > worker.handed_over
+        and worker.totals.units > worker.handed_over
         and worker.item not in scored
         and state.tries["scorer", worker.item.name] < ATTEMPTS
     ]
     scorer = next((each for each in state.scorers.in_state(WorkerState.IDLE) if each.node not in state.draining), None)
     if scorer is None or not generators:
         return None
-    return scorer, max(generators, key=lambda worker: worker.totals.parts - worker.handed_over)
+    return scorer, max(generators, key=lambda worker: worker.totals.units - worker.handed_over)
 
 
 def _next_position(state: SchedulerState, pool: Pool, node: str) -> int | None:

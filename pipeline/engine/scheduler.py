@@ -184,7 +184,7 @@ class Scheduler:
     def _score_early(self, scorer: WorkerRecord, generator: WorkerRecord) -> None:
         """Has a scorer score what a generator has committed of its item so far; the item is done later."""
         assert generator.item is not None
-        generator.handed_over = generator.totals.parts
+        generator.handed_over = generator.totals.units
         attempt = self._schedule.tries["scorer", generator.item.name] + 1
         scorer.assigned(generator.item, None, attempt=attempt, now=time.monotonic(), is_early=True)
         self._actors.run(scorer)

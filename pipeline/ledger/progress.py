@@ -28,6 +28,7 @@ class StageTotals:
         fooled: Those of the eligible on which the attack succeeded.
         clean: By target, clean images that it has classified.
         correct: Those of the clean that it classifies correctly.
+        originals: Original parts added to the store.
     """
 
     parts: int = 0
@@ -38,6 +39,12 @@ class StageTotals:
     fooled: Mapping[SourceAttackTarget, int] = field(default_factory=dict)
     clean: Mapping[str, int] = field(default_factory=dict)
     correct: Mapping[str, int] = field(default_factory=dict)
+    originals: int = 0
+
+    @property
+    def units(self) -> int:
+        """Parts of all kinds added to the store."""
+        return self.parts + self.originals
 
     def __add__(self, other: "StageTotals") -> "StageTotals":
         return StageTotals(
@@ -49,6 +56,7 @@ class StageTotals:
             _sum_by_key(self.fooled, other.fooled),
             _sum_by_key(self.clean, other.clean),
             _sum_by_key(self.correct, other.correct),
+            self.originals + other.originals,
         )
 
 

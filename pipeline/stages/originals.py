@@ -121,7 +121,7 @@ class OriginalParts:
         }
         with stage.timed("put", item):
             marker = stage.ledger.commit(Unit(self._dataset, part), tar, "tar", facts)
-        stage.add_totals(StageTotals(quarantined=len(quarantined)), item)
+        stage.add_totals(StageTotals(originals=1, quarantined=len(quarantined)), item)
         return images if marker.fact("pixels_sha256") == pixels_sha256 else self._read(part)
 
     def _decode(self, sample: Sample | RejectedSample) -> tuple[Sample, Tensor] | RejectedSample:

@@ -149,7 +149,7 @@ def bare_loop(network: str, batch: str, folder: str) -> None:
     attack = _attack()
     images, keys = codec.to_float(some.pixels), [str(index) for index in range(workload.batch)]
     pool = AdmixPool(some.pixels, some.labels)
-    attack(source, images, some.labels, keys, pool=pool)
+    replace(attack, steps=1)(source, images, some.labels, keys, pool=pool)
     faults, started, count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter(), 0
     while time.perf_counter() - started < _BARE_S:
         attack(source, images, some.labels, keys, pool=pool)

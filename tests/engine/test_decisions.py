@@ -287,6 +287,14 @@ def test_an_idle_scorer_scores_what_is_committed_of_an_item_that_is_still_attack
     assert decisions.next_early_scoring(schedule) is None, "until a generator has committed more"
 
 
+def test_originals_are_scored_before_the_first_attack_is_done() -> None:
+    generator, scorer = busy(item(0)), worker("scorer", "n")
+    schedule = state(generators=[generator], scorers=[scorer])
+    assert decisions.next_early_scoring(schedule) is None
+    generator.totals = StageTotals(originals=1)
+    assert decisions.next_early_scoring(schedule) == (scorer, generator)
+
+
 def test_an_item_is_scored_by_one_scorer_at_a_time() -> None:
     generator, early, idle = committed(item(0), 5), busy(item(0), "scorer"), worker("scorer", "n")
     schedule = state(generators=[generator], scorers=[early, idle])
