@@ -27,7 +27,8 @@ from jobs.demo import assets
 from jobs.runners.curvature import first_images
 from pipeline import engine
 from pipeline.attack.batch import AdmixPool
-from pipeline.attack.recipe import Attack, build
+from pipeline.attack.loop import Iterative
+from pipeline.attack.recipe import build
 from pipeline.data import codec, parts, shards
 from pipeline.models import malloc, registry
 from pipeline.models.spec import ModelSpec, TargetSpec
@@ -91,8 +92,10 @@ class Workload:
         )
 
 
-def _attack() -> Attack:
-    return build("gnp+mi", epsilon=Fraction(8, 255), steps=_STEPS)
+def _attack() -> Iterative:
+    attack = build("gnp+mi", epsilon=Fraction(8, 255), steps=_STEPS)
+    assert isinstance(attack, Iterative)
+    return attack
 
 
 def pipeline() -> list[Figure]:
