@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -45,6 +46,7 @@ _DEMO = _ROOT / "build" / "demo"
 _CORES = len(os.sched_getaffinity(0))
 _BARE_S = 20.0
 _RUN_S = 110.0
+_WARM_UP_S = 30.0
 _STEPS = 10
 _PART = 32
 _GRADIENTS = 2 * _STEPS  # the penalty takes two a step
@@ -174,31 +176,32 @@ def _run(workload: Workload, folder: Path, images: int) -> tuple[float, list[dic
     originals = [stored.modified for stored in store.list("markers/original")]
     adversarial = [stored.modified for stored in store.list("markers/adversarial")]
     seconds = max(adversarial) - min(originals)
-    gradients = outcome.made.images * _GRADIENTS / workload.batch / len(workers)
+    gradients_per_s = outcome.made.images * _GRADIENTS / workload.batch / len(workers) / seconds
     return outcome.made.images / seconds, [
-        {"faults": worker["faults"] / gradients, "busy": worker["cpu_s"] / seconds} for worker in workers
+        {"faults": worker["faults"] / worker["at"] / gradients_per_s, "busy": worker["cpu_s"] / worker["at"]}
+        for worker in workers
     ]
 
 
 class _Watch:
-    """Page faults and processor time of every generator, read off the system from its first item on."""
+    """Page faults and processor time of every generator, read off the system from its first half minute's work on."""
 
     def __init__(self) -> None:
-        self._first: dict[int, dict[str, float]] = {}
-        self._last: dict[int, dict[str, float]] = {}
+        self._samples: dict[int, list[dict[str, float]]] = defaultdict(list)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def stop(self) -> list[dict[str, float]]:
-        """What each generator has used."""
+        """What each generator has used since then, and in how many seconds (`at`)."""
         self._stop.set()
         self._thread.join()
-        return [
-            {name: self._last[pid][name] - first[name] for name in first}
-            for pid, first in self._first.items()
-            if self._last[pid]["cpu_s"] - first["cpu_s"] > 1
-        ]
+        used = []
+        for readings in self._samples.values():
+            warm = [each for each in readings if each["cpu_s"] - readings[0]["cpu_s"] > _WARM_UP_S]
+            if len(warm) > 1:
+                used.append({name: warm[-1][name] - warm[0][name] for name in warm[0]})
+        return used
 
     def _watch(self) -> None:
         while not self._stop.wait(2.0):
@@ -212,6 +215,5 @@ class _Watch:
             times = process.cpu_times()
         except (OSError, psutil.Error):
             return
-        used = {"faults": float(fields[7]), "cpu_s": times.user + times.system}
-        self._first.setdefault(process.pid, used)
-        self._last[process.pid] = used
+        used = {"faults": float(fields[7]), "cpu_s": times.user + times.system, "at": time.monotonic()}
+        self._samples[process.pid].append(used)
