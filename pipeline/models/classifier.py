@@ -3,12 +3,14 @@
 import copy
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.attack.precision import compute_in
 from pipeline.models.batchnorm_folding import fold_batchnorms
 from pipeline.models.cpu_fusion import fuse_convolutions
 
@@ -95,7 +97,30 @@ def resize(images: Tensor, *, policy: Policy, input_size: int, interpolation: st
 def _resample(images: Tensor, height: int, width: int, interpolation: str) -> Tensor:
     if images.shape[-2:] == (height, width):
         return images
-    return F.interpolate(images, (height, width), mode=interpolation, align_corners=False, antialias=True)
+    if images.device.type == "cpu":
+        return F.interpolate(images, (height, width), mode=interpolation, align_corners=False, antialias=True)
+    return resample_by_products(images, height, width, interpolation)
+
+
+def resample_by_products(images: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """Images (B, C, H, W) as `torch.nn.functional.interpolate` resizes them with antialiasing, as two matrix products.
+
+    The backward pass of `interpolate` on a GPU adds in an order that changes from call to call; that of products does
+    not. Products are in full precision, whatever the context.
+    """
+    rows = _resampling_matrix(images.shape[-2], height, interpolation, images.device)
+    columns = _resampling_matrix(images.shape[-1], width, interpolation, images.device)
+    with compute_in("float32", images.device):
+        return rows.to(images.dtype) @ images @ columns.to(images.dtype).mT
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # the matrix is kept, and its first use may be one without gradients
+def _resampling_matrix(before: int, after: int, interpolation: str, device: torch.device) -> Tensor:
+    """The linear map of a line of pixels to another length, (after, before) float32: its columns are resized units."""
+    units = torch.eye(before).view(1, 1, before, before)
+    matrix = F.interpolate(units, (after, before), mode=interpolation, align_corners=False, antialias=True)
+    return matrix[0, 0].to(device)
 
 
 def state_digest(network: nn.Module) -> str:
