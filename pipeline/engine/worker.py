@@ -75,7 +75,9 @@ class Worker:
 
         self._device = device
         device.configure(self._threads)
-        where = device.gpu_or_cpu(has_gpu=bool(ray.get_gpu_ids()))
+        gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
+        where = device.gpu_or_cpu(has_gpu=gpus > 0)
+        device.keep_to_share(where, gpus)
         if self._kind == "generator" and where.type == "cpu":
             os.nice(_NICE)  # scorers on the same cores come first: what is there to score is scored at once
         self._ledger = Ledger(Storage(self._store))

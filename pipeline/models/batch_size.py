@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import CapacityError
 from pipeline.models import malloc
-from pipeline.models.device import is_out_of_memory, release_memory
+from pipeline.models.device import free_gpu_memory_bytes, is_out_of_memory, release_memory
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +110,7 @@ class _PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self._before: float = torch.cuda.memory_allocated(device)
-            # Memory that this process has reserved and does not use is free for it.
-            self._free: float = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - self._before
+            self._free: float = free_gpu_memory_bytes(device)
         else:
             malloc.release_freed_memory()
             with contextlib.suppress(OSError):

@@ -37,6 +37,23 @@ def gpu_or_cpu(*, has_gpu: bool) -> torch.device:
     return torch.device("cuda") if has_gpu and torch.cuda.is_available() else torch.device("cpu")
 
 
+def keep_to_share(device: torch.device, share: float) -> None:
+    """Limits this process to its share of a GPU's memory, where others have the rest.
+
+    It runs out of memory, and halves its batch, before it takes what the others need.
+    """
+    if device.type == "cuda" and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def free_gpu_memory_bytes(device: torch.device) -> float:
+    """What this process may still allocate on a GPU: what is free, or its share if that is less."""
+    free, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return min(free + reserved, share * total) - allocated  # what it has reserved and does not use is free for it
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory of a device that this process has held; on a CPU, the peak of its whole resident memory."""
     if device.type == "cuda":

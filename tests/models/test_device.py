@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import CapacityError
 from pipeline.models.batch_size import fastest_batch_size, run_in_batches
-from pipeline.models.device import is_broken_by, is_out_of_memory
+from pipeline.models.device import free_gpu_memory_bytes, is_broken_by, is_out_of_memory, keep_to_share
 from tests.conftest import ROOT
 
 # As CUDA, cuDNN and cuBLAS word it.
@@ -59,6 +59,23 @@ def test_memory_is_handed_back_after_a_size_that_did_not_fit(monkeypatch: pytest
     assert released == [cpu]
     with pytest.raises(CapacityError, match="one image does not fit"):
         fastest_batch_size(lambda _: at_most_two(3), most=64, device=cpu)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 60 + 15 - 10), (0.51, 51 - 10)])
+def test_a_process_may_allocate_what_is_free_or_its_share(
+    share: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = [1.0]
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda value, _: shares.append(value))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: shares[-1])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60, 100))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 10)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 15)
+    keep_to_share(gpu, share)
+    assert free_gpu_memory_bytes(gpu) == pytest.approx(expected)
+    keep_to_share(torch.device("cpu"), 0.1)
+    assert shares[-1] == share
 
 
 _PROGRAM = """
