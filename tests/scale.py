@@ -37,7 +37,7 @@ from pipeline.data.sample import Part, ShardFile
 from pipeline.engine import actors, scheduler
 from pipeline.engine.worker import ItemResult, Worker
 from pipeline.ledger import Ledger, make_id
-from pipeline.ledger.finished_shards import index_finished_shards
+from pipeline.ledger.finished_shards import add_to_index
 from pipeline.plan import outline
 from pipeline.plan.outline import Item, Outline, PickledPlan, ShardSelection
 from pipeline.plan.pools import Node, Pools, size_pools
@@ -146,9 +146,9 @@ def resume(url: str) -> dict[str, Any]:
 def write_index(url: str) -> dict[str, Any]:
     """What a run adds to the index of finished shards on the way, all at once."""
     planned, ledger = large_plan(), Ledger(Storage(url))
-    committed = ledger.list_committed(outline.all_scopes(planned))
+    committed = ledger.list_committed(outline.all_scopes(planned), shards=planned.record["shards"])
     started = time.monotonic()
-    index_finished_shards(ledger.storage, committed, planned.record["shards"])
+    add_to_index(ledger.storage, committed, planned.record["shards"])
     return {"seconds": round(time.monotonic() - started, 2), "records": len(list(ledger.storage.list("finished")))}
 
 

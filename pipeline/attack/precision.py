@@ -25,25 +25,26 @@ def compute_in(precision: Precision, device: torch.device) -> Iterator[None]:
 
 def allow_tf32(allowed: bool) -> None:
     """Switches TF32 on or off for products and convolutions; a CPU has none."""
-    value = ("tf32" if allowed else "ieee") if _HAS_PRECISIONS else allowed
-    _set_switches((value, value))
+    _set_switches(("tf32", "tf32") if allowed else ("ieee", "ieee"))
 
 
-# From torch 2.9 on, TF32 is a value of `fp32_precision`. The older flags remain, and reading them raises an error where
-# they disagree with it; so only one of the two is used.
+# From torch 2.9 on, TF32 is a value of `fp32_precision`. Setting the older flags sets it too, as a rule; reading them
+# fails where a program has set it by itself. So the older are set, as torch itself reads them, and the newer are read.
 _HAS_PRECISIONS = hasattr(torch.backends, "fp32_precision")
 _CUDNN: Any = torch.backends.cudnn  # its type lacks what newer versions have
 
 
-def _read_switches() -> tuple[Any, Any]:
+def _read_switches() -> tuple[str, str]:
     """What torch does in products and in convolutions."""
     if _HAS_PRECISIONS:
         return torch.backends.cuda.matmul.fp32_precision, _CUDNN.conv.fp32_precision
-    return torch.backends.cuda.matmul.allow_tf32, _CUDNN.allow_tf32
+    flags = torch.backends.cuda.matmul.allow_tf32, _CUDNN.allow_tf32
+    return "tf32" if flags[0] else "ieee", "tf32" if flags[1] else "ieee"
 
 
-def _set_switches(values: tuple[Any, Any]) -> None:
-    if _HAS_PRECISIONS:
+def _set_switches(values: tuple[str, str]) -> None:
+    torch.backends.cuda.matmul.allow_tf32, _CUDNN.allow_tf32 = (value == "tf32" for value in values)
+    if _HAS_PRECISIONS and any(
+        now != value for now, value in zip(_read_switches(), values, strict=True) if now != "none"
+    ):
         torch.backends.cuda.matmul.fp32_precision, _CUDNN.conv.fp32_precision = values
-    else:
-        torch.backends.cuda.matmul.allow_tf32, _CUDNN.allow_tf32 = values

@@ -124,7 +124,7 @@ def next_early_scoring(state: SchedulerState) -> tuple[WorkerRecord, WorkerRecor
         if worker.item is not None
         and worker.totals.units > worker.handed_over
         and worker.item not in scored
-        and state.tries["scorer", worker.item.name] < ATTEMPTS
+        and state.early_failures[worker.item.name] < ATTEMPTS
     ]
     scorer = next((each for each in state.scorers.in_state(WorkerState.IDLE) if each.node not in state.draining), None)
     if scorer is None or not generators:

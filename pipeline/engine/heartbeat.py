@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pipeline.engine.scheduler import Scheduler
 from pipeline.errors import StorageError
 from pipeline.ledger import Ledger, leases
-from pipeline.ledger.finished_shards import index_finished_shards
+from pipeline.ledger.finished_shards import add_to_index
 from pipeline.ledger.progress import Progress, Tally, count_progress, list_plan
 from pipeline.plan.outline import PickledPlan
 from pipeline.storage import Storage
@@ -57,7 +57,7 @@ def progress_reports(
     def report() -> None:
         committed = list_plan(record, ledger)
         on_progress(count_progress(record, committed, plan.part_counts), scheduler.tally())
-        index_finished_shards(ledger.storage, committed, record["shards"])
+        add_to_index(ledger.storage, committed, record["shards"])
 
     try:
         with _repeated(report, lambda took_s: max(1.0, 20 * took_s), name="progress"):

@@ -101,7 +101,10 @@ def run_plan(
             notices = child.call(retry, task="trying quarantined images again", timeout_minutes=pools.item_minutes)
             for line in notices:
                 on_notice(line)
-        committed = _list_committed(outline, ledger)
+        shards = {selection.shard.name for selection in outline.selections}
+        committed = ledger.list_committed(all_scopes(outline), shards=shards)
+        if not pending_items(outline, committed):  # what the index has as finished is looked up before that is said
+            committed = ledger.list_committed(all_scopes(outline))
         listed = _update_failures(outline, ledger, plan_id, committed, retry=retry_failed)
         work = _WorkDone(committed)
         if _lacking(outline, committed, listed):
@@ -174,7 +177,7 @@ def _work(scheduler: Scheduler, outline: Outline, ledger: Ledger, stop: threadin
     try:
         for _ in range(ATTEMPTS):
             scheduler.work([item for item in items if item.name not in scheduler.failed], stop)
-            committed = _list_committed(outline, ledger)
+            committed = ledger.list_committed(all_scopes(outline))
             items = incomplete_items(outline, items, committed)
             if stop.is_set() or scheduler.failed.keys() >= {item.name for item in items}:
                 break
@@ -188,11 +191,6 @@ def _work(scheduler: Scheduler, outline: Outline, ledger: Ledger, stop: threadin
     totals = scheduler.account.totals
     failed = {**lost, **given_up}
     return _WorkDone(committed, len(scheduler.items), failed, totals["generator"], totals["scorer"], stopped)
-
-
-def _list_committed(outline: Outline, ledger: Ledger) -> CommittedParts:
-    shards = {selection.shard.name for selection in outline.selections}
-    return ledger.list_committed(all_scopes(outline), shards=shards)
 
 
 def _lacking(

@@ -301,12 +301,14 @@ class Scheduler:
         self, worker: WorkerRecord, item: Item, reason: str, *, cause: FailureCause, lasting: bool = False
     ) -> None:
         """Queues an item again, or lists it as failed; what was attacked of it is scored, unless it kills workers."""
-        tries = self._schedule.count_failed_try(worker.stage, item, worker.node)
         self.account.count_failed_try(worker.stage, cause)
+        if worker.is_early:  # it is scored once more when it has been attacked
+            self._schedule.early_failures[item.name] += 1
+            log.warning("scoring %s while it is attacked: %s", item.name, reason)
+            return
+        tries = self._schedule.count_failed_try(worker.stage, item, worker.node)
         if not lasting:  # else the run's last lines say it
             log.warning("try %d of %d: %s: %s", tries, ATTEMPTS, item.name, reason)
-        if worker.is_early:  # it is scored once more when it has been attacked
-            return
         if not decisions.gives_up(tries, lasting=lasting) or self._stopping:
             self._schedule.pool(worker.stage).queue.append(item)
             return

@@ -163,6 +163,7 @@ class SchedulerState:
         generators: Workers that attack.
         scorers: Workers that score.
         tries: Failed tries by (stage, item name).
+        early_failures: Failed tries of scoring what is committed of an item that is still attacked, by item name.
         failed_on: The nodes that an item failed on, by (stage, item name).
         suspects: Names of items that were being prefetched when a worker died, and may be the reason.
         draining: Ids of nodes that Ray is about to take away.
@@ -172,6 +173,7 @@ class SchedulerState:
     generators: Pool
     scorers: Pool
     tries: Counter[tuple[StageName, str]] = field(default_factory=Counter)
+    early_failures: Counter[str] = field(default_factory=Counter)
     failed_on: dict[tuple[StageName, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     suspects: set[str] = field(default_factory=set)
     draining: set[str] = field(default_factory=set)

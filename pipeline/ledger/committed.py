@@ -2,10 +2,14 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipeline.ledger.keys import Unit, parse_part_file
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.ledger.finished_shards import Index
 
 
 @dataclass(frozen=True)
@@ -14,9 +18,11 @@ class CommittedParts:
 
     Attributes:
         scopes: Scope → shard → (number of parts of the shard, committed parts as bits).
+        index: The index of finished shards with which they were listed; None: all markers were listed.
     """
 
     scopes: Mapping[str, Mapping[str, tuple[int, int]]]
+    index: "Index | None" = field(default=None, compare=False)
 
     def __contains__(self, unit: Unit) -> bool:
         return bool(self.part_bits(unit.scope, unit.part.shard) >> unit.part.index & 1)

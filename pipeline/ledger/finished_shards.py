@@ -1,16 +1,18 @@
 """An index of finished shards, so that resuming a huge plan lists the markers of unfinished shards only.
 
-A record says that some scopes hold every part of some shards:
+A record says that some scopes hold every part of some shards. It counts while nothing has been revoked since the
+markers that it tells of were listed: its key names the revocations that were known before.
 
-    finished/DATASET/FINGERPRINT.json
+    finished/DATASET/revocations/ID.json                    written before markers are removed
+    finished/DATASET/records/REVOCATIONS/FINGERPRINT.json   a record; REVOCATIONS is the fingerprint of their ids
 
-A run writes it once it has seen all these markers, then lists them once more, and removes the record if one is gone.
-Whoever revokes markers first removes the records of their shards. Without the index all is found as well, only slower:
-it may be deleted at any time.
+A run reads the index where it begins, and for its progress; before it says that nothing is left, it lists all markers.
+So a marker that was lost or removed by hand is made again, and the folder may be deleted at any time.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -40,52 +42,86 @@ class FinishedShards:
     scopes: Sequence[str]
     shards: Mapping[str, int]
 
-    def key(self, dataset: str) -> str:
-        """The record's key."""
-        return f"finished/{dataset}/{fingerprint(asdict(self))}.json"
 
+@dataclass(frozen=True)
+class Index:
+    """What the index of a dataset says.
 
-def finished_shards(storage: Storage, scopes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Scope → shard → number of parts, of the shards that the index has.
-
-    Args:
-        storage: The store.
-        scopes: The scopes, all of one dataset.
+    Attributes:
+        folder: Where records belong that are made from markers listed from now on.
+        records: The records that count.
     """
-    known: dict[str, dict[str, int]] = {scope: {} for scope in scopes}
-    for record in read_records(storage, _dataset(scopes)).values() if scopes else ():
-        for scope in known.keys() & set(record.scopes):
-            known[scope] |= record.shards
-    return known
+
+    folder: str
+    records: Sequence[FinishedShards]
+
+    def finished(self, scope: str) -> dict[str, int]:
+        """Shard → number of parts, of the shards that are finished in a scope."""
+        return {
+            shard: count for record in self.records if scope in record.scopes for shard, count in record.shards.items()
+        }
 
 
-def index_finished_shards(storage: Storage, committed: CommittedParts, shards: Iterable[str]) -> None:
-    """Adds to the index what is finished in all scopes of `committed`, as far as that is worth a record.
+def read_index(storage: Storage, dataset: str) -> Index:
+    """The index of a dataset. A damaged record is left out; `gnp verify` reports it."""
+
+    def read(key: str) -> FinishedShards | None:
+        try:
+            return read_record(storage, key)
+        except MissingError:  # it was removed a moment ago
+            return None
+        except IntegrityError as error:
+            log.warning("%s", error)
+            return None
+
+    keys = [stored.key for stored in storage.list(f"finished/{dataset}")]
+    revocations = sorted(key for key in keys if key.startswith(f"finished/{dataset}/revocations/"))
+    folder = f"finished/{dataset}/records/{fingerprint({'revocations': revocations})}"
+    with ThreadPoolExecutor(_READERS) as pool:
+        records = pool.map(read, (key for key in keys if key.startswith(f"{folder}/")))
+        return Index(folder, [record for record in records if record is not None])
+
+
+def read_record(storage: Storage, key: str) -> FinishedShards:
+    """One record.
+
+    Raises:
+        MissingError: There is none.
+        IntegrityError: It is damaged, or lies under another record's key.
+    """
+    record = storage.get_record(key)
+    try:
+        finished = FinishedShards(scopes=tuple(record["scopes"]), shards=dict(record["shards"]))
+        is_valid = (
+            key == _record_key(key.rpartition("/")[0], finished)
+            and all(type(scope) is str and scope.split("/")[1] == key.split("/")[1] for scope in finished.scopes)
+            and all(type(count) is int and 0 < count <= _MOST_PARTS for count in finished.shards.values())
+        )
+    except (KeyError, TypeError, ValueError, IndexError):
+        is_valid = False
+    if not is_valid:
+        raise IntegrityError(f"{storage.url_of(key)}: not a record of finished shards; remove it")
+    return finished
+
+
+def add_to_index(storage: Storage, committed: CommittedParts, shards: Iterable[str]) -> None:
+    """Records what is finished in all scopes of `committed`, as far as that is worth a record.
 
     Args:
         storage: The store.
-        committed: The committed parts, as `Ledger.list_committed` has found them.
+        committed: The committed parts, as `Ledger.list_committed` has found them with the index.
         shards: The shards that the scopes are meant to have.
     """
-    shards, scopes = list(shards), tuple(committed.scopes)
-    if not have_one_order(shards):
+    shards = list(shards)
+    if committed.index is None or not have_one_order(shards):
         return
-    known = finished_shards(storage, scopes)
-    indexed = set.intersection(*(set(known[scope]) for scope in scopes))
+    indexed = set.intersection(*(set(committed.index.finished(scope)) for scope in committed.scopes))
     for block in _finished_blocks(committed, shards, indexed):
-        key = block.key(_dataset(scopes))
-        storage.put_record(key, asdict(block))
-        if not is_true(storage, block):  # markers were removed meanwhile
-            storage.delete([key])
+        storage.put_record(_record_key(committed.index.folder, block), asdict(block), if_absent=False)
 
 
-def is_true(storage: Storage, record: FinishedShards) -> bool:
-    """Whether the markers of which a record tells are there: lists them."""
-    shards = sorted(record.shards)
-    committed = CommittedParts({scope: list_scope_without(storage, scope, shards, {}) for scope in record.scopes})
-    return all(
-        committed.part_count(shard) == count and committed.is_finished(shard) for shard, count in record.shards.items()
-    )
+def _record_key(folder: str, record: FinishedShards) -> str:
+    return f"{folder}/{fingerprint(asdict(record))}.json"
 
 
 def _finished_blocks(
@@ -105,49 +141,16 @@ def _finished_blocks(
             block, markers = {}, 0
 
 
-def remove_records(storage: Storage, dataset: str, shards: Set[str]) -> None:
-    """Removes the records of some shards, whose markers are about to be removed."""
-    stale = [key for key, record in read_records(storage, dataset).items() if shards & record.shards.keys()]
-    if stale:
-        storage.delete(stale)
+def void_index(storage: Storage, dataset: str) -> None:
+    """Makes every record of a dataset void, also those that are being written: markers are about to be removed."""
+    storage.put_record(f"finished/{dataset}/revocations/{uuid.uuid4().hex}.json", {})
+    storage.delete([stored.key for stored in storage.list(f"finished/{dataset}/records")])
 
 
-def read_records(storage: Storage, dataset: str) -> dict[str, FinishedShards]:
-    """Every record of a dataset, by its key. One that is damaged is left out; `gnp verify` reports it."""
-
-    def read(key: str) -> FinishedShards | None:
-        try:
-            return read_record(storage, key)
-        except MissingError:  # it was removed a moment ago
-            return None
-        except IntegrityError as error:
-            log.warning("%s", error)
-            return None
-
-    keys = [stored.key for stored in storage.list(f"finished/{dataset}")]
-    with ThreadPoolExecutor(_READERS) as pool:
-        return {key: record for key, record in zip(keys, pool.map(read, keys), strict=True) if record is not None}
-
-
-def read_record(storage: Storage, key: str) -> FinishedShards:
-    """One record.
-
-    Raises:
-        MissingError: There is none.
-        IntegrityError: It is damaged, or lies under another record's key.
-    """
-    record = storage.get_record(key)
-    try:
-        finished = FinishedShards(scopes=tuple(record["scopes"]), shards=dict(record["shards"]))
-        is_valid = finished.key(_dataset(finished.scopes)) == key and all(
-            type(count) is int and 0 < count <= _MOST_PARTS for count in finished.shards.values()
-        )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-        is_valid = False
-    if not is_valid:
-        raise IntegrityError(f"{storage.url_of(key)}: not a record of finished shards; remove it")
-    return finished
-
-
-def _dataset(scopes: Sequence[str]) -> str:
-    return scopes[0].split("/")[1]
+def is_true(storage: Storage, record: FinishedShards) -> bool:
+    """Whether the markers of which a record tells are there: lists them."""
+    shards = sorted(record.shards)
+    committed = CommittedParts({scope: list_scope_without(storage, scope, shards, {}) for scope in record.scopes})
+    return all(
+        committed.part_count(shard) == count and committed.is_finished(shard) for shard, count in record.shards.items()
+    )

@@ -111,7 +111,7 @@ class Ledger:
         """
         if not parts:
             return
-        finished_shards.remove_records(self.storage, dataset, {part.shard for part in parts})
+        finished_shards.void_index(self.storage, dataset)
         for kind in reversed(UNIT_KINDS):
             units = self.list_units(f"{kind}/{dataset}")
             self.storage.delete([unit.marker_key for unit in units if unit.part in parts])
@@ -135,20 +135,21 @@ class Ledger:
         Args:
             scopes: The scopes, all of one dataset.
             shard: Only this shard; by default all.
-            shards: The only shards that matter, so that those in the index of finished shards are not listed.
+            shards: The only shards that matter, so that those in the index of finished shards are not listed; by
+                default all markers are.
         """
-        scopes = list(scopes)
-        ordered = sorted(shards)
-        has_index = bool(ordered) and have_one_order(ordered)
-        known = finished_shards.finished_shards(self.storage, scopes) if has_index else {}
+        scopes, ordered = list(scopes), sorted(shards)
+        index = None
+        if ordered and have_one_order(ordered):
+            index = finished_shards.read_index(self.storage, scopes[0].split("/")[1])  # before any marker is listed
 
         def list_one(scope: str) -> dict[str, tuple[int, int]]:
-            if finished := known.get(scope):
+            if index is not None and (finished := index.finished(scope)):
                 return list_scope_without(self.storage, scope, ordered, finished)
             return list_scope(self.storage, scope, shard=shard)
 
         with ThreadPoolExecutor(_READERS) as pool:
-            return CommittedParts(dict(zip(scopes, pool.map(list_one, scopes), strict=True)))
+            return CommittedParts(dict(zip(scopes, pool.map(list_one, scopes), strict=True)), index)
 
     def read_marker(self, unit: Unit) -> Marker:
         """A unit's marker.

@@ -28,7 +28,7 @@ class StageTotals:
         fooled: Those of the eligible on which the attack succeeded.
         clean: By target, clean images that it has classified.
         correct: Those of the clean that it classifies correctly.
-        originals: Original parts added to the store.
+        originals: Original parts that it has made; another worker may have added the same ones first.
     """
 
     parts: int = 0
@@ -43,7 +43,7 @@ class StageTotals:
 
     @property
     def units(self) -> int:
-        """Parts of all kinds added to the store."""
+        """Parts of all kinds that are in the store now."""
         return self.parts + self.originals
 
     def __add__(self, other: "StageTotals") -> "StageTotals":

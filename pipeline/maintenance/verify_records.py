@@ -77,12 +77,14 @@ def _missing_results(ledger: Ledger, committed: set[Unit]) -> Iterator[Problem]:
 
 def _index_of_finished_shards(ledger: Ledger) -> Iterator[Problem]:
     storage = ledger.storage
-    for stored in storage.list("finished"):
+    for key in [stored.key for stored in storage.list("finished") if "/records/" in stored.key]:
         try:
-            if not finished_shards.is_true(storage, finished_shards.read_record(storage, stored.key)):
-                yield Problem(storage.url_of(stored.key), "says that shards are finished which lack parts; remove it")
+            if not finished_shards.is_true(storage, finished_shards.read_record(storage, key)):
+                yield Problem(storage.url_of(key), "says that shards are finished which lack parts; remove it")
+        except MissingError:  # a run that revokes has removed it
+            continue
         except GnpError as error:
-            yield Problem(storage.url_of(stored.key), str(error))
+            yield Problem(storage.url_of(key), str(error))
 
 
 def _model_records(ledger: Ledger, weights: set[str]) -> Iterator[Problem]:

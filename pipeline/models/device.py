@@ -34,11 +34,12 @@ def configure(threads: int) -> None:
 
 def gpu_or_cpu(*, has_gpu: bool) -> torch.device:
     """The GPU of a process that was given one, else the CPU."""
-    return torch.device("cuda") if has_gpu and torch.cuda.is_available() else torch.device("cpu")
+    is_gpu = has_gpu and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if is_gpu else torch.device("cpu")
 
 
 def keep_to_share(device: torch.device, share: float) -> None:
-    """Limits this process to its share of a GPU's memory, where others have the rest.
+    """Limits what torch allocates in this process to its share of a GPU's memory, where others have the rest.
 
     It runs out of memory, and halves its batch, before it takes what the others need.
     """
@@ -51,7 +52,8 @@ def free_gpu_memory_bytes(device: torch.device) -> float:
     free, total = torch.cuda.mem_get_info(device)
     share = torch.cuda.get_per_process_memory_fraction(device)
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    return min(free + reserved, share * total) - allocated  # what it has reserved and does not use is free for it
+    # What it has reserved and does not use is free for it.
+    return max(1.0, min(free + reserved, share * total) - allocated)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -309,5 +309,5 @@ def test_an_item_whose_early_scoring_fails_again_and_again_waits_for_its_generat
     schedule = state(generators=[committed(item(0), 5)], scorers=[worker("scorer", "n")])
     for _ in range(decisions.ATTEMPTS):
         assert decisions.next_early_scoring(schedule) is not None
-        schedule.count_failed_try("scorer", item(0), "n")
+        schedule.early_failures[item(0).name] += 1
     assert decisions.next_early_scoring(schedule) is None

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.sample import Part
 from pipeline.ledger import Ledger, Unit, finished_shards
-from pipeline.ledger.finished_shards import index_finished_shards
+from pipeline.ledger.finished_shards import add_to_index
 from pipeline.maintenance.verify_records import check_records
 from pipeline.storage import Storage
 from tests.ledger.units import UNITS
@@ -38,8 +38,12 @@ def put_markers(ledger: Ledger, *committed: Unit) -> None:
 
 def write_index(ledger: Ledger) -> list[str]:
     """Adds what is finished to the index; returns the keys of all its records."""
-    index_finished_shards(ledger.storage, ledger.list_committed(SCOPES, shards=SHARDS), SHARDS)
-    return [stored.key for stored in ledger.storage.list("finished")]
+    add_to_index(ledger.storage, ledger.list_committed(SCOPES, shards=SHARDS), SHARDS)
+    return records(ledger)
+
+
+def records(ledger: Ledger) -> list[str]:
+    return [stored.key for stored in ledger.storage.list("finished") if "/records/" in stored.key]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -56,7 +60,8 @@ def test_what_is_listed_is_the_same_with_an_index(ledger: Ledger, seed: int) -> 
         assert with_index == ledger.list_committed(SCOPES)
     if not missing:
         assert len(write_index(ledger)) == 4
-        assert sum(map(len, finished_shards.finished_shards(ledger.storage, SCOPES).values())) == 8 * len(SCOPES)
+        index = finished_shards.read_index(ledger.storage, UNITS[0].dataset)
+        assert all(len(index.finished(scope)) == 8 for scope in SCOPES)
 
 
 def test_markers_of_indexed_shards_are_not_listed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +82,8 @@ def test_markers_of_indexed_shards_are_not_listed(ledger: Ledger, monkeypatch: p
 def test_shards_that_stores_list_in_different_orders_are_not_indexed(ledger: Ledger) -> None:
     shards = ("s", "s-1", "t", "u")  # by name; by key "s-1/" precedes "s/"
     put_markers(ledger, *units(*shards))
-    index_finished_shards(ledger.storage, ledger.list_committed(SCOPES), shards)
-    assert not list(ledger.storage.list("finished"))
+    add_to_index(ledger.storage, ledger.list_committed(SCOPES, shards=shards), shards)
+    assert not records(ledger)
 
 
 def test_another_attack_is_listed_whole(ledger: Ledger) -> None:
@@ -91,21 +96,16 @@ def test_another_attack_is_listed_whole(ledger: Ledger) -> None:
     assert committed.part_bits(other[0].scope, "s0") == 0
 
 
-def test_revoking_parts_removes_the_records_of_their_shards(ledger: Ledger) -> None:
+def test_revoking_a_part_voids_the_index_also_what_is_written_to_it_later(ledger: Ledger) -> None:
     put_markers(ledger, *units("s", "s0", "s01", "s1"))
+    seen = ledger.list_committed(SCOPES, shards=SHARDS)
     assert len(write_index(ledger)) == 2
     ledger.revoke(UNITS[0].dataset, [Part("s", 1, PARTS)])
-    (kept,) = finished_shards.read_records(ledger.storage, UNITS[0].dataset).values()
-    assert "s" not in kept.shards
+    assert not records(ledger)
+    add_to_index(ledger.storage, seen, SHARDS)  # by a run that was paused meanwhile
+    assert records(ledger)
     assert ledger.list_committed(SCOPES, shards=SHARDS).part_bits(SCOPES[0], "s") == 0b101
-
-
-def test_no_record_outlives_markers_that_go_while_it_is_written(ledger: Ledger) -> None:
-    put_markers(ledger, *units("s", "s0"))
-    committed = ledger.list_committed(SCOPES)
-    ledger.storage.delete([next(units("s0")).marker_key])
-    index_finished_shards(ledger.storage, committed, SHARDS)
-    assert not list(ledger.storage.list("finished"))
+    assert len(write_index(ledger)) == 3, "s01 and s1 are indexed again"
 
 
 def test_a_damaged_record_is_not_believed(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,6 +115,9 @@ def test_a_damaged_record_is_not_believed(ledger: Ledger, caplog: pytest.LogCapt
     ledger.storage.put_record(key, record | {"shards": {"s": PARTS, "u": PARTS}}, if_absent=False)
     assert ledger.list_committed(SCOPES, shards=SHARDS).part_count("u") is None
     assert "not a record of finished shards; remove it" in caplog.text
+    ledger.storage.put(key, b"{}")
+    write_index(ledger)
+    assert ledger.storage.get_record(key) == record, "it is replaced"
 
 
 def test_verify_reports_records_that_are_damaged_or_not_true(ledger: Ledger) -> None:

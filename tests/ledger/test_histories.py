@@ -7,6 +7,7 @@ must be consistent after every step.
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,13 +155,22 @@ class Histories(RunRules):
     @rule()
     def write_index(self) -> None:
         assert self.seen is not None
-        finished_shards.index_finished_shards(self.storage, self.seen, ["s"])
+        finished_shards.add_to_index(self.storage, self.seen, ["s"])
 
     @precondition(lambda self: not self.alive)
     @rule(index=st.integers(0, 1))
     def revoke_part(self, index: int) -> None:
-        """Nobody else may be at work then; whoever has lost its lease may still write what it has seen."""
-        self.ledger.revoke("d-0", [Part("s", index, 2)])
+        """Nobody else may be at work then; one that has lost its lease may write what it has seen meanwhile."""
+        real = self.storage.delete
+
+        def delete(keys: Sequence[str]) -> None:
+            if self.seen is not None:
+                finished_shards.add_to_index(self.storage, self.seen, ["s"])
+            real(keys)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.storage, "delete", delete)
+            self.ledger.revoke("d-0", [Part("s", index, 2)])
         for unit in UNITS:
             if unit.part.index == index:
                 self.committed.pop(unit, None)

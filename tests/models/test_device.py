@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import CapacityError
 from pipeline.models.batch_size import fastest_batch_size, run_in_batches
-from pipeline.models.device import free_gpu_memory_bytes, is_broken_by, is_out_of_memory, keep_to_share
+from pipeline.models.device import free_gpu_memory_bytes, gpu_or_cpu, is_broken_by, is_out_of_memory, keep_to_share
 from tests.conftest import ROOT
 
 # As CUDA, cuDNN and cuBLAS word it.
@@ -66,7 +66,10 @@ def test_a_process_may_allocate_what_is_free_or_its_share(
     share: float, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = [1.0]
-    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    gpu = gpu_or_cpu(has_gpu=True)
+    assert gpu.index == 0, "the two functions below take no other device"
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda value, _: shares.append(value))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: shares[-1])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60, 100))
@@ -86,10 +89,11 @@ precision._HAS_PRECISIONS = {new}
 read = precision._read_switches
 was = read()
 with precision.compute_in("float32", torch.device("cpu")):
-    assert read() == {off}, read()
+    assert {on} not in read(), read()
+    {inside}
     with precision.compute_in("tf32", torch.device("cpu")):
-        assert read() == {on}, read()
-    assert read() == {off}, read()
+        assert set(read()) == {{{on}}}, read()
+    assert {on} not in read(), read()
 assert read() == was, (read(), was)
 {after}
 """
@@ -106,11 +110,14 @@ BEFORE = {
 
 @pytest.mark.parametrize("before", BEFORE)
 def test_tf32_is_set_and_restored_whichever_flags_are_in_use(before: str) -> None:
-    program = _PROGRAM.format(new=True, on=("tf32", "tf32"), off=("ieee", "ieee"), before=BEFORE[before], after="")
+    # What networks do for a double backward of RNNs; torch itself refuses it where a program has set the new flags.
+    inside = "pass" if before.startswith("new") else "torch.backends.cudnn.flags(enabled=False).__enter__()"
+    program = _PROGRAM.format(new=True, on="'tf32'", before=BEFORE[before], after="", inside=inside)
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("before", ["nothing", "old-on", "old-off"])
 def test_tf32_is_set_and_restored_on_a_torch_that_has_the_old_flags_only(before: str) -> None:
-    program = _PROGRAM.format(new=False, on=(True, True), off=(False, False), before=BEFORE[before], after="")
+    inside = "pass"
+    program = _PROGRAM.format(new=False, on="'tf32'", before=BEFORE[before], after="", inside=inside)
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
