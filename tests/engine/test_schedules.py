@@ -6,6 +6,7 @@ items claimed, and nodes are drained or lost. At the end each item is scored to 
 
 import random
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +39,11 @@ class World:
         rng: The source of all events.
         rough: Probability of a fault at each step of a worker.
         poisonous: Items that kill every generator.
+        originals: Item → committed original parts, the next of which is made before it is attacked.
         attacked: Item → parts with committed adversarial images.
         scored: Item → of these, the parts with committed results.
         now: The time in seconds.
+        early_on_originals: How often scoring began with originals alone.
         live: Nodes that are up.
         draining: Nodes that are about to go.
     """
@@ -48,9 +51,11 @@ class World:
     rng: random.Random
     rough: float
     poisonous: set[Item]
+    originals: dict[Item, int]
     attacked: dict[Item, int]
     scored: dict[Item, int]
     now: float = 0.0
+    early_on_originals: int = 0
     live: set[str] = field(default_factory=lambda: set(NODES))
     draining: set[str] = field(default_factory=set)
 
@@ -84,7 +89,7 @@ class SimulatedActors:
         self._workers: list[WorkerRecord] = []
         self._stopping: set[WorkerRecord] = set()
         self._held: set[WorkerRecord] = set()  # their item is claimed by another run
-        self._unreported: dict[WorkerRecord, int] = {}
+        self._unreported: dict[WorkerRecord, StageTotals] = defaultdict(StageTotals)
 
     def start(self, worker: WorkerRecord, shape: WorkerShape) -> None:
         del shape
@@ -97,7 +102,9 @@ class SimulatedActors:
     def run(self, worker: WorkerRecord) -> None:
         twins = [other for other in self._workers if other.stage == worker.stage and other.item == worker.item]
         assert twins == [worker], "two workers of a stage work on the same item"
-        self._unreported[worker] = 0
+        if worker.is_early and worker.item is not None and not self.world.attacked[worker.item]:
+            self.world.early_on_originals += 1
+        self._unreported[worker] = StageTotals()
         if worker.stage == "generator" and self.world.happens():
             self._held.add(worker)
 
@@ -138,20 +145,24 @@ class SimulatedActors:
             return Died("killed by its item")
         if self.world.attacked[item] == PARTS:
             return self._result(worker, "done")
-        self.world.attacked[item] += 1
-        self._unreported[worker] += 1
+        if self.world.originals[item] == self.world.attacked[item]:
+            self.world.originals[item] += 1
+            self._unreported[worker] += StageTotals(originals=1)
+        else:
+            self.world.attacked[item] += 1
+            self._unreported[worker] += StageTotals(parts=1)
         return None
 
     def _score(self, worker: WorkerRecord, item: Item) -> ItemResult | None:
         if self.world.scored[item] == self.world.attacked[item]:
             return self._result(worker, "done")
         self.world.scored[item] += 1
-        self._unreported[worker] += 1
+        self._unreported[worker] += StageTotals(parts=1)
         return None
 
     def _result(self, worker: WorkerRecord, end: str) -> ItemResult:
         self._stopping.discard(worker)
-        return ItemResult(end, totals=StageTotals(parts=self._unreported.pop(worker, 0)))  # type: ignore[arg-type]
+        return ItemResult(end, totals=self._unreported.pop(worker, StageTotals()))  # type: ignore[arg-type]
 
     def totals(self) -> Iterator[tuple[WorkerRecord, StageTotals, int]]:
         for worker in self._workers:
@@ -159,8 +170,7 @@ class SimulatedActors:
                 yield from self.totals_of(worker)
 
     def totals_of(self, worker: WorkerRecord) -> Iterator[tuple[WorkerRecord, StageTotals, int]]:
-        reported, self._unreported[worker] = self._unreported.get(worker, 0), 0
-        yield worker, StageTotals(parts=reported), 0
+        yield worker, self._unreported.pop(worker, StageTotals()), 0
 
 
 def item(number: int) -> Item:
@@ -183,13 +193,13 @@ def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_simulated")
 def test_each_item_is_scored_to_its_last_part_or_listed(tmp_path: Path) -> None:
-    storage = Storage(str(tmp_path / "store"), create=True)
+    storage, early = Storage(str(tmp_path / "store"), create=True), 0
     for seed in range(SCHEDULES):
         rng = random.Random(seed)
         items = [item(number) for number in range(rng.choice((1, 3, 12)))]
         poisonous = {each for each in items if rng.random() < 0.1}
-        nothing = dict.fromkeys(items, 0)
-        world = World(rng, rng.choice((0.0, 0.02, 0.1)), poisonous, nothing, dict(nothing))
+        originals, attacked, scored = (dict.fromkeys(items, 0) for _ in range(3))
+        world = World(rng, rng.choice((0.0, 0.02, 0.1)), poisonous, originals, attacked, scored)
         SimulatedActors.world = world
         sizing = PoolSizes(
             WorkerShape(rng.choice((1, 3)), 1.0, 1.0),
@@ -208,3 +218,5 @@ def test_each_item_is_scored_to_its_last_part_or_listed(tmp_path: Path) -> None:
         assert world.rough or running.failed.keys() == {each.name for each in poisonous}, seed
         assert running.tally().items_left == 0
         running.close()
+        early += world.early_on_originals
+    assert early > SCHEDULES / 10
