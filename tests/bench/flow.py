@@ -276,8 +276,8 @@ def flow() -> list[Figure]:
 
     assets.prepare(_DEMO)
     figures = [
-        *_measure("one shard", Workload(shards=1, parts=16)),
-        *_measure("8 shards", Workload(shards=8, parts=16)),
+        *_measure("one shard", Workload(shards=1, parts=40)),
+        *_measure("8 shards", Workload(shards=8, parts=40)),
         *_measure("8 shards, scoring that costs as much", Workload(shards=8, parts=8, draws=30)),
     ]
     ray.init(num_cpus=16, num_gpus=_DEVICES, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
