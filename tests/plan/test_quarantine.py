@@ -93,7 +93,7 @@ def test_an_interrupted_revocation_leaves_a_consistent_store(
 
     def delete(storage: Storage, keys: list[str]) -> None:
         nonlocal calls
-        calls += 1
+        calls += any(key.startswith("markers/") for key in keys)
         if calls == 3:
             raise KeyboardInterrupt
         real(storage, keys)
