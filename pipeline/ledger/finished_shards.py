@@ -97,7 +97,7 @@ def read_record(storage: Storage, key: str) -> FinishedShards:
             and all(type(scope) is str and scope.split("/")[1] == key.split("/")[1] for scope in finished.scopes)
             and all(type(count) is int and 0 < count <= _MOST_PARTS for count in finished.shards.values())
         )
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError):
         is_valid = False
     if not is_valid:
         raise IntegrityError(f"{storage.url_of(key)}: not a record of finished shards; remove it")

@@ -14,7 +14,7 @@ from hypothesis import given
 
 from pipeline import storage
 from pipeline.data.sample import Part
-from pipeline.ledger import Failure, Ledger, Unit, leases
+from pipeline.ledger import Failure, Ledger, Unit, finished_shards, leases
 from tests.conftest import TRIED
 from tests.fuzz.fuzzing import corrupt, fuzz_settings, only_gnp_errors, seeds
 
@@ -33,6 +33,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "failures/p/net/s/0-1.json": asdict(Failure("p", "net", "s", 0, 1, "tag", "s from net", "it broke", 3, "run")),
     "runs/other.json": {"plan": "p", "state": "running", "host": "h", "pid": 1, "items": 3, "seconds": 1.5},
     "claims/p/net/s/00000000.json": {"run": "other"},
+    "finished/data-0/records/r/x.json": {"scopes": ["clean/data-0/net-1"], "shards": {"s": 3}},
 }
 HOSTILE_VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**63, 2**70, -(2**100), 10**4000, 0.5, 1e308),
@@ -120,6 +121,9 @@ def record_readers(ledger: Ledger, key: str) -> list[Callable[[], object]]:
         ]
     if key.startswith("plans"):
         return [record, lambda: ledger.read_plan(key)]
+    if key.startswith("finished"):
+        index = finished_shards.read_index(store, "data-0")
+        return [record, lambda: finished_shards.read_record(store, key), lambda: index.finished("clean/data-0/net-1")]
     if key.startswith("failures"):
         return [record, lambda: [failure.key for failure in ledger.list_failures()]]
     store.put_record("runs/own.json", {"plan": "p", "state": "running", "host": "h", "pid": 1}, if_absent=False)
