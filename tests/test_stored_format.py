@@ -2,12 +2,14 @@
 
 `fixtures/store-0.1.tar.xz` is a whole store with its recipe, shards and checkpoint (made-up weights and images),
 written by the code as it was before it was divided into packages, and `store-0.1.json` what that code read in it.
-`identities.json` is what that code recorded for the two recipes beside it.
+`identities.json` is what that code recorded for the two recipes beside it, but for the versions of attacks and of random
+numbers, which are raised with every change of pixels.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,10 +20,11 @@ import pytest
 import torch
 
 from pipeline import dataset
-from pipeline.ledger import make_id
+from pipeline.ledger import Ledger, make_id
 from pipeline.models.defenses import describe_defenses
 from pipeline.plan.recipe_reader import load_recipe
 from pipeline.plan.resolve import attack_provenance
+from pipeline.storage import Storage
 from pipeline.training import job
 from pipeline.training.recipe_reader import load_training_recipe
 from tests.conftest import ROOT
@@ -60,8 +63,19 @@ def test_verify_finds_the_store_sound(folder: Path) -> None:
     assert gnp(folder, "verify", "store").strip() == BEFORE["verify"]
 
 
-def test_generate_has_nothing_to_do(folder: Path) -> None:
-    printed = gnp(folder, "generate", "recipe.toml", "--store", "store").strip()
+def test_generate_makes_only_what_newer_attacks_lack(folder: Path, tmp_path: Path) -> None:
+    """Originals, and predictions on them, are those of the old store; its adversarial images stay beside the new."""
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    gnp(copied, "generate", "recipe.toml", "--store", "store")
+    stores = [Ledger(Storage(f"{root}/store")) for root in (folder, copied)]
+    for kind in ("original", "clean"):
+        before, after = ({unit: ledger.read_marker(unit) for unit in ledger.list_units(kind)} for ledger in stores)
+        assert before == after, kind
+    before, after = (set(ledger.list_units("adversarial")) for ledger in stores)
+    assert before < after
+    assert len(after) == 2 * len(before)
+    printed = gnp(copied, "generate", "recipe.toml", "--store", "store").strip()
     assert printed.splitlines()[-1] == BEFORE["nothing"]
 
 

@@ -1,8 +1,8 @@
 """Random numbers per image: each depends only on (seed, key, step, index of the draw within the step).
 
-What is drawn does not depend on the batch, the worker, a retry or the device: the bits are made from a counter by
-integer arithmetic, which all devices do alike, so that whole batches are drawn on the device that needs them. (Normal
-numbers are made from these bits in floating point, whose last bit may differ between devices.)
+What is drawn does not depend on the batch, the worker, a retry or the device: each key is hashed once, and the bits are
+made from that by integer arithmetic, which all devices do alike, so that whole batches are drawn on the device that
+needs them. (Normal numbers are made from these bits in floating point, whose last bit may differ between devices.)
 
 References:
     Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014 (SplitMix64).
@@ -19,6 +19,11 @@ from torch import Tensor
 _GOLDEN, _FIRST, _SECOND = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 # As many bits as float32 holds exactly.
 _BITS = 24
+# The first step's index: a random start and random target classes are drawn before step 0.
+_FIRST_STEP = -2
+
+# Raised when the same seed and key give other numbers than before.
+VERSION = 2
 
 
 class Draws:
@@ -34,17 +39,14 @@ class Draws:
     def __init__(
         self, seed: int, keys: Sequence[str], device: torch.device | str = "cpu", *, purpose: str = "attack"
     ) -> None:
-        self._seed = seed
-        self._keys = keys
-        self._device = device
-        self._purpose = purpose
-        self.step = 0
-        self._drawn = 0
-        self._evaluation = 0
+        digests = [_digest(f"{purpose}/{seed}/{key}") for key in keys]
+        self._images = torch.tensor(digests, dtype=torch.int64, device=device)  # a generator's start for each image
+        self.begin_step(0)
 
     def begin_step(self, step: int) -> None:
-        """Starts the draws of a step, which do not depend on the number of draws before it."""
+        """Starts the draws of a step, from −2 on, which do not depend on the number of draws before it."""
         self.step = step
+        self._steps = _nth(self._images, step - _FIRST_STEP)  # each step has a generator of its own
         self._drawn = 0
         self._evaluation = 0
 
@@ -68,7 +70,7 @@ class Draws:
 
     def shared(self, name: str) -> Tensor:
         """(B,) float32, uniform in [0, 1); the same for every call with this name within an evaluation."""
-        return self._numbers(f"{self._evaluation}:{name}", ())
+        return _numbers(_mixed(self._steps ^ _digest(f"{self._evaluation}:{name}")), ())
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B, *shape) float32, uniform in [low, high)."""
@@ -98,20 +100,28 @@ class Draws:
     def _fractions(self, shape: Sequence[int]) -> Tensor:
         """(B, *shape) float32, multiples of 2^−24 in [0, 1)."""
         self._drawn += 1
-        return self._numbers(str(self._drawn - 1), shape)
+        return _numbers(_nth(self._steps, self._drawn - 1), shape)
 
-    def _numbers(self, name: str, shape: Sequence[int]) -> Tensor:
-        starts = torch.tensor([self._start(key, name) for key in self._keys], device=self._device)
-        count = torch.Size(shape).numel()
-        # Each 64 bits give two numbers.
-        counters = torch.arange(1, -(-count // 2) + 1, device=self._device)
-        bits = _mixed(starts.view(-1, 1) + _GOLDEN * counters)
-        numbers = torch.cat([_shifted_right(bits, 64 - _BITS), bits & ((1 << _BITS) - 1)], dim=1)[:, :count]
-        return (numbers.float() * 0.5**_BITS).view(len(starts), *shape)
 
-    def _start(self, key: str, name: str) -> int:
-        digest = hashlib.sha256(f"{self._purpose}/{self._seed}/{self.step}/{name}/{key}".encode()).digest()
-        return int.from_bytes(digest[:8], "big", signed=True)
+def _digest(text: str) -> int:
+    """64 bits of a text's sha256, as a signed integer."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+def _numbers(starts: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B, *shape) float32, the first numbers of the generators that start there, (B,) int64."""
+    count = torch.Size(shape).numel()
+    # Each 64 bits give two numbers.
+    counters = torch.arange(1, -(-count // 2) + 1, device=starts.device)
+    bits = _mixed(starts.view(-1, 1) + _GOLDEN * counters)
+    numbers = torch.cat([_shifted_right(bits, 64 - _BITS), bits & ((1 << _BITS) - 1)], dim=1)[:, :count]
+    return (numbers.float() * 0.5**_BITS).view(len(starts), *shape)
+
+
+def _nth(starts: Tensor, index: int) -> Tensor:
+    """Number `index`, from 0, of the generators that start there, (B,) int64."""
+    offset = (_GOLDEN * (index + 1) + (1 << 63)) % (1 << 64) - (1 << 63)  # modulo 2^64, as a signed integer
+    return _mixed(starts + offset)
 
 
 def _mixed(bits: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """An ensemble of source models that is attacked as one."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -43,7 +44,7 @@ class Ensemble(nn.Module):
             raise ValueError(f"the ensemble's members have {classes} classes: {self.fuse} of one number are averaged")
         logits = torch.stack(answers)
         if self.fuse == "probabilities":
-            return logits.log_softmax(dim=2).logsumexp(dim=0) - torch.tensor(len(logits), device=logits.device).log()
+            return logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
         return logits.mean(dim=0)
 
 

@@ -68,10 +68,10 @@ class Smoothing:
 
     def __call__(self, gradient: GradientFunction, batch: Batch) -> GradientFunction:
         """The smoothed gradient function."""
-        del batch
+        whole_line = self.line().to(batch.labels.device)  # once: a copy to a GPU at each step would have it wait
 
         def smoothed(images: Tensor) -> Tensor:
-            line = self.line().to(images)
+            line = whole_line.to(images.dtype)
             channels = images.shape[1]
             row_kernel = line.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
             half = self.size // 2

@@ -25,7 +25,7 @@ from pipeline.attack.precision import Precision
 Attack = Iterative | Noise
 
 # Raised whenever the same settings would give other pixels: results of two versions never mix.
-VERSION = 5
+VERSION = 6
 
 # Base → its settings of `Iterative`.
 BASES: dict[str, dict[str, Any]] = {

@@ -189,9 +189,8 @@ def quantise(adversarial: Tensor, original: Tensor, epsilon: Fraction, norm: Lit
         budget = levels(epsilon)
         nearest = torch.minimum(torch.maximum(rounded, base - budget), base + budget)
         return nearest.clamp(0, 255).to(torch.uint8)
-    exact = adversarial.double() * 255 - base
-    changes = [_shorten(*pair, squared_levels(epsilon)) for pair in zip(rounded - base, exact, strict=True)]
-    return (base + torch.stack(changes)).to(torch.uint8) if changes else original
+    changes = _shorten(rounded - base, adversarial.double() * 255 - base, squared_levels(epsilon))
+    return (base + changes).to(torch.uint8)
 
 
 def squared_levels(epsilon: Fraction) -> int:
@@ -200,14 +199,15 @@ def squared_levels(epsilon: Fraction) -> int:
 
 
 def _shorten(rounded: Tensor, exact: Tensor, budget: int) -> Tensor:
-    """Shortens rounded changes (3, H, W) int16 until the sum of their squares is within a budget."""
-    flat = rounded.flatten().to(torch.int64)
-    while (excess := int((flat**2).sum()) - budget) > 0:
-        overshoot = torch.where(flat == 0, -torch.inf, flat.abs() - exact.flatten() * flat.sign())
-        order = overshoot.argsort(descending=True, stable=True)
-        gains = torch.where(flat == 0, 0, 2 * flat.abs() - 1)[order].cumsum(dim=0)
-        back = order[: int((gains < excess).sum()) + 1]
-        flat[back] -= flat[back].sign()
+    """Shortens rounded changes (B, 3, H, W) int16 until the sum of each image's squares is within a budget."""
+    flat, exact = rounded.flatten(1).to(torch.int64), exact.flatten(1)
+    places = torch.arange(flat.shape[1], device=flat.device)
+    while ((excess := (flat**2).sum(dim=1, keepdim=True) - budget) > 0).any():
+        overshoot = torch.where(flat == 0, -torch.inf, flat.abs() - exact * flat.sign())
+        order = overshoot.argsort(dim=1, descending=True, stable=True)
+        gains = torch.where(flat == 0, 0, 2 * flat.abs() - 1).gather(1, order).cumsum(dim=1)
+        goes_back = (places <= (gains < excess).sum(dim=1, keepdim=True)) & (excess > 0)
+        flat -= flat.sign() * torch.zeros_like(goes_back).scatter(1, order, goes_back)
     return flat.view_as(rounded).to(torch.int16)
 
 

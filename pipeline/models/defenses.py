@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.attack.draws import VERSION as RANDOM_NUMBERS
 from pipeline.attack.draws import Draws
 from pipeline.models.image_filters import BitDepth, FeatureDistillation, Jpeg, Median, TotalVariation
 from pipeline.models.purifiers import GuidedDenoiser, LoadedPurifier, Purifier, RepresentationPurifier
@@ -141,6 +142,8 @@ def describe_defenses(defenses: Sequence[Defense | Purifier], digests: Mapping[s
     descriptions = []
     for defense in defenses:
         description = {"kind": type(defense).__name__, **dataclasses.asdict(defense)}
+        if isinstance(defense, (RandomResizePad, RandomisedSmoothing)):
+            description["random_numbers"] = RANDOM_NUMBERS
         if "checkpoint" in description:
             description["digest"] = digests[description.pop("checkpoint")]
         descriptions.append(description)

@@ -45,7 +45,8 @@ class PartAttacks:
         self._stage = stage
         self._images = images
         self._attempt = attempt
-        self._pool = AdmixPool(images.pixels, images.labels)  # the part, so that mixing does not depend on the batch
+        # The part, so that mixing does not depend on the batch; on the device, where every step takes images from it.
+        self._pool = AdmixPool(images.pixels.to(stage.device), images.labels.to(stage.device))
         self._clean = torch.full_like(images.labels, -1)  # the source's predictions on the originals; −1: not yet known
 
     def run(self, attack: Attack, source: LoadedSource) -> AdversarialPart:

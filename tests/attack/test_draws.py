@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -62,7 +63,7 @@ def test_draws_have_their_distributions() -> None:
 
 
 def test_the_bits_equal_splitmix64() -> None:
-    """The published algorithm in Python's integers."""
+    """The published algorithm in Python's integers: a key's generator starts its steps', and they start their draws'."""
     mask = (1 << 64) - 1
 
     def mixed(z: int) -> int:
@@ -70,7 +71,19 @@ def test_the_bits_equal_splitmix64() -> None:
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
         return z ^ (z >> 31)
 
-    start = Draws(5, ["k"])._start("k", "0") & mask
-    bits = [mixed((start + 0x9E3779B97F4A7C15 * counter) & mask) for counter in range(1, 5)]
-    expected = [word >> 40 for word in bits] + [word & 0xFFFFFF for word in bits]
-    assert (Draws(5, ["k"]).uniform(8) * 2**24).flatten().tolist() == expected
+    def nth(start: int, index: int) -> int:
+        return mixed((start + 0x9E3779B97F4A7C15 * (index + 1)) & mask)
+
+    def digest(text: str) -> int:
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+    def expected(start: int) -> list[int]:
+        bits = [nth(start, counter) for counter in range(4)]
+        return [word >> 40 for word in bits] + [word & 0xFFFFFF for word in bits]
+
+    draws = Draws(5, ["k"])
+    draws.begin_step(3)
+    draws.begin_evaluation()
+    step = nth(digest("attack/5/k"), 5)  # two come before step 0
+    assert (draws.shared("mix") * 2**24).tolist() == expected(mixed(step ^ digest("0:mix")))[:1]
+    assert (draws.uniform(8) * 2**24).flatten().tolist() == expected(nth(step, 1))
