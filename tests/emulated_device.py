@@ -31,6 +31,7 @@ from tests import samples
 NAME = "emulated"
 # The attack whose source copies and waits at each step, to show that this is counted.
 COPYING = "mi, on a source that copies"
+IN_BFLOAT16 = "mi, in bfloat16"
 
 # Operations whose result the host waits for.
 _WAITS = ("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "unique")
@@ -46,16 +47,19 @@ class EmulatedDevice:
 
     Attributes:
         device: Its name for torch.
-        counts: Numbers of copies (`to device`, `to host`), of waits by operation, and of operations (`operations`).
+        counts: Numbers of copies (`to device`, `to host`), of waits by operation, of changes of dtype (`casts`), and of
+            operations (`operations`).
     """
 
     def __init__(self) -> None:
         backend_registration._setup_privateuseone_for_python_backend(NAME, _Backend())
         torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(..., device=) is a copy like any other
+        torch.__future__.set_overwrite_module_params_on_conversion(True)  # setting .data would not set the value here
         self.device = torch.device(NAME, 0)
         self.counts = Counter[str]()
         self._library = torch.library.Library("_", "IMPL")
         self._library.fallback(lambda function, *args, **kwargs: self.call(function, args, kwargs), "PrivateUse1")
+        self._library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # autocast alone casts nothing
 
     def call(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls an operation on the values of its arguments."""
@@ -68,6 +72,8 @@ class EmulatedDevice:
             source, destination = args[0], kwargs.get("device") or args[0].device
             if name == "copy_":
                 source, destination = args[1], args[0].device
+            if name == "_to_copy" and result.dtype != source.dtype:
+                self.counts["casts"] += 1
             if source.device != destination:
                 self.counts["to device" if destination == self.device else "to host"] += 1
             if destination != self.device:
@@ -110,6 +116,12 @@ class OnDevice(Tensor):
         """Calls an operation on the values."""
         emulation = next(leaf.emulation for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, OnDevice))
         return emulation.call(func, args, kwargs or {})
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        """A copy on the same device, of which there is one."""
+        del memo
+        copied = OnDevice(self.value.clone(), self.emulation)
+        return nn.Parameter(copied, self.requires_grad) if isinstance(self, nn.Parameter) else copied
 
     def tolist(self) -> Any:
         """The values, which torch gives of its own tensors only."""
@@ -156,6 +168,7 @@ def _attacks() -> dict[str, tuple[Attack, Fuse | None]]:
         attacks[f"mi, {target_class}"] = cheap_attack("mi", target_class=target_class, loss="margin"), None
     for fuse in get_args(Fuse):
         attacks[f"mi, {fuse} fused"] = cheap_attack("mi"), fuse
+    attacks[IN_BFLOAT16] = cheap_attack("mi", name=IN_BFLOAT16, precision="bfloat16"), None
     attacks[COPYING] = cheap_attack("mi", name=COPYING), None
     return attacks
 

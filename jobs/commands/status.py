@@ -7,6 +7,7 @@ import typer
 
 from jobs.app import Store, app, console
 from pipeline.ledger import open_ledger
+from pipeline.ledger.quarantined import list_quarantined
 
 
 @app.command()
@@ -22,9 +23,7 @@ def status(
     """
     ledger = open_ledger(store)
     if quarantined:
-        from pipeline.plan import quarantine
-
-        for image in quarantine.list_quarantined(ledger):
+        for image in list_quarantined(ledger):
             sys.stdout.write(f"{image.dataset}/{image.shard}/{image.key}: {image.reason}\n")
     else:
         from jobs import tables

@@ -1,24 +1,30 @@
-"""Names of the ImageNet-1k classes."""
+"""Names of the ImageNet-1k classes, from timm's files; timm itself, which imports torch for seconds, is not imported."""
 
+import csv
 import functools
-from typing import Any
-
-import timm.data
+import importlib.util
+from pathlib import Path
 
 
 def class_name(index: int) -> str:
     """The ImageNet-1k name of a class index; the index as text outside ImageNet-1k."""
-    info = _imagenet_info()
-    return str(info.index_to_description(index)) if 0 <= index < info.num_classes() else str(index)
+    synsets = imagenet_synsets()
+    return _lemmas()[synsets[index]] if 0 <= index < len(synsets) else str(index)
 
 
 @functools.cache
 def imagenet_synsets() -> tuple[str, ...]:
     """The synset of each ImageNet-1k class index, such as `n01440764` for 0."""
-    info = _imagenet_info()
-    return tuple(str(info.index_to_label_name(index)) for index in range(info.num_classes()))
+    return tuple(_read("imagenet_synsets.txt"))
 
 
 @functools.cache
-def _imagenet_info() -> Any:
-    return timm.data.ImageNetInfo()
+def _lemmas() -> dict[str, str]:
+    return {synset: lemma for synset, lemma in csv.reader(_read("imagenet_synset_to_lemma.txt"), delimiter="\t")}
+
+
+def _read(name: str) -> list[str]:
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    return (Path(spec.origin).parent / "data" / "_info" / name).read_text("utf-8").splitlines()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RecipeError
+from pipeline.models.class_names import imagenet_synsets
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _SYNSET = re.compile(r"n[0-9]{8}")
@@ -95,8 +96,6 @@ def read_class_names(file: Path) -> dict[str, int]:
 
 def imagenet_indices() -> dict[str, int]:
     """Synset → index among ImageNet-1k's 1,000 classes."""
-    from pipeline.models.class_names import imagenet_synsets  # it imports torch, which only such names need
-
     return {synset: index for index, synset in enumerate(imagenet_synsets())}
 
 

@@ -1,9 +1,9 @@
-"""Quarantined images: which images could not be used and why, and a retry that revokes parts whose images now can."""
+"""Another try of quarantined images, which revokes the parts whose images can be used now."""
 
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pipeline.data import codec, shards
@@ -14,30 +14,6 @@ from pipeline.ledger import Ledger, Marker, leases
 from pipeline.ledger.leases import RunRecord
 from pipeline.plan.outline import PickledPlan, ShardSelection
 from pipeline.plan.resolve import Plan, unpickle_plan
-
-
-@dataclass(frozen=True)
-class QuarantinedImage:
-    """One image that could not be used.
-
-    Attributes:
-        dataset: Identity of the prepared images.
-        shard: Name of the input shard.
-        key: Key of the sample.
-        reason: Why, in one line.
-    """
-
-    dataset: str
-    shard: str
-    key: str
-    reason: str
-
-
-def list_quarantined(ledger: Ledger) -> Iterator[QuarantinedImage]:
-    """Every image that could not be used, from the markers of original parts."""
-    for marker in ledger.read_markers(sorted(ledger.list_units("original"))):
-        for row in marker.fact("quarantined"):
-            yield QuarantinedImage(marker.unit.dataset, marker.unit.part.shard, row["key"], row["reason"])
 
 
 def retry_quarantined(prepared: PickledPlan, ledger: Ledger) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.emulated_device import COPYING
+from tests.emulated_device import COPYING, IN_BFLOAT16
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def found() -> dict[str, Any]:
 
 
 def traffic(counts: dict[str, int]) -> int:
-    return sum(count for what, count in counts.items() if what != "operations")
+    return sum(count for what, count in counts.items() if what not in ("operations", "casts"))
 
 
 def test_steps_neither_copy_nor_wait(found: dict[str, Any]) -> None:
@@ -32,4 +32,10 @@ def test_steps_neither_copy_nor_wait(found: dict[str, Any]) -> None:
 
 
 def test_pixels_are_those_of_the_cpu(found: dict[str, Any]) -> None:
-    assert {name: attack["differing"] for name, attack in found.items() if attack["differing"]} == {}
+    differing = {name for name, attack in found.items() if attack["differing"]}
+    assert differing <= {IN_BFLOAT16}, "autocast, on the CPU, keeps more in float32"
+
+
+def test_a_step_in_bfloat16_casts_what_goes_in_and_out_and_no_weights(found: dict[str, Any]) -> None:
+    four_steps, in_float32 = (found[name]["counts"][1]["casts"] for name in (IN_BFLOAT16, "mi"))
+    assert four_steps - in_float32 == 4 * 4, "inputs and logits, forward and backward"

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as vision
 
 from pipeline.data import codec
 from pipeline.data.codec import Preparation
@@ -70,6 +72,19 @@ def test_preparation_resizes_the_shortest_side_and_crops_the_centre() -> None:
     assert prepared.shape == (40, 40, 3)
     assert abs(float(prepared.mean()) - 99.5) < 1
     assert np.array_equal(np.asarray(Preparation(resize=0, crop=100)(wide)), np.asarray(wide.crop((50, 0, 150, 100))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(20, 90), st.integers(20, 90), st.integers(9, 80), st.integers(0, 8), st.data())
+def test_preparation_is_torchvisions(width: int, height: int, resize: int, less: int, data: st.DataObject) -> None:
+    interpolation = data.draw(st.sampled_from(["bilinear", "bicubic"]))
+    aspect = data.draw(st.sampled_from(["keep", "squash"]))
+    image = Image.fromarray(np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8))
+    size = [resize, resize] if aspect == "squash" else resize
+    resized = vision.resize(image, size, InterpolationMode(interpolation))
+    expected = vision.center_crop(resized, resize - less)
+    prepared = Preparation(resize=resize, crop=resize - less, interpolation=interpolation, aspect=aspect)(image)
+    assert np.array_equal(np.asarray(prepared), np.asarray(expected))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16"])

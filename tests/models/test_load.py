@@ -13,7 +13,7 @@ from pipeline.attack.ensemble import Ensemble
 from pipeline.attack.input_transforms import DiverseInput
 from pipeline.attack.recipe import build
 from pipeline.errors import RecipeError, WeightsError
-from pipeline.models.class_names import class_name
+from pipeline.models.class_names import class_name, imagenet_synsets
 from pipeline.models.classifier import Classifier, resize
 from pipeline.models.load import load_model
 from pipeline.models.spec import ModelSpec, TargetSpec, require_model_exists
@@ -105,7 +105,9 @@ def test_the_papers_models_exist_under_their_tags(tag: str) -> None:
 
 
 def test_class_names_are_those_of_imagenet() -> None:
-    assert class_name(281).startswith("tabby")
+    info = timm.data.ImageNetInfo()
+    assert [class_name(index) for index in range(1000)] == info.label_descriptions()
+    assert list(imagenet_synsets()) == info.label_names()
     assert class_name(5000) == "5000"
 
 

@@ -11,6 +11,7 @@ from pipeline.errors import IntegrityError, SampleError
 from pipeline.ledger import UNIT_KINDS, Ledger, leases
 from pipeline.maintenance import garbage
 from pipeline.maintenance.finalize import finalize
+from pipeline.ledger.quarantined import list_quarantined
 from pipeline.plan import quarantine
 from pipeline.plan.resolve import Plan
 from pipeline.storage import Storage
@@ -55,7 +56,7 @@ def test_a_part_is_made_again_when_a_newer_decoder_reads_its_image_and_the_rest_
         refuse_to_decode(jpeg(5), patch)
         run_stages(planned, ledger)
         before = digests(ledger)
-        assert [row.key for row in quarantine.list_quarantined(ledger)] == ["image00005"]
+        assert [row.key for row in list_quarantined(ledger)] == ["image00005"]
         assert list(quarantine.revoke_usable_parts(planned, ledger, other_run=lambda: None)) == [], (
             "it is as unreadable as it was"
         )
@@ -65,7 +66,7 @@ def test_a_part_is_made_again_when_a_newer_decoder_reads_its_image_and_the_rest_
     ]
     assert {unit.part.index for kind in UNIT_KINDS for unit in ledger.list_units(kind)} == {0, 2}
     assert run_stages(planned, ledger) == (1, 2)
-    assert list(quarantine.list_quarantined(ledger)) == []
+    assert list(list_quarantined(ledger)) == []
     after = digests(ledger)
     assert {unit: digest for unit, digest in after.items() if unit.part.index != 1} == {
         unit: digest for unit, digest in before.items() if unit.part.index != 1
@@ -124,7 +125,7 @@ def test_a_duplicate_key_revokes_no_part(ledger: Ledger, tmp_path: Path, tiny_ch
     write_shard(tmp_path / "in" / "s.tar", [sample(0), sample(1), sample(0)])
     planned = make_plan(tiny_job(tmp_path / "in", tiny_checkpoint))
     run_stages(planned, ledger)
-    assert [row.key for row in quarantine.list_quarantined(ledger)] == ["image00000"]
+    assert [row.key for row in list_quarantined(ledger)] == ["image00000"]
     assert list(quarantine.revoke_usable_parts(planned, ledger, other_run=lambda: None)) == [], (
         "the first of them was used before"
     )

@@ -15,9 +15,8 @@ from pipeline.analysis.paired_statistics import Comparisons, PooledComparison, T
 from pipeline.analysis.report import Accuracy, PooledSuccess, Report
 from pipeline.analysis.sample_view import short
 from pipeline.ledger import Failure, Ledger
+from pipeline.ledger.quarantined import QuarantinedImage, list_quarantined
 from pipeline.maintenance.status import PlanStatus, status
-from pipeline.plan import quarantine
-from pipeline.plan.quarantine import QuarantinedImage
 from pipeline.results.denominators import DENOMINATOR_LABELS, Denominator
 from pipeline.results.intervals import PooledRate
 
@@ -134,7 +133,7 @@ def gather(ledger: Ledger, *, base: str, denominator: Denominator) -> PageConten
     settings = ablation.attack_settings(ledger)
     provenance, gradients = _provenance_and_gradients(ledger)
     plans = status(ledger)
-    quarantined = list(quarantine.list_quarantined(ledger))
+    quarantined = list(list_quarantined(ledger))
     datasets = [
         _dataset_section(ledger, dataset, summary, comparisons, settings, gradients, denominator)
         for dataset in sorted(summary.images)
