@@ -9,8 +9,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import replace
-from fractions import Fraction
-from typing import Any, get_args
+from typing import Any
 
 import timm
 import torch
@@ -19,14 +18,13 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from jobs.gpu_check.variants import cheap_attack, variants
 from pipeline.attack.batch import AdmixPool
 from pipeline.attack.ensemble import Ensemble, Fuse
-from pipeline.attack.gradient_norm_penalty import GradientNormPenalty, PenaltyForm
 from pipeline.attack.loop import Iterative
-from pipeline.attack.recipe import BASES, Attack
+from pipeline.attack.recipe import Attack
 from pipeline.data import codec
 from pipeline.models.classifier import Classifier
-from tests import samples
 
 NAME = "emulated"
 # The attack whose source copies and waits at each step, to show that this is counted.
@@ -57,9 +55,10 @@ class EmulatedDevice:
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # setting .data would not set the value here
         self.device = torch.device(NAME, 0)
         self.counts = Counter[str]()
-        self._library = torch.library.Library("_", "IMPL")
-        self._library.fallback(lambda function, *args, **kwargs: self.call(function, args, kwargs), "PrivateUse1")
-        self._library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # autocast alone casts nothing
+        library: Any = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
+        self._library = library
+        library.fallback(lambda function, *args, **kwargs: self.call(function, args, kwargs), "PrivateUse1")
+        library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # autocast alone casts nothing
 
     def call(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls an operation on the values of its arguments."""
@@ -89,7 +88,9 @@ class EmulatedDevice:
         wrapped = tree_map(
             lambda value: known.get(id(value), OnDevice(value, self)) if isinstance(value, Tensor) else value, result
         )
-        return return_and_correct_aliasing(function, args, kwargs, wrapped) if len(here) == len(tensors) > 0 else wrapped
+        if len(here) < len(tensors) or not here:
+            return wrapped
+        return return_and_correct_aliasing(function, args, kwargs, wrapped)  # type: ignore[no-untyped-call]
 
 
 class OnDevice(Tensor):
@@ -112,7 +113,7 @@ class OnDevice(Tensor):
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Calls an operation on the values."""
         emulation = next(leaf.emulation for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, OnDevice))
         return emulation.call(func, args, kwargs or {})
@@ -154,23 +155,11 @@ class _Copying(nn.Module):
 
 
 def _attacks() -> dict[str, tuple[Attack, Fuse | None]]:
-    """Every base, part, form of the penalty, norm and choice of target classes, and every fusion of an ensemble."""
-    from tests.attack.test_combinations import PARTS, cheap_attack
-
-    attacks: dict[str, tuple[Attack, Fuse | None]] = {"noise": (samples.attack("noise"), None)}
-    for name in (*BASES, *(f"{part}+mi" for part in PARTS), "di+ti+si+admix+gnp+vt+ni"):
-        attacks[name] = cheap_attack(name), None
-    for form in get_args(PenaltyForm):
-        attacks[f"gnp+mi, {form}"] = cheap_attack("gnp+mi", parts={"gnp": GradientNormPenalty(form=form)}), None
-    for part in ("pgd", "gnp+mi", "noise"):
-        attacks[f"{part}, l2"] = samples.attack(part, norm="l2", epsilon=Fraction(1, 2)), None
-    for target_class in ("random", "least-likely", 3):
-        attacks[f"mi, {target_class}"] = cheap_attack("mi", target_class=target_class, loss="margin"), None
-    for fuse in get_args(Fuse):
-        attacks[f"mi, {fuse} fused"] = cheap_attack("mi"), fuse
-    attacks[IN_BFLOAT16] = cheap_attack("mi", name=IN_BFLOAT16, precision="bfloat16"), None
-    attacks[COPYING] = cheap_attack("mi", name=COPYING), None
-    return attacks
+    return {
+        **variants(),
+        IN_BFLOAT16: (cheap_attack("mi", precision="bfloat16"), None),
+        COPYING: (cheap_attack("mi", name=COPYING), None),
+    }
 
 
 def main() -> None:
@@ -181,7 +170,7 @@ def main() -> None:
     sources = {device: _network().optimize_for(device) for device in (torch.device("cpu"), emulation.device)}
 
     def attacked(device: torch.device, attack: Attack, fuse: Fuse | None) -> Tensor:
-        source = sources[device] if fuse is None else Ensemble([sources[device]] * 2, fuse)
+        source: nn.Module = sources[device] if fuse is None else Ensemble([sources[device]] * 2, fuse)
         if attack.name == COPYING:
             source = _Copying(source)
         originals, classes = pixels.to(device), labels.to(device)

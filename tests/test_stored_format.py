@@ -2,8 +2,8 @@
 
 `fixtures/store-0.1.tar.xz` is a whole store with its recipe, shards and checkpoint (made-up weights and images),
 written by the code as it was before it was divided into packages, and `store-0.1.json` what that code read in it.
-`identities.json` is what that code recorded for the two recipes beside it, but for the versions of attacks and of random
-numbers, which are raised with every change of pixels.
+`identities.json` is what that code recorded for the two recipes beside it, but for the versions of attacks and of
+random numbers, which are raised with every change of pixels.
 """
 
 import hashlib
@@ -72,9 +72,9 @@ def test_generate_makes_only_what_newer_attacks_lack(folder: Path, tmp_path: Pat
     for kind in ("original", "clean"):
         before, after = ({unit: ledger.read_marker(unit) for unit in ledger.list_units(kind)} for ledger in stores)
         assert before == after, kind
-    before, after = (set(ledger.list_units("adversarial")) for ledger in stores)
-    assert before < after
-    assert len(after) == 2 * len(before)
+    made, all_made = (set(ledger.list_units("adversarial")) for ledger in stores)
+    assert made < all_made
+    assert len(all_made) == 2 * len(made)
     printed = gnp(copied, "generate", "recipe.toml", "--store", "store").strip()
     assert printed.splitlines()[-1] == BEFORE["nothing"]
 

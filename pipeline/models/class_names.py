@@ -1,4 +1,4 @@
-"""Names of the ImageNet-1k classes, from timm's files; timm itself, which imports torch for seconds, is not imported."""
+"""Names of the ImageNet-1k classes, from timm's files, without importing timm, which takes seconds."""
 
 import csv
 import functools
@@ -20,7 +20,7 @@ def imagenet_synsets() -> tuple[str, ...]:
 
 @functools.cache
 def _lemmas() -> dict[str, str]:
-    return {synset: lemma for synset, lemma in csv.reader(_read("imagenet_synset_to_lemma.txt"), delimiter="\t")}
+    return {row[0]: row[1] for row in csv.reader(_read("imagenet_synset_to_lemma.txt"), delimiter="\t")}
 
 
 def _read(name: str) -> list[str]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pipeline.attack.precision import compute_in
 from pipeline.models.batchnorm_folding import fold_batchnorms
 from pipeline.models.cpu_fusion import fuse_convolutions
-from pipeline.models.gpu_networks import for_gpu, in_bfloat16
+from pipeline.models.gpu_networks import LAUNCH, GpuNetwork
 
 # How an image is resized to a network's input size; see `resize`.
 Policy = Literal["direct", "crop"]
@@ -43,20 +43,23 @@ class Classifier(nn.Module):
         self.preprocessing = preprocessing
         self.digest = state_digest(network)
         self.args = dict(args or {})
-        self._lower: list[nn.Module | None] = []  # the network in bfloat16, once it was wanted on a GPU
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing["std"]).view(shape), persistent=False)
         self.eval()
 
-    def optimize_for(self, device: torch.device) -> "Classifier":
+    def optimize_for(self, device: torch.device, *, launch: str = LAUNCH) -> "Classifier":
         """Replaces the network by a faster one with the same outputs, moves it to a device, and returns itself.
 
         The digest remains that of the weights as loaded.
+
+        Args:
+            device: The device.
+            launch: How a GPU is given the network's operations, one of `gpu_networks.LAUNCHES`.
         """
         side = self.preprocessing["input_size"]
         network = fold_batchnorms(self.network, side)
-        self.network = fuse_convolutions(network, side) if device.type == "cpu" else for_gpu(network)
+        self.network = fuse_convolutions(network, side) if device.type == "cpu" else GpuNetwork(network, launch)
         return self.to(device)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,20 +84,6 @@ class Classifier(nn.Module):
     def classify(self, inputs: Tensor) -> Tensor:
         """Logits (B, classes) of images at the network's input size, or at another size that it takes."""
         normalised = ((inputs - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        kind = inputs.device.type
-        if kind != "cpu" and torch.is_autocast_enabled(kind):
-            return self._classify_in_bfloat16(normalised)
-        logits: Tensor = self.network(normalised)
-        return logits
-
-    def _classify_in_bfloat16(self, normalised: Tensor) -> Tensor:
-        """Logits (B, classes) float32, by a network whose weights are in bfloat16 where there can be one."""
-        kind = normalised.device.type
-        with torch.autocast(kind, enabled=False):
-            if not self._lower:
-                self._lower.append(in_bfloat16(self.network, normalised))
-            if (network := self._lower[0]) is not None:
-                return network(normalised.to(torch.bfloat16)).float()  # type: ignore[no-any-return]
         logits: Tensor = self.network(normalised)
         return logits
 

@@ -1,8 +1,12 @@
 """The device that networks run on: how it computes, its memory, and what its errors mean."""
 
+import os
+import re
 import resource
+import warnings
 
 import torch
+from torch import Tensor, nn
 
 from pipeline.attack.precision import allow_tf32
 from pipeline.models import malloc
@@ -30,6 +34,34 @@ def configure(threads: int) -> None:
     allow_tf32(False)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    if torch.cuda.is_available():
+        _choose_repeatable_kernels()
+
+
+def _choose_repeatable_kernels() -> None:
+    """Has CUDA use kernels that add in one order, where there are such, and warn where there are none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its module's class
+    # Of attention's kernels, flash (bfloat16) and the plain one (float32) are left.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def nondeterministic_operations(network: nn.Module, images: Tensor) -> list[str]:
+    """Names of the operations in a network's gradient that add in no fixed order: results with it may not repeat.
+
+    Args:
+        network: Maps (B, 3, H, W) in [0, 1] to logits, on the images' device, which `configure` has set.
+        images: (B, 3, H, W) float32.
+    """
+    inputs = images.detach().clone().requires_grad_()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.autograd.grad(network(inputs).sum(), inputs)
+    found = (re.match(r"(\S+) does not have a deterministic implementation", str(each.message)) for each in caught)
+    return sorted({match[1] for match in found if match})
 
 
 def gpu_or_cpu(*, has_gpu: bool) -> torch.device:

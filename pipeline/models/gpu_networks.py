@@ -1,9 +1,9 @@
-"""Networks as GPUs run them: with a backward pass that repeats its bytes, in bfloat16, and ways to launch them faster."""
+"""Networks as GPUs run them: gradients that repeat their bytes, weights in bfloat16, and ways to launch operations."""
 
 import copy
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,48 @@ from pipeline.models.module_pairs import find_pairs, replace_modules
 log = logging.getLogger(__name__)
 
 
+class GpuNetwork(nn.Module):
+    """A network as a GPU runs it: in float32, or within autocast, in bfloat16.
+
+    Args:
+        network: In eval mode, frozen; not changed.
+        launch: How its operations are launched, one of `LAUNCHES`.
+    """
+
+    def __init__(self, network: nn.Module, launch: str) -> None:
+        super().__init__()
+        self.network = for_gpu(network)
+        self._launch = launch
+        self._launched: dict[torch.dtype, nn.Module | None] = {}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, classes) float32 of inputs (B, 3, N, N) float32."""
+        kind = inputs.device.type
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                lower = self._in(torch.bfloat16, inputs)
+                if lower is not None:
+                    return lower(inputs.to(torch.bfloat16)).float()  # type: ignore[no-any-return]
+        network = self._in(torch.float32, inputs)
+        assert network is not None
+        return network(inputs)  # type: ignore[no-any-return]
+
+    @torch.inference_mode(False)  # what is made is kept, and its first use may be one without gradients
+    def _in(self, dtype: torch.dtype, inputs: Tensor) -> nn.Module | None:
+        if dtype not in self._launched:
+            one = inputs.detach()[:1].to(dtype)
+            network = self.network if dtype == torch.float32 else in_bfloat16(self.network, one)
+            self._launched[dtype] = network and LAUNCHES[self._launch](network, one)
+        return self._launched[dtype]
+
+
 def for_gpu(network: nn.Module) -> nn.Module:
     """A copy of a network with the same outputs, whose max-pooling adds in one order and whose ReLU6 makes no clone."""
     adapted = copy.deepcopy(network)
     for module in adapted.modules():
-        if isinstance(module, nn.Hardtanh):  # as ReLU6 is: its gradient needs the input, which in place has to be cloned
+        if isinstance(
+            module, nn.Hardtanh
+        ):  # as ReLU6 is: its gradient needs the input, which in place has to be cloned
             module.inplace = False
     pools = [module for module in adapted.modules() if type(module) is nn.MaxPool2d]
     replace_modules(adapted, {pool: RepeatableMaxPool(pool) for pool in pools if RepeatableMaxPool.supports(pool)})
@@ -28,8 +65,8 @@ def for_gpu(network: nn.Module) -> nn.Module:
 class RepeatableMaxPool(nn.Module):
     """Max-pooling, first over rows and then over columns, whose gradient adds in one order.
 
-    The backward pass of torch's own on CUDA adds atomically, in an order that changes from call to call. Of equal values
-    the first row's is chosen, and of these the first column's.
+    The backward pass of torch's own adds atomically on CUDA, in an order that changes from call to call. Of equal
+    values the first row's is chosen, and of these the first column's.
 
     Args:
         pool: The pooling that it replaces.
@@ -66,20 +103,19 @@ def _largest(values: Tensor, kernel: int, stride: int) -> Tensor:
     return largest
 
 
-@torch.inference_mode(False)  # the copy is kept, and its first use may be one without gradients
-def in_bfloat16(network: nn.Module, images: Tensor) -> nn.Module | None:
-    """A copy of a network with weights in bfloat16; None if it fails on such images, where autocast may not.
+def in_bfloat16(network: nn.Module, inputs: Tensor) -> nn.Module | None:
+    """A copy of a network with weights in bfloat16; None if it fails there, where autocast may not.
 
     Autocast casts frozen weights anew in every forward pass.
 
     Args:
         network: In float32.
-        images: (B, 3, N, N) float32, of which one is tried.
+        inputs: (B, 3, N, N) bfloat16, on which it is tried.
     """
     lower = copy.deepcopy(network).to(torch.bfloat16)
     try:
         with torch.no_grad():
-            lower(images[:1].to(torch.bfloat16))
+            lower(inputs)
     except RuntimeError as error:  # it mixes dtypes of its own
         log.warning("%s: not in bfloat16 throughout: %s", type(network).__name__, str(error).partition("\n")[0])
         return None
@@ -109,8 +145,11 @@ class CudaGraphs(nn.Module):
             return self.network(inputs)  # type: ignore[no-any-return]
         key = inputs.shape, inputs.dtype, torch.backends.cudnn.allow_tf32  # what is captured stays as it was then
         if key not in self._graphs:
-            sample = torch.empty_like(inputs).requires_grad_()
-            self._graphs[key] = torch.cuda.make_graphed_callables(lambda images: self.network(images), (sample,))  # type: ignore[no-untyped-call]  # a module itself would be changed
+            capture: Any = torch.cuda.make_graphed_callables
+            # Of a function: it would change a module.
+            self._graphs[key] = capture(
+                lambda images: self.network(images), (torch.empty_like(inputs).requires_grad_(),)
+            )
         return self._graphs[key](inputs)
 
 
@@ -128,7 +167,7 @@ class CudnnConvolutionRelu(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The convolution of images (B, C, H, W), without what is below 0."""
-        output: Tensor = _CudnnConvolutionRelu.apply(images, self.weight, self.bias, *self.settings)  # type: ignore[no-untyped-call]
+        output: Tensor = _CudnnConvolutionRelu.apply(images, self.weight, self.bias, *self.settings)
         return output
 
 
@@ -141,7 +180,7 @@ class _CudnnConvolutionRelu(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]  # its base has no types
+    def backward(context: Any, gradient: Tensor) -> Any:
         images, weight, output = context.saved_tensors
         stride, padding, dilation, groups = context.settings
         before = torch.ops.aten.threshold_backward(gradient, output, 0)
@@ -175,5 +214,5 @@ LAUNCHES: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
     "CUDA graphs": lambda network, _: CudaGraphs(network),
     "cuDNN's ReLUs": fuse_by_cudnn,
     "cuDNN's ReLUs in CUDA graphs": lambda network, images: CudaGraphs(fuse_by_cudnn(network, images)),
-    "torch.compile": lambda network, _: torch.compile(network),
+    "torch.compile": lambda network, _: cast("nn.Module", torch.compile(network)),
 }

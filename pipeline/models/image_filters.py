@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from scipy import fft, ndimage
 from torch import Tensor
 
 from pipeline.attack.draws import Draws
@@ -104,6 +103,8 @@ class FeatureDistillation:
         return _filter_each(images, self._quantise)
 
     def _quantise(self, image: np.ndarray) -> np.ndarray:
+        from scipy import fft
+
         height, width = image.shape[1:]
         padded = np.pad(image * 255 - 128, ((0, 0), (0, -height % 8), (0, -width % 8)), mode="edge")
         rows, columns = padded.shape[1] // 8, padded.shape[2] // 8
@@ -164,6 +165,8 @@ class Median:
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Images of the same shape."""
         del draws
+        from scipy import ndimage
+
         window = (1, self.size, self.size)
         return _filter_each(images, lambda image: ndimage.median_filter(image, size=window, mode="reflect"))
 

@@ -4,12 +4,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import torch
+
 from pipeline.attack.recipe import Attack
 from pipeline.data.parts import Images
 from pipeline.data.sample import Part
 from pipeline.ledger import CommittedParts, Unit
 from pipeline.ledger.progress import StageTotals
 from pipeline.models import registry
+from pipeline.models.device import nondeterministic_operations
 from pipeline.models.registry import ResolvedSource
 from pipeline.plan.external import ExternalAttack, ExternalImages
 from pipeline.plan.outline import Item
@@ -103,5 +106,10 @@ class Generator(Stage):
             self._loaded = None  # frees the device's memory before the next model is loaded
             classes = self.plan.job.data.classes
             network = registry.load_source(source, self.ledger.storage, classes=classes, device=self.device)
-            self._loaded = LoadedSource(identity, network)
+            operations: list[str] = []
+            if self.device.type != "cpu":
+                side = self.plan.job.data.preparation.crop
+                images = torch.rand(1, 3, side, side, device=self.device)
+                operations = nondeterministic_operations(network, images)
+            self._loaded = LoadedSource(identity, network, tuple(operations))
         return self._loaded

@@ -26,10 +26,12 @@ class LoadedSource:
     Attributes:
         id: Identity of the source.
         network: Maps (B, 3, H, W) in [0, 1] to logits (B, classes).
+        nondeterministic: On a GPU: the operations of its gradient that may not repeat their bytes.
     """
 
     id: str
     network: nn.Module
+    nondeterministic: tuple[str, ...] = ()
 
 
 class PartAttacks:
@@ -73,6 +75,7 @@ class PartAttacks:
             ],
             facts={
                 "gradients": counter.gradients,
+                **({} if stage.device.type == "cpu" else {"nondeterministic": list(source.nondeterministic)}),
                 **stage.execution_facts(batch_size=batch_size, started=started, attempt=self._attempt),
             },
         )

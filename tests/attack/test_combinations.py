@@ -8,18 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from jobs.gpu_check import variants
+from jobs.gpu_check.variants import PARTS
 from pipeline.attack.ball import BallNorm
 from pipeline.attack.batch import AdmixPool, Batch, GradientCounter
 from pipeline.attack.draws import Draws
 from pipeline.attack.gradient import loss_gradient
 from pipeline.attack.gradient_norm_penalty import GradientNormPenalty, PenaltyForm
-from pipeline.attack.gradient_transforms import (
-    GradientTransform,
-    PenalisedNeighbours,
-    ReversePerturbation,
-    VarianceTuning,
-)
-from pipeline.attack.input_transforms import Admix, DiverseInput, InputTransform, Scale
+from pipeline.attack.gradient_transforms import ReversePerturbation, VarianceTuning
+from pipeline.attack.input_transforms import Admix, DiverseInput
 from pipeline.attack.loop import Iterative
 from pipeline.attack.losses import Loss, objective
 from pipeline.attack.recipe import BASES, GRADIENT_TRANSFORMS, INPUT_TRANSFORMS
@@ -29,15 +26,6 @@ from tests.samples import attack
 
 KEYS = ["a", "b", "c"]
 LABELS = torch.tensor([1, 0, 3])
-PARTS = [*INPUT_TRANSFORMS, *GRADIENT_TRANSFORMS]
-# Parts that average over many gradients, with few of them.
-CHEAP_PARTS: dict[str, InputTransform | GradientTransform] = {
-    "si": Scale(copies=2),
-    "admix": Admix(samples=2, scales=2),
-    "vt": VarianceTuning(samples=2),
-    "pgn": PenalisedNeighbours(samples=2),
-    "rap": ReversePerturbation(steps=2, late_start=0),
-}
 COMBINATIONS = [
     *BASES,
     *(f"{part}+{base}" for base in BASES for part in PARTS),
@@ -45,12 +33,8 @@ COMBINATIONS = [
 ]
 
 
-def cheap_parts(combination: str) -> dict[str, InputTransform | GradientTransform]:
-    return {name: part for name, part in CHEAP_PARTS.items() if name in combination.split("+")}
-
-
 def cheap_attack(combination: str, **settings: Any) -> Iterative:
-    iterative = attack(combination, **{"parts": cheap_parts(combination), **settings})
+    iterative = variants.cheap_attack(combination, **settings)
     assert isinstance(iterative, Iterative)
     return iterative
 
@@ -99,7 +83,7 @@ def test_images_stay_in_the_ball_and_do_not_depend_on_the_batch(combination: str
 
 @pytest.mark.parametrize("combination", [name for name in COMBINATIONS if "gnp" not in name.split("+")])
 def test_a_penalty_with_beta_zero_changes_nothing(combination: str) -> None:
-    parts = {**cheap_parts(combination), "gnp": GradientNormPenalty(beta=0)}
+    parts = {**variants.cheap_parts(combination), "gnp": GradientNormPenalty(beta=0)}
     for penalised in (f"gnp+{combination}", f"{combination}+gnp"):
         assert torch.equal(attacked(cheap_attack(penalised, parts=parts)), attacked(cheap_attack(combination)))
 
@@ -179,7 +163,7 @@ def test_every_form_of_the_penalty_approaches_the_exact_product(inner: str, form
     """Also if it wraps a random function, or one that is not a gradient."""
     images = originals().double() / 255
     types: dict[str, Any] = {**INPUT_TRANSFORMS, **GRADIENT_TRANSFORMS}
-    part: Any = CHEAP_PARTS.get(inner) or (DiverseInput(probability=1) if inner == "di" else types[inner]())
+    part: Any = variants.CHEAP_PARTS.get(inner) or (DiverseInput(probability=1) if inner == "di" else types[inner]())
     input_transforms = [part] if inner in INPUT_TRANSFORMS else []
     gradient_transforms = [part] if inner in GRADIENT_TRANSFORMS else []
 

@@ -63,7 +63,7 @@ def test_draws_have_their_distributions() -> None:
 
 
 def test_the_bits_equal_splitmix64() -> None:
-    """The published algorithm in Python's integers: a key's generator starts its steps', and they start their draws'."""
+    """The published algorithm in Python's integers: a key's generator starts its steps', and these their draws'."""
     mask = (1 << 64) - 1
 
     def mixed(z: int) -> int:

@@ -1,5 +1,6 @@
 import io
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -77,8 +78,8 @@ def test_preparation_resizes_the_shortest_side_and_crops_the_centre() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(20, 90), st.integers(20, 90), st.integers(9, 80), st.integers(0, 8), st.data())
 def test_preparation_is_torchvisions(width: int, height: int, resize: int, less: int, data: st.DataObject) -> None:
-    interpolation = data.draw(st.sampled_from(["bilinear", "bicubic"]))
-    aspect = data.draw(st.sampled_from(["keep", "squash"]))
+    interpolation: Literal["bilinear", "bicubic"] = data.draw(st.sampled_from(["bilinear", "bicubic"]))
+    aspect: Literal["keep", "squash"] = data.draw(st.sampled_from(["keep", "squash"]))
     image = Image.fromarray(np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8))
     size = [resize, resize] if aspect == "squash" else resize
     resized = vision.resize(image, size, InterpolationMode(interpolation))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import CapacityError
+from pipeline.models import device
 from pipeline.models.batch_size import fastest_batch_size, run_in_batches
 from pipeline.models.device import free_gpu_memory_bytes, gpu_or_cpu, is_broken_by, is_out_of_memory, keep_to_share
 from tests.conftest import ROOT
@@ -121,3 +122,29 @@ def test_tf32_is_set_and_restored_on_a_torch_that_has_the_old_flags_only(before:
     inside = "pass"
     program = _PROGRAM.format(new=False, on="'tf32'", before=BEFORE[before], after="", inside=inside)
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_a_gradient_that_may_not_repeat_is_named() -> None:
+    """In a process of its own: the settings are torch's, for all that it does."""
+    code = """
+import torch
+from pipeline.models import device
+
+class Filling(torch.nn.Module):
+    def forward(self, images):
+        flat = images.flatten(1)
+        return flat.new_zeros(flat.shape[1]).put_(torch.arange(3), flat[0, :3]) * flat
+
+device._choose_repeatable_kernels()
+images = torch.rand(2, 3, 4, 4)
+print(*(device.nondeterministic_operations(network, images) for network in (Filling(), torch.nn.Flatten())))
+print(torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled())
+print(torch.backends.cuda.mem_efficient_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["['put_'] []", "True True", "False False"]
+
+
+def test_a_cpu_keeps_torchs_own_choice_of_algorithms() -> None:
+    device.configure(torch.get_num_threads())
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -19,11 +19,11 @@ POOLS = {
 }
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
     """Counts operations by name."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts = Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -82,8 +82,9 @@ def test_a_network_of_mixed_dtypes_is_not_held_in_bfloat16() -> None:
             logits: Tensor = self.last(images.float().mean(dim=(2, 3)))
             return logits
 
-    assert in_bfloat16(Mixed(), torch.rand(2, 3, 4, 4)) is None
-    assert in_bfloat16(nn.Conv2d(3, 2, 1), torch.rand(2, 3, 4, 4)) is not None
+    inputs = torch.rand(2, 3, 4, 4).bfloat16()
+    assert in_bfloat16(Mixed(), inputs) is None
+    assert in_bfloat16(nn.Conv2d(3, 2, 1), inputs) is not None
 
 
 def test_convolutions_with_their_relus_by_cudnns_operation(monkeypatch: pytest.MonkeyPatch) -> None:

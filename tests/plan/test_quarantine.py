@@ -9,9 +9,9 @@ from pipeline.data.codec import Preparation
 from pipeline.data.sample import Part
 from pipeline.errors import IntegrityError, SampleError
 from pipeline.ledger import UNIT_KINDS, Ledger, leases
+from pipeline.ledger.quarantined import list_quarantined
 from pipeline.maintenance import garbage
 from pipeline.maintenance.finalize import finalize
-from pipeline.ledger.quarantined import list_quarantined
 from pipeline.plan import quarantine
 from pipeline.plan.resolve import Plan
 from pipeline.storage import Storage
