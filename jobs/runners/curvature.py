@@ -56,7 +56,7 @@ def run(recipe: Path, out: Path, *, limit: int, console: Console) -> None:
                     device=device,
                     epsilon=attack.epsilon,
                     steps=attack.steps,
-                    batch_size=32 if job.batch_size == "auto" else job.batch_size,
+                    batch_size=job.batch_size if isinstance(job.batch_size, int) else 32,
                 )
             )
         rows = curvature.table(products, successes)

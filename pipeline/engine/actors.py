@@ -80,7 +80,7 @@ class Actors:
             "num_cpus": shape.cpus,
             "num_gpus": shape.gpus,
             "resources": {shape.resource: _CUSTOM_RESOURCE} if shape.resource else None,
-            "runtime_env": worker_environment(),
+            "runtime_env": worker_environment(shape.gpus),
             "max_restarts": 0,
             "max_task_retries": 0,
             "max_concurrency": 3,  # `run`, beside it `take_totals` or `stop`, and `live`

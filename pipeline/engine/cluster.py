@@ -52,6 +52,7 @@ def connect(address: str | None) -> list[Node]:
 def _init(address: str) -> None:
     _require_listener(address)
     local = {"include_dashboard": False, "_temp_dir": _local_folder()} if address == "local" else {}
+    inherits = bool(local) and not any(Path("/dev").glob("nvidia[0-9]*"))
     before = signal.getsignal(signal.SIGTERM)
     try:
         # Workers import from the driver's current folder first, so this must be the folder of this code.
@@ -59,21 +60,24 @@ def _init(address: str) -> None:
             contextlib.chdir(Path(__file__).parents[2]),
             mock.patch.object(ray_utils, "set_sigterm_handler"),  # Ray's ends the process at once, with code 15
             mock.patch.object(ray_worker, "connect", _connect_driver),
-            mock.patch.dict(os.environ, malloc.ENVIRONMENT if local else {}),
+            mock.patch.dict(os.environ, malloc.ENVIRONMENT if inherits else {}),
         ):
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except (ValueError, ConnectionError, RuntimeError, AssertionError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CapacityError(f"no Ray at {address}: {reason}") from error
     global _workers_inherit
-    _workers_inherit = bool(local)
+    _workers_inherit = inherits
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's C++ side has set one as well
 
 
-def worker_environment() -> dict[str, Any] | None:
-    """The `runtime_env` of workers; None where this process has started Ray, whose workers inherit it at no cost."""
-    return None if _workers_inherit else {"env_vars": malloc.ENVIRONMENT}
+def worker_environment(gpus: float) -> dict[str, Any] | None:
+    """The `runtime_env` of a worker with so many GPUs; None where it needs none, or inherits it at no cost.
+
+    Only a worker that computes on cores keeps its freed memory, in one heap: on a GPU, its threads would wait for it.
+    """
+    return None if gpus or _workers_inherit else {"env_vars": malloc.ENVIRONMENT}
 
 
 def _connect_driver(*arguments: Any, connect: Any = ray_worker.connect, **options: Any) -> Any:

@@ -29,13 +29,14 @@ def configure(threads: int) -> None:
     The literal penalty is a difference of gradients at points 2.6e-5 a pixel apart, which TF32's 10-bit mantissa cannot
     tell from each other; and a rerun must give the same bytes.
     """
-    malloc.keep_freed_memory()
     torch.set_num_threads(threads)
     allow_tf32(False)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     if torch.cuda.is_available():
         _choose_repeatable_kernels()
+    else:  # a GPU's process has no activations in its heap, and many threads that encode
+        malloc.keep_freed_memory()
 
 
 def _choose_repeatable_kernels() -> None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -173,5 +174,7 @@ class Median:
 
 def _filter_each(images: Tensor, filter_image: Callable[[np.ndarray], np.ndarray]) -> Tensor:
     """Applies a filter of one image, (3, H, W) float in [0, 1], to every image of a batch (B, 3, H, W)."""
-    filtered = [np.asarray(filter_image(image), dtype=np.float32) for image in images.cpu().numpy()]
+    # As many threads as the worker has; most filters let go of Python's lock.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        filtered = [np.asarray(image, dtype=np.float32) for image in pool.map(filter_image, images.cpu().numpy())]
     return torch.from_numpy(np.stack(filtered)).to(images)

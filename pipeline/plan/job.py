@@ -19,11 +19,11 @@ class Job:
         attacks: The attacks, each made on every image from every source.
         targets: The models scored.
         batch_size: Images per gradient, and per prediction; a rerun is byte-identical only with the same. `auto` lets
-            each worker measure the fastest.
+            each worker measure the fastest; None is 32 on a CPU, and `auto` on a GPU.
     """
 
     data: DataSpec
     sources: tuple[ModelSpec | EnsembleSpec | ExternalImages, ...]
     attacks: tuple[Attack | ExternalAttack, ...]
     targets: tuple[TargetSpec, ...]
-    batch_size: int | Literal["auto"] = 32
+    batch_size: int | Literal["auto"] | None = None

@@ -150,8 +150,9 @@ class Recipe(_Table):
         attacks: The attacks, each made on every image from every source.
         budget: What every attack gets unless its entry sets it.
         engine: The number of workers, and the resources of each.
-        batch_size: Images per gradient, and per prediction; "auto" tries what is fastest, on each worker's device for
-            each model. Rounding depends on it, so runs of "auto" need not give the same bytes.
+        batch_size: Images per gradient, and per prediction; by default 32 on a CPU, and "auto" on a GPU, which tries
+            what is fastest, on each worker's device for each model. Rounding depends on it, so runs of "auto" need not
+            give the same bytes.
     """
 
     data: Data
@@ -160,7 +161,7 @@ class Recipe(_Table):
     attacks: tuple[Annotated[tuple[AttackEntry, ...], BeforeValidator(expand_lists)], ...] = Field(min_length=1)
     budget: Budget = Field(default_factory=lambda: Budget.model_validate({}))
     engine: Pools = Pools()
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
 
     @model_validator(mode="after")
     def _require_consistent(self) -> "Recipe":

@@ -8,6 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # The packages whose versions can change a result's bytes.
 _RECORDED = ("torch", "timm", "pillow", "webdataset")
+# Of a recipe that sets none. A GPU is idle between launches with so few.
+_CPU_BATCH_SIZE = 32
 
 
 def _never() -> bool:
@@ -109,7 +112,10 @@ class Stage(ABC):
             marker = self.ledger.read_marker(unit)
             tar = self.ledger.read_data(marker)
         with self.timed("decode", item):
-            return marker, parts.decode_tar(tar, name=marker.object)
+            images = parts.decode_tar(tar, name=marker.object)
+            if self.device.type == "cuda":  # from pinned memory, pixels reach a GPU several times as fast
+                images = replace(images, pixels=images.pixels.pin_memory())
+            return marker, images
 
     def commit_unit(self, commit: Callable[[], None], image_count: int, errors: "DeferredErrors") -> None:
         """Commits one unit and counts it; runs in a background thread."""
@@ -127,7 +133,7 @@ class Stage(ABC):
             raise Interrupted("stopped on request; what is committed stands")
 
     def choose_batch_size(self, work: Hashable, images: Images, compute: Callable[[Images], object]) -> int:
-        """The recipe's batch size, or with `"auto"` the fastest here, measured once for each kind of work.
+        """The recipe's batch size, or with `"auto"`, a GPU's default, the fastest here, measured once per kind of work.
 
         Args:
             work: The kind of work.
@@ -135,7 +141,9 @@ class Stage(ABC):
             compute: Does the work on all the images that it is given.
         """
         size, count = self.plan.job.batch_size, len(images.keys)
-        if size != "auto":
+        if size is None and self.device.type == "cpu":
+            return _CPU_BATCH_SIZE
+        if isinstance(size, int):
             return size
         if not count:
             return 1

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.attack.draws import Draws
 from pipeline.models import predict
@@ -123,6 +124,28 @@ def test_random_padding_has_the_published_sizes() -> None:
     assert {side for side, _, _ in places} == set(range(310, 331))
     assert max(top for _, top, _ in places) > 15
     assert any(top != left for _, top, left in places)
+
+
+@pytest.mark.parametrize("input_side", [224, 299])
+def test_random_padding_is_torchs_interpolation_padded(input_side: int) -> None:
+    torch.manual_seed(0)
+    images, keys = torch.rand(60, 3, input_side, input_side), [str(index) for index in range(60)]
+    padded = RandomResizePad()(images, Draws(0, keys))
+    sides, top, left = Draws(0, keys).squares(round(310 * input_side / 299), padded.shape[-1])
+    for image, found, side, above, before in zip(images, padded, *map(Tensor.tolist, (sides, top, left)), strict=True):
+        after = padded.shape[-1] - side
+        resized = F.interpolate(image[None], (side, side), mode="nearest")[0]
+        assert torch.equal(found, F.pad(resized, (before, after - before, above, after - above)))
+
+
+def test_filters_do_not_depend_on_the_number_of_threads() -> None:
+    found = []
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        found.append([defense(photographs(), draws()) for defense in (Jpeg(), Median(), FeatureDistillation())])
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *found))
 
 
 def test_probabilities_are_averaged_over_draws() -> None:
