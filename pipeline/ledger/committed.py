@@ -3,13 +3,41 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pipeline.ledger.keys import Unit, parse_part_file
 from pipeline.storage import Storage
 
-if TYPE_CHECKING:
-    from pipeline.ledger.finished_shards import Index
+
+@dataclass(frozen=True)
+class FinishedShards:
+    """Shards that are finished in some scopes.
+
+    Attributes:
+        scopes: The scopes, such as `clean/DATASET/TARGET`.
+        shards: Shard → number of its parts, all of which are committed in each scope.
+    """
+
+    scopes: Sequence[str]
+    shards: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the index of a dataset says.
+
+    Attributes:
+        folder: Where records belong that are made from markers listed from now on.
+        records: The records that count.
+    """
+
+    folder: str
+    records: Sequence[FinishedShards]
+
+    def finished(self, scope: str) -> dict[str, int]:
+        """Shard → number of parts, of the shards that are finished in a scope."""
+        return {
+            shard: count for record in self.records if scope in record.scopes for shard, count in record.shards.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -22,7 +50,7 @@ class CommittedParts:
     """
 
     scopes: Mapping[str, Mapping[str, tuple[int, int]]]
-    index: "Index | None" = field(default=None, compare=False)
+    index: Index | None = field(default=None, compare=False)
 
     def __contains__(self, unit: Unit) -> bool:
         return bool(self.part_bits(unit.scope, unit.part.shard) >> unit.part.index & 1)

@@ -12,12 +12,12 @@ So a marker that was lost or removed by hand is made again, and the folder may b
 
 import logging
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from pipeline.errors import IntegrityError, MissingError
-from pipeline.ledger.committed import CommittedParts, list_scope_without
+from pipeline.ledger.committed import CommittedParts, FinishedShards, Index, list_scope_without
 from pipeline.ledger.keys import fingerprint
 from pipeline.storage import Storage, have_one_order
 
@@ -28,38 +28,6 @@ _BLOCK_MARKERS = 20_000
 # No shard has so many parts; a record that says so is not believed.
 _MOST_PARTS = 10**6
 _READERS = 32
-
-
-@dataclass(frozen=True)
-class FinishedShards:
-    """Shards that are finished in some scopes.
-
-    Attributes:
-        scopes: The scopes, such as `clean/DATASET/TARGET`.
-        shards: Shard → number of its parts, all of which are committed in each scope.
-    """
-
-    scopes: Sequence[str]
-    shards: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Index:
-    """What the index of a dataset says.
-
-    Attributes:
-        folder: Where records belong that are made from markers listed from now on.
-        records: The records that count.
-    """
-
-    folder: str
-    records: Sequence[FinishedShards]
-
-    def finished(self, scope: str) -> dict[str, int]:
-        """Shard → number of parts, of the shards that are finished in a scope."""
-        return {
-            shard: count for record in self.records if scope in record.scopes for shard, count in record.shards.items()
-        }
 
 
 def read_index(storage: Storage, dataset: str) -> Index:

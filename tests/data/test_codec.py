@@ -57,6 +57,31 @@ def test_quantise_rounds_to_nearest() -> None:
     assert set(found.flatten().tolist()) == {104}
 
 
+def test_rounding_in_an_l2_ball_goes_back_only_as_far_as_it_must_whatever_the_batch() -> None:
+    """Against the rule itself, image by image: the changes that overshot the most go back by one level, one at a time."""
+    torch.manual_seed(0)
+    original = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    epsilon = Fraction(3, 10)
+    directions = torch.randn(6, 3, 8, 8)
+    lengths = torch.tensor([0.0, 0.1, 0.3, 0.301, 0.31, 0.6]).view(-1, 1, 1, 1)  # the last needs several rounds
+    moved = directions / directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * lengths
+    adversarial = (codec.to_float(original) + moved).clamp(0, 1)
+    found = codec.quantise(adversarial, original, epsilon, "l2")
+    for index in range(6):
+        exact = (adversarial[index].double() * 255 - original[index]).flatten().tolist()
+        change = [round(value) for value in (adversarial[index] * 255 - original[index]).double().flatten().tolist()]
+        while sum(value**2 for value in change) > (255 * epsilon) ** 2:
+            farthest = max(
+                (place for place, value in enumerate(change) if value),
+                key=lambda place: abs(change[place]) - exact[place] * (1 if change[place] > 0 else -1),
+            )
+            change[farthest] -= 1 if change[farthest] > 0 else -1
+        stored = (found[index].int() - original[index].int()).flatten().tolist()
+        assert sum(value**2 for value in stored) <= (255 * epsilon) ** 2
+        if lengths[index] < 0.6:
+            assert stored == change
+
+
 def test_levels_are_computed_exactly() -> None:
     assert [codec.levels(Fraction(n, 255)) for n in range(256)] == list(range(256))
     assert codec.levels(Fraction("0.03")) == 7
