@@ -1,11 +1,14 @@
 """Gradients per second of every way to compute them, beside plain loops, other libraries and the device's limit."""
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import itertools
+import json
 import os
 import statistics
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -24,6 +27,7 @@ from jobs.runners.benchmark import EPSILON, PlainModel, Run, elapsed_s, plain_lo
 from pipeline.attack.precision import Precision, compute_in
 from pipeline.attack.recipe import build
 from pipeline.data import codec
+from pipeline.models.device import release_memory
 from pipeline.models.gpu_networks import LAUNCHES
 
 STEPS = 2
@@ -42,6 +46,7 @@ def rates(setting: Setting) -> dict[str, Any]:
             if setting.has_time:
                 kept = None if batch == setting.sizes.batches[0] else _fastest_few(found, name)
                 found[name][str(batch)] = _network_rates(setting, name, batch, kept)
+                print(name, batch, json.dumps(found[name][str(batch)]), file=sys.stderr, flush=True)
     return {"gradients a second": found}
 
 
@@ -55,21 +60,28 @@ def _fastest_few(found: dict[str, dict[str, dict[str, float | str]]], name: str)
 def _network_rates(setting: Setting, name: str, batch: int, kept: set[str] | None) -> dict[str, float | str]:
     pixels, labels, _ = setting.images(batch)
     images = codec.to_float(pixels)
+    found: dict[str, float | str] = {}
     runs = {key: run for key, run in implementations(setting, name).items() if kept is None or key in kept}
-    seconds: dict[str, list[float]] = defaultdict(list)
-    failed: dict[str, str] = {}
-    for turn in range(1 + setting.sizes.rounds):  # the first is not counted
-        for key, run in runs.items():
-            if key in failed or (turn and not setting.has_time):
-                continue
-            try:
-                took = elapsed_s(partial(run, images, labels), setting.device)
-            except Exception as error:  # one way that fails must not hide the others
-                failed[key] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-                continue
-            if turn:
-                seconds[key].append(took)
-    return failed | {key: batch * STEPS / statistics.median(times) for key, times in seconds.items()}
+    for key in list(runs):  # one after another, the riskiest last; each is freed before the next
+        run = runs.pop(key)
+        if not setting.has_time:
+            found[key] = "not measured: no time was left"
+            continue
+        try:
+            run(images, labels)  # not counted: it builds and warms up
+            times = [elapsed_s(partial(run, images, labels), setting.device) for _ in range(setting.sizes.rounds)]
+            found[key] = batch * STEPS / statistics.median(times)
+        except Exception as error:  # one way that fails must not hide the others
+            found[key] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        del run
+        free_memory(setting.device)
+    return found
+
+
+def free_memory(device: torch.device) -> None:
+    """Frees what nothing uses any more: CUDA graphs hold theirs in cycles."""
+    gc.collect()
+    release_memory(device)
 
 
 def implementations(setting: Setting, name: str) -> dict[str, Run]:
@@ -94,11 +106,13 @@ def implementations(setting: Setting, name: str) -> dict[str, Run]:
             attack = mi(plain, eps=float(EPSILON), alpha=float(EPSILON / STEPS), steps=STEPS, **options)
             runs[library] = partial(_with_torchs_defaults, attack)
     precisions: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
-    for precision in precisions:
-        for launch in LAUNCHES if setting.device.type == "cuda" else ("eager",):
-            if launch != COMPILED:
-                key = f"ours, {precision}" + (f", {launch}" if launch != "eager" else "")
-                runs[key] = _Ours(setting, name, precision, launch)
+    launches = [launch for launch in LAUNCHES if launch != COMPILED]
+    if name != setting.sizes.rated[0]:  # without ReLUs, cuDNN's are nothing else
+        launches = [launch for launch in launches if "ReLU" not in launch]
+    for launch in launches if setting.device.type == "cuda" else ("eager",):
+        for precision in precisions:
+            key = f"ours, {precision}" + (f", {launch}" if launch != "eager" else "")
+            runs[key] = _Ours(setting, name, precision, launch)
     return runs
 
 
@@ -122,10 +136,13 @@ def _with_torchs_defaults(run: Run, images: Tensor, labels: Tensor) -> Tensor:
             torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled(), warn_only=True
         )
         restored.callback(attention.enable_mem_efficient_sdp, attention.mem_efficient_sdp_enabled())  # type: ignore[no-untyped-call]
+        restored.callback(attention.enable_cudnn_sdp, attention.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
+        restored.callback(attention.enable_flash_sdp, attention.flash_sdp_enabled())  # type: ignore[no-untyped-call]
         restored.callback(setattr, cudnn, "deterministic", cudnn.deterministic)
         restored.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
         torch.use_deterministic_algorithms(False)
-        attention.enable_mem_efficient_sdp(True)
+        for enable in (attention.enable_mem_efficient_sdp, attention.enable_cudnn_sdp, attention.enable_flash_sdp):
+            enable(True)
         cudnn.allow_tf32, cudnn.deterministic = True, False
         return run(images, labels)
 
@@ -192,7 +209,7 @@ def ceiling(setting: Setting) -> dict[str, Any]:
 
 
 def _convolution_s(setting: Setting, batch: int, shape: Any, weight: Any, *settings: Any) -> float:
-    """Seconds of a convolution and of its gradient by the images: the least of three."""
+    """Seconds of a convolution and of its gradient by the images: the mean of ten in a row, the least of three."""
     options: dict[str, Any] = {"device": setting.device, "dtype": torch.bfloat16}
     images = torch.rand(batch, *shape, **options).contiguous(memory_format=torch.channels_last)
     kernel = torch.rand(weight, **options).contiguous(memory_format=torch.channels_last)
@@ -206,8 +223,12 @@ def _convolution_s(setting: Setting, batch: int, shape: Any, weight: Any, *setti
             output, images, kernel, None, stride, padding, dilation, False, [0, 0], groups, wanted
         )
 
+    def ten() -> None:  # in a row, as the device waits for the host between two measurements
+        for _ in range(10):
+            both()
+
     both()
-    return min(elapsed_s(both, setting.device) for _ in range(3))
+    return min(elapsed_s(ten, setting.device) for _ in range(3)) / 10
 
 
 # Parts of kernels' names → kind; the first that occurs counts.

@@ -40,10 +40,10 @@ GPU = Sizes(
     repeated={
         "plain": ("resnet50", 224),
         "resizing": ("resnet18", 160),
-        "attention": ("deit_small_patch16_224", 224),
+        "attention": ("vit_small_patch16_384", 384),
     },
     side=224,
-    batches=(128, 32, 256, 512),
+    batches=(128, 512, 256, 32),
     rounds=3,
     photographs=20,
     steps=10,

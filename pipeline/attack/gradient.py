@@ -53,7 +53,8 @@ def loss_gradient(
                     all_logits = [logits.to(images.dtype) for logits in logits_for_losses(model, transformed)]
                 objectives = torch.stack([objective(logits) for logits in all_logits])
                 batch.counter.gradients += member_count(model)
-                with compute_in(batch.precision, images.device):
+                # Outside autocast, which would cast the gradients of what was computed in float32 as well.
+                with compute_in("tf32" if batch.precision == "tf32" else "float32", images.device):
                     copy_gradient = input_gradient(objectives.mean(), inputs, create_graph=differentiable)
             total = total + copy_gradient
         return total / copies

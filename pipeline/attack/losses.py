@@ -38,7 +38,8 @@ def objective(loss: Loss, labels: Tensor, target_classes: Tensor | None = None) 
     def maximised(logits: Tensor) -> Tensor:
         if loss == "cross-entropy":
             return -sign * F.cross_entropy(logits, classes, reduction="sum")
-        class_logits = logits.gather(1, classes.view(-1, 1)).squeeze(1)
+        # Not by `gather`, in whose gradient a GPU that adds in one order waits for the host.
+        class_logits = -F.nll_loss(logits, classes, reduction="none")
         if loss == "logit":
             return sign * class_logits.sum()
         best_rival = logits.scatter(1, classes.view(-1, 1), -torch.inf).amax(dim=1)

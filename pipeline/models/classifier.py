@@ -111,7 +111,7 @@ def resample_by_products(images: Tensor, height: int, width: int, interpolation:
     """Images (B, C, H, W) as `torch.nn.functional.interpolate` resizes them with antialiasing, as two matrix products.
 
     The backward pass of `interpolate` on a GPU adds in an order that changes from call to call; that of products does
-    not. Products are in full precision, whatever the context.
+    not. The products are in full precision, whatever the context; in TF32, those of their gradients are not.
     """
     rows = _resampling_matrix(images.shape[-2], height, interpolation, images.device)
     columns = _resampling_matrix(images.shape[-1], width, interpolation, images.device)

@@ -45,13 +45,14 @@ def _choose_repeatable_kernels() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nothing here reads what it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its module's class
-    # Of attention's kernels, flash (bfloat16) and the plain one (float32) are left.
+    # Of attention's kernels the plain one is left: where torch only warns, the gradients of the others add in no order.
+    torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def nondeterministic_operations(network: nn.Module, images: Tensor) -> list[str]:
-    """Names of the operations in a network's gradient that add in no fixed order: results with it may not repeat.
+    """Names of the operations in a network's gradient, in float32, of which torch says that they may not repeat.
 
     Args:
         network: Maps (B, 3, H, W) in [0, 1] to logits, on the images' device, which `configure` has set.

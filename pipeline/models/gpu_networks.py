@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.device import is_broken_by, is_out_of_memory
 from pipeline.models.module_pairs import find_pairs, replace_modules
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def _largest(values: Tensor, kernel: int, stride: int) -> Tensor:
     largest = values[..., : last + 1 : stride]
     for offset in range(1, kernel):
         candidate = values[..., offset : last + offset + 1 : stride]
-        largest = torch.where(largest >= candidate, largest, candidate)
+        largest = torch.where((candidate > largest) | candidate.isnan(), candidate, largest)
     return largest
 
 
@@ -117,6 +118,8 @@ def in_bfloat16(network: nn.Module, inputs: Tensor) -> nn.Module | None:
         with torch.no_grad():
             lower(inputs)
     except RuntimeError as error:  # it mixes dtypes of its own
+        if is_out_of_memory(error) or is_broken_by(error):
+            raise
         log.warning("%s: not in bfloat16 throughout: %s", type(network).__name__, str(error).partition("\n")[0])
         return None
     return lower
@@ -131,7 +134,8 @@ LAUNCH = "eager"
 class CudaGraphs(nn.Module):
     """A network whose forward and backward passes are CUDA graphs, one pair for each shape of its inputs.
 
-    Not for second derivatives.
+    Not for second derivatives, nor for two forward passes before a backward pass: both would use the same memory. So
+    an ensemble may not hold a network twice.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -58,7 +58,7 @@ def test_quantise_rounds_to_nearest() -> None:
 
 
 def test_rounding_in_an_l2_ball_goes_back_only_as_far_as_it_must_whatever_the_batch() -> None:
-    """Against the rule itself, image by image: the changes that overshot the most go back by one level, one at a time."""
+    """Against the rule itself, image by image: what overshot the most goes back by one level, one at a time."""
     torch.manual_seed(0)
     original = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
     epsilon = Fraction(3, 10)
