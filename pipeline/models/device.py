@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from pipeline.attack.gradient import input_gradient
 from pipeline.attack.precision import allow_tf32
 from pipeline.models import malloc
 
@@ -57,11 +58,14 @@ def nondeterministic_operations(network: nn.Module, images: Tensor) -> list[str]
     Args:
         network: Maps (B, 3, H, W) in [0, 1] to logits, on the images' device, which `configure` has set.
         images: (B, 3, H, W) float32.
+
+    Raises:
+        ValueError: The logits have no gradient with respect to the images.
     """
     inputs = images.detach().clone().requires_grad_()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torch.autograd.grad(network(inputs).sum(), inputs)
+        input_gradient(network(inputs).sum(), inputs)
     found = (re.match(r"(\S+) does not have a deterministic implementation", str(each.message)) for each in caught)
     return sorted({match[1] for match in found if match})
 

@@ -15,8 +15,9 @@ from pipeline.ledger.progress import StageTotals
 from pipeline.plan.outline import Item, PickledPlan
 from pipeline.plan.pools import Pools, PoolSizes, WorkerShape
 from pipeline.storage import Storage
-from tests import scale
 from tests.bench.figures import Figure, seconds
+from tests.scale.plans import Idle, item, large_plan
+from tests.scale.processes import memory_mb
 
 _SLEEP_S = 5.0
 _ROUNDS = 3
@@ -52,7 +53,7 @@ class Sleeper(Worker):
 
 def _scheduler(folder: str, workers: int) -> scheduler.Scheduler:
     """A scheduler of light workers; the name of the store is their number."""
-    planned = PickledPlan(replace(scale.large_plan(), selections=()), b"")
+    planned = PickledPlan(replace(large_plan(), selections=()), b"")
     sizing = PoolSizes(WorkerShape(workers, 0.0, 0.01), WorkerShape(1, 0.0, 0.01))
     return scheduler.Scheduler(
         planned,
@@ -71,21 +72,21 @@ def engine() -> list[Figure]:
     for workers in (1, 2, 4, 8, 16, 64):
         with tempfile.TemporaryDirectory() as folder:
             running = _scheduler(folder, workers)
-            running.work([scale._item(number) for number in range(_ROUNDS * workers)], threading.Event())
+            running.work([item(number) for number in range(_ROUNDS * workers)], threading.Event())
             ended = time.time()
             began = max(path.stat().st_mtime for path in Path(folder, str(workers)).iterdir())
             running.close()
         figures.append(
             Figure(f"{workers} workers that sleep 5 s", _SLEEP_S * _ROUNDS / (ended - began), "×", None, 0.95)
         )
-    setattr(actors, "Worker", scale.Idle)  # noqa: B010
+    setattr(actors, "Worker", Idle)  # noqa: B010
     with tempfile.TemporaryDirectory() as folder:
         running, memory, done = _scheduler(folder, 1), [], 0
         for count in (1_000, 10_000):
-            items = [scale._item(number) for number in range(done, count)]
+            items = [item(number) for number in range(done, count)]
             took = seconds(functools.partial(running.work, items, threading.Event()))
             each_ms, done = 1000 * took / (count - done), count
-            memory.append(scale.memory_mb())
+            memory.append(memory_mb())
         running.close()
     ray.shutdown()
     feeds = 1000 / each_ms

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from pipeline.models import malloc
 from pipeline.models.batchnorm_folding import fold_batchnorms
 from pipeline.models.cpu_fusion import fuse_convolutions
-from tests import scale
 from tests.bench.figures import seconds
+from tests.scale.processes import peak_mb
 
 ROUTES = ("a gradient", "difference of two gradients", "double backward", "forward over reverse")
 BATCH, SIDE = 4, 224
@@ -32,9 +32,9 @@ def route(name: str, fast: str) -> dict[str, float]:
     network = fuse_convolutions(network, SIDE) if json.loads(fast) else network
     images = torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
     step = torch.randn_like(images) / 1000
-    before = scale.peak_mb()
+    before = peak_mb()
     times = [seconds(lambda: _product(name, network, images, step)) for _ in range(4)][1:]
-    return {"seconds": statistics.median(times), "peak_mb": scale.peak_mb() - before}
+    return {"seconds": statistics.median(times), "peak_mb": peak_mb() - before}
 
 
 def _product(name: str, network: nn.Module, images: Tensor, step: Tensor) -> Tensor:

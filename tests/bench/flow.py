@@ -26,8 +26,8 @@ from pipeline.ledger.progress import StageTotals
 from pipeline.plan.outline import Item, PickledPlan
 from pipeline.plan.pools import Node, Pools, size_pools
 from pipeline.storage import Storage
-from tests import scale
 from tests.bench.figures import ROOT, Figure
+from tests.scale.plans import item, large_plan
 
 _DEMO = ROOT / "build" / "demo"
 _CORES = len(os.sched_getaffinity(0))
@@ -253,9 +253,9 @@ def _busy_shares(share: float) -> list[float]:
         folder = Path(name) / str(share)
         storage = Storage(str(folder), create=True)
         sizing = size_pools(Pools(), [Node(16, _DEVICES)], scoring=share)
-        planned = PickledPlan(replace(scale.large_plan(), selections=()), b"")
+        planned = PickledPlan(replace(large_plan(), selections=()), b"")
         running = scheduler.Scheduler(planned, "plan", storage, sizing, Pools())
-        items = [scale._item(number) for number in range(4 * _DEVICES * int(_WARM_UP_S + _WATCHED_S) // _UNITS)]
+        items = [item(number) for number in range(4 * _DEVICES * int(_WARM_UP_S + _WATCHED_S) // _UNITS)]
         started = time.time()
         timer = threading.Timer(_WARM_UP_S + _WATCHED_S, stop.set)
         timer.start()

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from pipeline.ledger import Ledger
 from pipeline.stages import Generator, Scorer
 from pipeline.storage import Storage
-from tests import samples, scale
+from tests import samples
 from tests.bench.figures import Figure, in_new_process, seconds
+from tests.scale.processes import peak_mb
 
 
 def growth() -> list[Figure]:
@@ -65,4 +66,4 @@ def one_size(settings: str) -> dict[str, float]:
                 generator.run(item)
                 scorer.run(item)
 
-        return {"seconds": seconds(both), "peak_mb": scale.peak_mb()}
+        return {"seconds": seconds(both), "peak_mb": peak_mb()}

@@ -174,7 +174,7 @@ def test_a_sparse_member_is_rejected(tmp_path: Path) -> None:
 MEASURE_MEMORY = """
 import sys
 from pipeline.data import shard_list, shards
-from tests.scale import peak_mb
+from tests.scale.processes import peak_mb
 (file,) = shard_list.find_shards([sys.argv[1]])
 before = peak_mb()
 with shards.download_shard(file) as shard:

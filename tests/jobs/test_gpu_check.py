@@ -79,5 +79,5 @@ def test_what_does_not_hold_is_shown_in_detail() -> None:
     ]
 
 
-def test_the_check_takes_at_most_seven_minutes() -> None:
+def test_the_sections_are_given_seven_minutes_in_all() -> None:
     assert sum(seconds for _, seconds in check.SECTIONS.values()) <= 7 * 60

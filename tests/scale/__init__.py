@@ -1,0 +1,1 @@
+"""`make scale`: time, memory and requests at scale."""
