@@ -39,10 +39,11 @@ def objective(loss: Loss, labels: Tensor, target_classes: Tensor | None = None) 
         if loss == "cross-entropy":
             return -sign * F.cross_entropy(logits, classes, reduction="sum")
         # Not by `gather`, in whose gradient a GPU that adds in one order waits for the host.
-        class_logits = -F.nll_loss(logits, classes, reduction="none")
+        is_class = torch.arange(logits.shape[1], device=logits.device) == classes.view(-1, 1)
+        class_logits = logits.masked_fill(~is_class, 0).sum(dim=1)
         if loss == "logit":
             return sign * class_logits.sum()
-        best_rival = logits.scatter(1, classes.view(-1, 1), -torch.inf).amax(dim=1)
+        best_rival = logits.masked_fill(is_class, -torch.inf).amax(dim=1)
         return sign * (class_logits - best_rival).sum()
 
     return maximised
