@@ -43,7 +43,8 @@ def success(setting: Setting) -> dict[str, Any]:
         return {"not measured": missing, "holds": setting.device.type == "cpu"}
     pixels, labels, keys = _photographs(setting)
     plain = _lite(setting, "lite0").to(setting.device)
-    targets = _lite(setting, "lite1"), _lite(setting, "lite2"), _squeezenet(setting)
+    lites = [name for name in ("lite1", "lite2") if (setting.assets / "weights" / f"{name}.safetensors").exists()]
+    targets = [*(_lite(setting, name) for name in lites), _squeezenet(setting)]
     models = [target.optimize_for(setting.device) for target in targets]
     images = codec.to_float(pixels)
     correct = _predictions(models, images) == labels.cpu()
